@@ -1,0 +1,1 @@
+"""The tests; a package so that `tests.cluster` has one name everywhere (pytest runs with the root on its path)."""

@@ -1,0 +1,47 @@
+"""The cluster as pytest fixtures; registered as a plugin by the root conftest.
+
+A machine that cannot have a cluster skips these tests, and the reason says how to have it. With
+FINETUNE_REQUIRE_CLUSTER=1 (CI) that is an error instead, so that nothing is left out unnoticed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tests.cluster.control_plane import ControlPlane, start_control_plane
+from tests.cluster.errors import Unavailable
+
+
+@contextlib.contextmanager
+def _available(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Shows the progress of builds on the terminal, and turns Unavailable into a skip with its reason."""
+    capture = request.config.pluginmanager.getplugin("capturemanager")
+    try:
+        with capture.global_and_fixture_disabled() if capture else contextlib.nullcontext():
+            yield
+    except Unavailable as error:
+        if os.environ.get("FINETUNE_REQUIRE_CLUSTER") == "1":
+            raise
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def control_plane(request: pytest.FixtureRequest) -> Iterator[ControlPlane]:
+    """etcd and the API server, shared by the session's tests; each test takes namespaces of its own."""
+    with _available(request):
+        plane = start_control_plane()
+    yield plane
+    plane.stop()
+
+
+@pytest.fixture(scope="session")
+def control_plane_with_controllers(request: pytest.FixtureRequest) -> Iterator[ControlPlane]:
+    """Like control_plane, with the controllers: Jobs get pods (that nobody runs), deleted owners' children go."""
+    with _available(request):
+        plane = start_control_plane(controller_manager=True)
+    yield plane
+    plane.stop()
