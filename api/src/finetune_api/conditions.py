@@ -1,0 +1,90 @@
+"""The closed lists of the status: condition types, stages, gate verdicts, triggers, failure reasons."""
+
+from __future__ import annotations
+
+from finetune_api.base import Named
+
+
+class Stage(Named):
+    """The stages of a run, in order. `Superseded` and the like are results, not stages."""
+
+    PREPARE = "Prepare"
+    TRAIN = "Train"
+    EVALUATE = "Evaluate"
+    SERVE = "Serve"
+
+
+class ConditionType(Named):
+    """Ready, Reconciling and Stalled by kstatus; then one condition for each thing that a run must achieve."""
+
+    READY = "Ready"
+    RECONCILING = "Reconciling"
+    STALLED = "Stalled"
+    DATASET_VALID = "DatasetValid"
+    TRAINED = "Trained"
+    EVALUATED = "Evaluated"
+    PROMOTED = "Promoted"
+    SERVING = "Serving"
+
+
+class Trigger(Named):
+    """Why a run was started."""
+
+    CREATED = "Created"
+    SPEC_CHANGED = "SpecChanged"
+    RERUN = "Rerun"
+
+
+class GateVerdict(Named):
+    PASSED = "Passed"
+    FAILED = "Failed"
+
+
+class RunResult(Named):
+    """How a run ended, in `status.runs`."""
+
+    PROMOTED = "Promoted"
+    GATE_FAILED = "GateFailed"
+    FAILED = "Failed"
+    SUPERSEDED = "Superseded"
+
+
+class FailureReason(Named):
+    """Why something does not go on. Waiting reasons show while they last; the others end the run."""
+
+    # the user's input
+    DATASET_INVALID = "DatasetInvalid"
+    MODEL_ACCESS = "ModelAccess"
+    MODEL_INVALID = "ModelInvalid"
+    SOURCE_UNAVAILABLE = "SourceUnavailable"
+    SPEC_INVALID = "SpecInvalid"
+    # training
+    CUDA_OUT_OF_MEMORY = "CudaOutOfMemory"
+    LOSS_NOT_FINITE = "LossNotFinite"
+    ARTIFACT_INVALID = "ArtifactInvalid"
+    # the cluster
+    OUT_OF_MEMORY = "OutOfMemory"
+    UNSCHEDULABLE = "Unschedulable"
+    IMAGE_PULL = "ImagePull"
+    STORAGE_UNBOUND = "StorageUnbound"
+    STORAGE_FULL = "StorageFull"
+    CONFIG_MISSING = "ConfigMissing"
+    EVICTED = "Evicted"
+    INTERRUPTED = "Interrupted"
+    DEADLINE_EXCEEDED = "DeadlineExceeded"
+    QUOTA_EXCEEDED = "QuotaExceeded"
+    NAME_CONFLICT = "NameConflict"
+    NOT_READY = "NotReady"
+    RUN_NOT_FOUND = "RunNotFound"
+    SYSTEM_FAULT = "SystemFault"
+
+
+class ExitCode:
+    """Exit codes of the trainer's stages: the contract with the Job's podFailurePolicy."""
+
+    DONE = 0
+    USER_INPUT = 10  # no retry
+    GPU_OUT_OF_MEMORY = 11  # no retry: the micro batch was halved already
+    LOSS_NOT_FINITE = 12  # no retry
+    ARTIFACT_INVALID = 13  # no retry
+    INTERRUPTED = 75  # a checkpoint was saved: retry, not counted (sysexits.h EX_TEMPFAIL)

@@ -1,0 +1,61 @@
+"""The resource itself, and what identifies a run of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from pydantic import Field
+
+from finetune_api import API_VERSION, KIND
+from finetune_api.base import StatusModel
+from finetune_api.spec import FineTuneJobSpec
+from finetune_api.status import FineTuneJobStatus
+
+
+class ObjectMeta(StatusModel):
+    """The part of Kubernetes' metadata that decisions read."""
+
+    name: str
+    namespace: str = "default"
+    uid: str = ""
+    generation: int = 1
+    creation_timestamp: str | None = None
+    deletion_timestamp: str | None = None
+    labels: dict[str, str] = Field(default={})
+
+
+class FineTuneJob(StatusModel):
+    """A FineTuneJob as the API server returns it."""
+
+    api_version: str = API_VERSION
+    kind: str = KIND
+    metadata: ObjectMeta
+    spec: FineTuneJobSpec
+    status: FineTuneJobStatus = FineTuneJobStatus()
+
+    @property
+    def key(self) -> str:
+        """namespace/name."""
+        return f"{self.metadata.namespace}/{self.metadata.name}"
+
+
+def training_inputs(spec: FineTuneJobSpec) -> dict[str, Any]:
+    """What a run depends on. Values that equal their default are left out, so that a field
+    which a later version adds with a default does not change the hash of older jobs."""
+    dump = spec.model_dump(
+        mode="json",
+        by_alias=True,
+        exclude_defaults=True,
+        include={"task", "base_model", "dataset", "method", "hyperparameters", "rerun_token"},
+    )
+    for part in ("baseModel", "dataset"):
+        dump.get(part, {}).pop("secretRef", None)  # another password is not another run
+    return dump
+
+
+def run_hash(spec: FineTuneJobSpec) -> str:
+    """First 16 hexadecimal digits of the SHA-256 of the run's inputs in canonical JSON."""
+    canonical = json.dumps(training_inputs(spec), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]

@@ -1,0 +1,62 @@
+"""`run.json`: the one thing that a stage pod reads of the control plane."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from finetune_api.base import StatusModel
+from finetune_api.conditions import Trigger
+from finetune_api.spec import (
+    BaseModelSpec,
+    DatasetSpec,
+    EvaluationSpec,
+    Hyperparameters,
+    MethodSpec,
+    Task,
+)
+
+
+class RunPaths(StatusModel):
+    """Folders of the run, relative to the root of the artifact volume."""
+
+    run: str = Field(description="NAMESPACE/JOB/runs/NUMBER-HASH8")
+    models: str = Field(description="NAMESPACE/models: base models, shared by the namespace's jobs")
+
+
+class SourcePolicy(StatusModel):
+    """What Prepare may fetch. Set by the platform, not by the user."""
+
+    https_hosts: list[str] = Field(
+        default=[], description="Hosts that https:// sources may name; `*.example.com` for all below. Empty: none."
+    )
+    allow_private_addresses: bool = Field(
+        default=False, description="Whether such a host may resolve to a private address."
+    )
+    max_bytes: int = Field(default=50 * 2**30, description="Largest file, bytes.")
+    timeout_seconds: int = Field(default=3600, description="Longest download, seconds.")
+
+
+class RunConfig(StatusModel):
+    """The immutable snapshot of a run. A pod finds it at --config; the roots of the volumes come as flags."""
+
+    schema_version: Literal["v1alpha1"] = "v1alpha1"
+    namespace: str
+    job: str
+    uid: str = ""
+    run: int
+    hash: str
+    trigger: Trigger = Trigger.CREATED
+    task: Task
+    base_model: BaseModelSpec
+    base_name: str = Field(description="Name by which the endpoint answers for the base model.")
+    tuned_name: str = Field(description="Name by which the endpoint answers for the tuned model.")
+    dataset: DatasetSpec
+    method: MethodSpec
+    hyperparameters: Hyperparameters
+    evaluation: EvaluationSpec
+    gpus: int = 0
+    memory_limit_bytes: int | None = Field(default=None, description="Memory of the training pod, if limited.")
+    paths: RunPaths
+    policy: SourcePolicy = SourcePolicy()

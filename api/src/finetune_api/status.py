@@ -1,0 +1,270 @@
+"""`FineTuneJob.status`: what the control plane says. The conditions are the contract."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from finetune_api.base import StatusModel
+from finetune_api.conditions import (
+    ConditionType,
+    FailureReason,
+    GateVerdict,
+    RunResult,
+    Stage,
+    Trigger,
+)
+from finetune_api.spec import Metric
+
+MESSAGE_LENGTH = 4096  # characters of a message kept; longer ones are cut by the operator
+Message = Annotated[str, Field(max_length=MESSAGE_LENGTH)]
+Word = Annotated[str, Field(max_length=253)]
+Time = Annotated[str, Field(max_length=32, json_schema_extra={"format": "date-time"})]
+Count = Annotated[int, Field(ge=0, json_schema_extra={"format": "int64"})]
+
+
+class Condition(StatusModel):
+    """A Kubernetes condition."""
+
+    type: ConditionType = Field(description="What is judged.")
+    status: Literal["True", "False", "Unknown"] = Field(description="True, False or Unknown.")
+    reason: Annotated[str, Field(max_length=64, pattern=r"^[A-Za-z]([A-Za-z0-9_]*[A-Za-z0-9])?$")] = Field(
+        description="One word for machines."
+    )
+    message: Message = Field(default="", description="A sentence for people.")
+    last_transition_time: Time = Field(description="When the status last changed.")
+    observed_generation: Count | None = Field(default=None, description="Generation of the spec that was judged.")
+
+
+class Failure(StatusModel):
+    """What is wrong, in the original words, and what to do."""
+
+    reason: FailureReason = Field(description="One of a closed list.")
+    stage: Stage | None = Field(default=None, description="Stage that it stopped.")
+    message: Message = Field(default="", description="The original message.")
+    advice: Annotated[str, Field(max_length=1024)] = Field(default="", description="What to do, in one sentence.")
+    waiting: bool = Field(
+        default=False, description="True while it may still right itself; false when the run has ended."
+    )
+    since: Time | None = Field(default=None, description="When it began.")
+
+
+class Problem(StatusModel):
+    """A kind of problem of the dataset, with the lines where it was found first."""
+
+    check: Word = Field(description="Name of the check.")
+    count: Count = Field(description="Examples with this problem.")
+    lines: list[Count] = Field(default=[], max_length=20, description="First line numbers, counted from 1.")
+    file: Word = Field(default="train", description="train or validation.")
+    message: Annotated[str, Field(max_length=512)] = Field(default="", description="What is wrong and how to right it.")
+
+
+class LengthStats(StatusModel):
+    """Distribution of lengths, in tokens."""
+
+    min: Count = Field(description="Shortest.")
+    p50: Count = Field(description="Median.")
+    p90: Count = Field(description="90 of 100 are at most so long.")
+    p99: Count = Field(description="99 of 100 are at most so long.")
+    max: Count = Field(description="Longest.")
+
+
+class DatasetStatus(StatusModel):
+    """What Prepare found in the data."""
+
+    train_examples: Count = Field(default=0, description="Training examples.")
+    validation_examples: Count = Field(default=0, description="Held-out examples.")
+    train_tokens: Count = Field(default=0, description="Tokens of the training examples.")
+    loss_tokens: Count = Field(default=0, description="Tokens that are trained on: the assistant's words.")
+    length: LengthStats | None = Field(default=None, description="Tokens of an example.")
+    truncated: Count = Field(default=0, description="Examples that are cut at maxLength.")
+    dropped: Count = Field(default=0, description="Examples that are left out because nothing to learn remains.")
+    duplicates: Count = Field(default=0, description="Examples that occur more than once.")
+    overlap: Count = Field(default=0, description="Held-out examples that are also training examples.")
+    sha256: Word | None = Field(default=None, description="Digest of the data as read.")
+    problems: list[Problem] = Field(default=[], max_length=10, description="Errors and warnings, worst first.")
+
+
+class ResolvedValues(StatusModel):
+    """What `auto` became. All numbers as the trainer uses them."""
+
+    epochs: Count = Field(description="Passes over the data.")
+    batch_size: Count = Field(description="Examples per optimizer step.")
+    micro_batch_size: Count = Field(description="Examples per forward pass.")
+    gradient_accumulation: Count = Field(description="Forward passes per optimizer step.")
+    learning_rate: float = Field(description="Peak learning rate.")
+    max_length: Count = Field(description="Tokens.")
+    total_steps: Count = Field(description="Optimizer steps.")
+    warmup_steps: Count = Field(description="Optimizer steps.")
+    evaluation_steps: Count = Field(description="Optimizer steps between evaluations.")
+    checkpoint_steps: Count = Field(description="Optimizer steps between checkpoints.")
+    packing: bool = Field(description="Whether short examples share a row.")
+    precision: Literal["float32", "bfloat16"] = Field(description="Arithmetic.")
+    lora_rank: Count | None = Field(default=None, description="Rank of the adapter.")
+    lora_alpha: Count | None = Field(default=None, description="Alpha of the adapter.")
+    revision: Word | None = Field(default=None, description="Commit or digest of the base model.")
+    model_parameters: Count | None = Field(default=None, description="Parameters of the base model.")
+    trainable_parameters: Count | None = Field(default=None, description="Parameters that are trained.")
+
+
+class Estimate(StatusModel):
+    """What the run is expected to need. Computed from shapes; see docs/estimates.md."""
+
+    memory_bytes: Count = Field(default=0, description="Peak memory of the training process, bytes.")
+    train_seconds: Count = Field(default=0, description="Training time, seconds.")
+
+
+class Progress(StatusModel):
+    """Where the training is. Refreshed at most every 10 seconds."""
+
+    percent: Annotated[int, Field(ge=0, le=100)] = Field(default=0, description="Of the training.")
+    step: Count = Field(default=0, description="Optimizer steps done.")
+    total_steps: Count = Field(default=0, description="Optimizer steps in all.")
+    epoch: float | None = Field(default=None, description="Passes done.")
+    train_loss: float | None = Field(default=None, description="Last training loss.")
+    eval_loss: float | None = Field(default=None, description="Last evaluation loss.")
+    tokens_per_second: float | None = Field(default=None, description="Trained tokens a second.")
+    remaining_seconds: Count | None = Field(default=None, description="Seconds to the end of training.")
+    update_time: Time | None = Field(default=None, description="When the trainer last reported.")
+
+
+class Checkpoint(StatusModel):
+    """The newest complete checkpoint."""
+
+    step: Count = Field(description="Optimizer steps that it holds.")
+    time: Time | None = Field(default=None, description="When it was complete.")
+
+
+class Interval(StatusModel):
+    """A 95 % bootstrap interval."""
+
+    low: float = Field(description="Lower end.")
+    high: float = Field(description="Upper end.")
+
+
+class Scores(StatusModel):
+    """Metrics on the held-out examples."""
+
+    loss: float = Field(description="Mean loss of the trained-on tokens, nats.")
+    perplexity: float = Field(description="exp(loss).")
+    token_accuracy: float = Field(description="Share of the trained-on tokens that were the most likely ones, 0 to 1.")
+    loss_interval: Interval | None = Field(default=None, description="Interval of the loss.")
+
+    def value(self, metric: Metric) -> float:
+        return {Metric.LOSS: self.loss, Metric.PERPLEXITY: self.perplexity, Metric.TOKEN_ACCURACY: self.token_accuracy}[
+            metric
+        ]
+
+
+class EvaluationStatus(StatusModel):
+    """The proof: base and tuned on the same held-out examples."""
+
+    examples: Count = Field(default=0, description="Examples that were measured.")
+    base: Scores | None = Field(default=None, description="The base model.")
+    few_shot: Scores | None = Field(default=None, description="The base model with examples in its prompt.")
+    tuned: Scores | None = Field(default=None, description="The tuned model.")
+    loss_difference: Interval | None = Field(
+        default=None, description="95 % interval of base loss minus tuned loss, example by example; above 0: better."
+    )
+    stopped_by_itself: float | None = Field(
+        default=None, description="Share of the sample answers that ended by themselves."
+    )
+
+
+class GateStatus(StatusModel):
+    """The gate's verdict on the run."""
+
+    verdict: GateVerdict = Field(description="Passed or Failed.")
+    reasons: list[Annotated[str, Field(max_length=256)]] = Field(
+        default=[], max_length=16, description="One sentence a rule."
+    )
+
+
+class StageTime(StatusModel):
+    """When a stage of the run started and ended."""
+
+    stage: Stage = Field(description="The stage.")
+    start_time: Time | None = Field(default=None, description="When its Job was created.")
+    completion_time: Time | None = Field(default=None, description="When it succeeded.")
+
+
+class ModelStatus(StatusModel):
+    """A verified model."""
+
+    run: Count = Field(description="Run that made it.")
+    uri: Annotated[str, Field(max_length=1024)] = Field(description="pvc://CLAIM/PATH of the adapter or model.")
+    sha256: Word | None = Field(default=None, description="Digest of its manifest.")
+    name: Word = Field(description="Name by which the endpoint answers.")
+    kind: Literal["Adapter", "Model"] = Field(description="An adapter on the base model, or a whole model.")
+    base_uri: Annotated[str, Field(max_length=1024)] | None = Field(
+        default=None, description="pvc://CLAIM/PATH of the base."
+    )
+
+
+class RunStatus(StatusModel):
+    """One run: an immutable snapshot of what training depends on, and how far it is."""
+
+    number: Count = Field(description="Counted from 1.")
+    hash: Annotated[str, Field(max_length=64)] = Field(description="Of everything that training depends on.")
+    trigger: Trigger = Field(description="Why it was started.")
+    attempt: Count = Field(default=1, description="Of the current stage; above 1 after interruptions.")
+    start_time: Time | None = Field(default=None, description="When it was started.")
+    stages: list[StageTime] = Field(default=[], max_length=8, description="Times of the stages.")
+    resolved: ResolvedValues | None = Field(default=None, description="What `auto` became.")
+    dataset: DatasetStatus | None = Field(default=None, description="What Prepare found.")
+    estimate: Estimate | None = Field(default=None, description="Expected memory and time.")
+    progress: Progress | None = Field(default=None, description="Where the training is.")
+    checkpoint: Checkpoint | None = Field(default=None, description="The newest complete checkpoint.")
+    evaluation: EvaluationStatus | None = Field(default=None, description="The proof.")
+    gate: GateStatus | None = Field(default=None, description="The verdict.")
+    failure: Failure | None = Field(default=None, description="What is wrong.")
+    model: ModelStatus | None = Field(default=None, description="What it made.")
+
+
+class RunRecord(StatusModel):
+    """A run in the history."""
+
+    number: Count = Field(description="Counted from 1.")
+    hash: Annotated[str, Field(max_length=64)] = Field(description="Of everything that training depends on.")
+    trigger: Trigger = Field(description="Why it was started.")
+    result: RunResult = Field(description="How it ended.")
+    completion_time: Time | None = Field(default=None, description="When it ended.")
+    loss: float | None = Field(default=None, description="Held-out loss of the tuned model.")
+    base_loss: float | None = Field(default=None, description="Held-out loss of the base model.")
+    message: Annotated[str, Field(max_length=512)] = Field(default="", description="Why.")
+    model: ModelStatus | None = Field(default=None, description="What it made.")
+
+
+class EndpointStatus(StatusModel):
+    """Where the model answers."""
+
+    url: Annotated[str, Field(max_length=512)] = Field(description="Base URL for an OpenAI client.")
+    model: Word = Field(description="Name of the tuned model.")
+    base_model: Word = Field(description="Name of the base model.")
+    run: Count = Field(description="Run that answers now.")
+    ready_replicas: Count = Field(default=0, description="Servers that are ready.")
+
+
+class FineTuneJobStatus(StatusModel):
+    """Conditions are the contract; the rest explains them."""
+
+    observed_generation: Count = Field(default=0, description="Generation of the spec that this status is about.")
+    conditions: list[Condition] = Field(
+        default=[],
+        max_length=16,
+        description="Ready, Reconciling, Stalled, DatasetValid, Trained, Evaluated, Promoted, Serving.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
+    )
+    stage: Stage | None = Field(default=None, description="Derived from the conditions, for printing.")
+    model_name: Word | None = Field(default=None, description="Short name of the base model, for printing.")
+    percent: Word | None = Field(default=None, description="Progress, for printing.")
+    run: RunStatus | None = Field(default=None, description="The newest run.")
+    model: ModelStatus | None = Field(default=None, description="The promoted model.")
+    endpoint: EndpointStatus | None = Field(default=None, description="Where it answers.")
+    runs: list[RunRecord] = Field(
+        default=[],
+        max_length=20,
+        description="Finished runs, newest last; the oldest are forgotten first, never the one in service.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["number"]},
+    )

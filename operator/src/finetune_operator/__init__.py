@@ -1,0 +1,3 @@
+"""The control plane of FineTuneJob."""
+
+FIELD_MANAGER = "finetune-operator"

@@ -1,0 +1,74 @@
+"""The plain values that flow through the control plane: what is observed, and what shall be done."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from finetune_api.conditions import FailureReason
+from finetune_api.status import Checkpoint, FineTuneJobStatus, Progress
+
+Manifest = dict[str, Any]
+"""A Kubernetes object as JSON has it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProgressReport:
+    """What the training pod of one run last said, already checked and bounded."""
+
+    run: int
+    progress: Progress
+    checkpoint: Checkpoint | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ApplyFailure:
+    """The API server refused our last write for this job, and why."""
+
+    reason: FailureReason
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """Everything that is known of a job's children, by name. Nothing in here is read on demand."""
+
+    jobs: Mapping[str, Manifest] = field(default_factory=dict)
+    pods: Sequence[Manifest] = ()
+    config_maps: Mapping[str, Manifest] = field(default_factory=dict)
+    deployments: Mapping[str, Manifest] = field(default_factory=dict)
+    services: Mapping[str, Manifest] = field(default_factory=dict)
+    progress: ProgressReport | None = None
+    apply_failure: ApplyFailure | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectRef:
+    """An object to delete. Foreground: it vanishes only after its pods did."""
+
+    api_version: str
+    kind: str
+    namespace: str
+    name: str
+    uid: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A Kubernetes Event about the job. `reason` is PascalCase."""
+
+    type: Literal["Normal", "Warning"]
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What one pass decided. Executed in this order: apply, delete, status (when changed), events."""
+
+    status: FineTuneJobStatus
+    apply: tuple[Manifest, ...] = ()
+    delete: tuple[ObjectRef, ...] = ()
+    events: tuple[Event, ...] = ()
+    requeue_after: float | None = None  # seconds

@@ -1,0 +1,51 @@
+"""Where a stage finds things: the run's configuration and the roots of its volumes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from finetune_api.conditions import Stage
+from finetune_api.run_config import RunConfig
+
+
+@dataclass(frozen=True, slots=True)
+class StageContext:
+    """The input of every stage. `artifacts` is the root of the artifact volume; `sources` holds
+    `pvc/CLAIM/...` and `configmap/NAME/KEY`, read-only, mounted for Prepare only."""
+
+    config: RunConfig
+    artifacts: Path
+    sources: Path
+
+    @property
+    def run_dir(self) -> Path:
+        return self.artifacts / self.config.paths.run
+
+    @property
+    def models_dir(self) -> Path:
+        return self.artifacts / self.config.paths.models
+
+    @property
+    def dataset_dir(self) -> Path:
+        return self.run_dir / "dataset"
+
+    @property
+    def checkpoints_dir(self) -> Path:
+        return self.run_dir / "checkpoints"
+
+    @property
+    def model_dir(self) -> Path:
+        return self.run_dir / "model"
+
+    @property
+    def evaluation_dir(self) -> Path:
+        return self.run_dir / "evaluation"
+
+    @property
+    def progress_path(self) -> Path:
+        return self.run_dir / "progress.json"
+
+    def report_path(self, stage: Stage) -> Path:
+        """Where the stage's Summary is kept: `reports/prepare.json` and so on."""
+        return self.run_dir / "reports" / f"{stage.value.lower()}.json"
