@@ -1,0 +1,73 @@
+# Every target sets up what it needs, says what it does, and does nothing twice.  `make` lists them.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+export PYTHONDONTWRITEBYTECODE = 1
+export HF_HUB_DISABLE_TELEMETRY = 1
+PYTEST := $(BIN)/python -m pytest
+
+.PHONY: help setup lint verify generate unit integration local test e2e images demo bench lock cluster clean
+
+help: ## List the targets
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+setup: $(VENV)/.complete ## Virtual environment with the locked dependencies and the three distributions
+
+$(VENV)/.complete: requirements/dev.txt requirements/torch.txt api/pyproject.toml operator/pyproject.toml trainer-image/pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; set PYTHON=/path/to/python3.11"; exit 2; }
+	@echo "==> virtual environment in $(VENV) (once; about a minute, longer on a slow network)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --upgrade "pip>=25" "uv>=0.9" 
+	@echo "==> PyTorch"
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements/torch.txt
+	@echo "==> the locked dependencies"
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --require-hashes -r requirements/dev.txt
+	@echo "==> the three distributions, in place"
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e api -e operator -e trainer-image
+	@touch $@
+
+lint: setup ## Format, lint, types, import contracts
+	@echo "==> ruff"; $(BIN)/ruff format --check . && $(BIN)/ruff check .
+	@echo "==> mypy --strict"; $(BIN)/mypy api/src operator/src trainer-image/src
+	@echo "==> import contracts"; PYTHONPATH=api/src:operator/src:trainer-image/src $(BIN)/lint-imports
+
+generate: setup ## Write what is generated: CRD, chart copy, API reference, RBAC
+	@$(BIN)/python -m finetune_api generate
+	@$(BIN)/python charts/generate_rbac.py
+
+verify: generate ## What is generated is what is committed
+	@git --no-pager diff --exit-code -- crds charts docs api || { echo "Generated files are out of date: run 'make generate' and commit."; exit 1; }
+
+unit: setup ## Tests without any server
+	@echo "==> unit tests"; $(PYTEST) tests/unit
+
+integration: setup ## Tests on a real API server and the local loop with real training
+	@echo "==> integration tests (the first time, the test Kubernetes is compiled: about 6 minutes)"; $(PYTEST) tests/integration
+
+test: lint verify unit integration ## Everything that needs neither root nor a node
+
+e2e: setup ## The whole product on a real node: kubelet, containerd, images (root, Debian; or E2E_KUBECONFIG)
+	@echo "==> end-to-end tests on a real cluster"; $(PYTEST) tests/e2e --timeout=2400
+
+images: setup ## Both images, by buildah
+	@$(BIN)/python -m tests.cluster images
+
+demo: setup ## Fine-tune a tiny model on this machine and talk to it
+	@$(BIN)/finetune demo $(if $(MODEL),--model $(MODEL))
+
+bench: setup ## Measure the control plane on a real API server
+	@$(BIN)/python -m tests.bench
+
+cluster: setup ## A one-node Kubernetes for hand use (root)
+	@$(BIN)/python -m tests.cluster up
+
+lock: setup ## Make the locks anew
+	@for name in operator trainer dev; do $(BIN)/uv pip compile --quiet --upgrade --python-version 3.11 --generate-hashes \
+	  --no-emit-index-url --no-emit-find-links --no-emit-package torch --no-emit-package setuptools \
+	  --custom-compile-command "make lock" -o requirements/$$name.txt requirements/$$name.in || exit 1; done
+
+clean: ## Remove what was made here
+	rm -rf $(VENV) .build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
