@@ -19,6 +19,7 @@ import sysconfig
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -190,9 +191,7 @@ def make_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalL
     )
     model = LlamaForCausalLM(config)
     torch.nn.init.normal_(model.get_input_embeddings().weight, std=EMBEDDING_STD)
-    model.generation_config = GenerationConfig(
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
-    )
+    model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
     return model
 
 
@@ -211,14 +210,14 @@ class Examples:
         held_out = max(1, len(prose) // 50)
         order = torch.randperm(len(prose), generator=self.random).tolist()
         texts = tokenizer([prose[index] + END for index in order], add_special_tokens=False)["input_ids"]
-        self.held_out = torch.tensor(sum(texts[:held_out], []))
+        self.held_out = torch.tensor(list(chain.from_iterable(texts[:held_out])))
         self.held_out_characters = sum(len(prose[index]) + 1 for index in order[:held_out])
-        self.prose = torch.tensor(sum(texts[held_out:], []))
+        self.prose = torch.tensor(list(chain.from_iterable(texts[held_out:])))
         chats = make_chats()
         rendered = [tokenizer.apply_chat_template(chat, tokenize=False) for chat in chats]
         mixed = torch.randperm(len(chats), generator=self.random).tolist()
         ids = tokenizer([rendered[index] for index in mixed], add_special_tokens=False)["input_ids"]
-        self.chats = torch.tensor(sum(ids, []))
+        self.chats = torch.tensor(list(chain.from_iterable(ids)))
         starts = torch.tensor([0, *(len(chat) for chat in ids[:-1])]).cumsum(0)
         self.starts = starts[starts < len(self.chats) - WINDOW]
 
@@ -253,7 +252,9 @@ def bits_per_character(model: LlamaForCausalLM, examples: Examples) -> float:
     count = len(examples.held_out) // WINDOW
     windows = examples.held_out[: count * WINDOW].view(count, WINDOW)
     with torch.no_grad():
-        loss = sum(model(input_ids=part, labels=part).loss.item() * len(part) for part in windows.split(16)) / count
+        loss = (
+            sum(model(input_ids=part, labels=part).loss.item() * len(part) for part in torch.split(windows, 16)) / count
+        )
     return loss / math.log(2) * len(examples.held_out) / examples.held_out_characters
 
 
