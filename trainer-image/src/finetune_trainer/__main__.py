@@ -1,0 +1,58 @@
+"""`finetune-trainer STAGE --config run.json --artifacts DIR --sources DIR`: the one entry point of the image."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from finetune_api.conditions import Stage
+from finetune_trainer import frame
+from finetune_trainer.context import StageContext
+from finetune_trainer.errors import TrainerError
+
+KUBELET_LOG = Path("/dev/termination-log")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one stage. Returns the exit code; the tree in errors.py says what it means."""
+    options = _parser().parse_args(arguments)
+    stage = Stage(options.stage.capitalize())
+    termination_log = options.termination_log or (KUBELET_LOG if KUBELET_LOG.exists() else None)
+    frame.set_up_log(stage)
+    try:
+        config = frame.load_config(options.config)
+    except TrainerError as error:
+        return frame.report_failure(stage, error, termination_log)
+    frame.set_up_log(stage, config)
+    context = StageContext(config=config, artifacts=options.artifacts.resolve(), sources=options.sources.resolve())
+    if stage is Stage.SERVE:
+        return frame.run_server(context, options.host, options.port, termination_log)
+    frame.stop_on_sigterm()
+    return frame.run_stage(stage, context, termination_log)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="finetune-trainer", description="Run one stage of a FineTuneJob.")
+    stages = parser.add_subparsers(dest="stage", required=True, metavar="STAGE")
+    texts = {
+        Stage.PREPARE: "fetch model and data, check every example, decide what auto means",
+        Stage.TRAIN: "train on the prepared data, or go on from the newest checkpoint",
+        Stage.EVALUATE: "compare the tuned model with its base on held-out examples",
+        Stage.SERVE: "answer OpenAI-compatible requests with base and tuned model",
+    }
+    for stage, text in texts.items():
+        part = stages.add_parser(stage.value.lower(), help=text, description=text)
+        part.add_argument("--config", type=Path, default=Path("/etc/finetune/run.json"), help="run.json of the run")
+        part.add_argument("--artifacts", type=Path, default=Path("/artifacts"), help="root of the artifact volume")
+        part.add_argument("--sources", type=Path, default=Path("/sources"), help="folder with pvc/ and configmap/")
+        part.add_argument("--termination-log", type=Path, help=f"where the summary goes (default {KUBELET_LOG})")
+        if stage is Stage.SERVE:
+            part.add_argument("--host", default="0.0.0.0", help="address to listen on")
+            part.add_argument("--port", type=int, default=8000, help="port to listen on")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

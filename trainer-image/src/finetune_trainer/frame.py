@@ -1,0 +1,190 @@
+"""The frame around every stage: reuse of what is done, reports, the termination message, exit codes, the log.
+
+run_stage(stage, context) is run(context) of `stages/STAGE.py` with everything that all stages share around it.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import logging
+import os
+import signal
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType
+
+from finetune_api.conditions import FailureReason, Stage
+from finetune_api.reports import EvaluateReport, StageFailure, Summary
+from finetune_api.run_config import RunConfig
+from finetune_trainer import artifacts
+from finetune_trainer.context import StageContext
+from finetune_trainer.errors import ArtifactInvalidError, InterruptedStageError, TrainerError, UserInputError
+
+log = logging.getLogger(__name__)
+
+# Environment variables whose values must never reach a log or a status. The rest of a Secret's keys that this
+# trainer knows (HF_ENDPOINT, AWS_ENDPOINT_URL, AWS_REGION) are places, which an error has to name.
+SECRET_WORDS = ("TOKEN", "SECRET", "PASSWORD", "AUTHORIZATION", "ACCESS_KEY", "API_KEY")
+SHORTEST_SECRET = 6  # characters; replacing shorter values would garble ordinary words
+
+
+def load_config(path: Path) -> RunConfig:
+    """Read run.json. Raises UserInputError (SpecInvalid) that names the file and what is wrong in it."""
+    try:
+        return RunConfig.model_validate_json(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise UserInputError(
+            f"{path} cannot be read as a run configuration: {error}",
+            advice="let the control plane write it, or compare it with the schema of run.json",
+            reason=FailureReason.SPEC_INVALID,
+        ) from error
+
+
+def run_stage(stage: Stage, context: StageContext, termination_log: Path | None) -> int:
+    """Do the stage, or find that it was done. Returns the exit code; errors.py says what it means."""
+    try:
+        summary = reusable_summary(stage, context)
+        if summary:
+            log.info("was done before: the report and what it describes are intact, nothing to do")
+        else:
+            started = time.monotonic()
+            log.info("starts")
+            summary = _stamped(_call(stage, context), context)
+            artifacts.write_json(context.report_path(stage), summary.model_dump_json(by_alias=True, exclude_none=True))
+            log.info("done in %.0f seconds", time.monotonic() - started)
+    except BaseException as error:
+        return report_failure(stage, error, termination_log, context.config)
+    write_message(termination_log, summary)
+    return 0
+
+
+def run_server(context: StageContext, host: str, port: int, termination_log: Path | None) -> int:
+    """Serve until asked to stop. Returns the exit code."""
+    try:
+        importlib.import_module("finetune_trainer.stages.serve").run(context, host, port)
+    except BaseException as error:
+        return report_failure(Stage.SERVE, error, termination_log, context.config)
+    return 0
+
+
+def reusable_summary(stage: Stage, context: StageContext) -> Summary | None:
+    """The report of this very run when the stage is done and what it left is intact; otherwise None."""
+    try:
+        summary = Summary.model_validate_json(context.report_path(stage).read_bytes())
+    except (OSError, ValueError):
+        return None
+    if not summary.ok or (summary.stage, summary.run, summary.hash) != (stage, context.config.run, context.config.hash):
+        return None
+    try:
+        _verify_output(stage, context, summary)
+    except (TrainerError, OSError, ValueError) as error:
+        log.warning("was reported done, but has to be done again: %s", error)
+        return None
+    return summary.model_copy(update={"reused": True})
+
+
+def report_failure(
+    stage: Stage, error: BaseException, termination_log: Path | None, config: RunConfig | None = None
+) -> int:
+    """Say why the stage ended, in the log and in the termination message; return the exit code."""
+    failure, exit_code = explain(error)
+    known = {"run": config.run, "hash": config.hash} if config else {}
+    write_message(termination_log, Summary(stage=stage, ok=False, failure=failure, **known))
+    # A stack trace helps only when the fault is ours; users need the sentence.
+    trace = error if exit_code == 1 else None
+    log.error(
+        "reason=%s %s%s", failure.reason, failure.message, f" ({failure.advice})" * bool(failure.advice), exc_info=trace
+    )
+    return exit_code
+
+
+def explain(error: BaseException) -> tuple[StageFailure, int]:
+    """What went wrong in the words of the status, and the exit code."""
+    if isinstance(error, TrainerError):
+        return _failure(error.reason, error.message, error.advice), error.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        return _failure(FailureReason.INTERRUPTED, "interrupted from the keyboard", "run the same command again"), 75
+    text = f"{type(error).__name__}: {error}"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return _failure(FailureReason.STORAGE_FULL, text, "enlarge the output claim, or delete old runs from it"), 1
+    if isinstance(error, MemoryError):
+        return _failure(FailureReason.OUT_OF_MEMORY, text, "raise compute.resources.limits.memory"), 1
+    return _failure(FailureReason.SYSTEM_FAULT, text, "the stage is tried again; its log has the stack trace"), 1
+
+
+def write_message(termination_log: Path | None, summary: Summary) -> None:
+    """Leave the summary where the kubelet looks for it. Not atomic: the file is a mount and cannot be replaced."""
+    if termination_log:
+        termination_log.write_text(summary.to_message(), encoding="utf-8")
+
+
+def redact(text: str, environment: Mapping[str, str] | None = None) -> str:
+    """The text without the values of secret environment variables."""
+    for name, value in (os.environ if environment is None else environment).items():
+        if len(value) >= SHORTEST_SECRET and any(word in name.upper() for word in SECRET_WORDS):
+            text = text.replace(value, f"<{name}>")
+    return text
+
+
+class _LogFormat(logging.Formatter):
+    """`TIME LEVEL job=ns/name run=1 stage=Prepare text`, one line a record but for stack traces."""
+
+    def __init__(self, prefix: str) -> None:
+        super().__init__(f"%(asctime)s %(levelname)s {prefix} %(message)s")
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
+        return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created))
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redact(super().format(record))
+
+
+def set_up_log(stage: Stage, config: RunConfig | None = None) -> None:
+    """Send our own progress lines and the libraries' warnings to standard error, each with job, run and stage."""
+    where = f"job={config.namespace}/{config.job} run={config.run} " if config else ""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_LogFormat(f"{where}stage={stage}"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    logging.getLogger("finetune_trainer").setLevel(logging.INFO)
+    logging.captureWarnings(True)
+
+
+def stop_on_sigterm() -> None:
+    """End the stage with exit code 75 on SIGTERM. As process 1 of a container we would otherwise not hear it.
+
+    A stage that saves something first (Train) or drains (Serve) puts its own handler in place of this one.
+    """
+
+    def stop(_signal: int, _frame: FrameType | None) -> None:
+        raise InterruptedStageError("asked to stop (SIGTERM)", advice="nothing to do: the stage is run again")
+
+    signal.signal(signal.SIGTERM, stop)
+
+
+def _call(stage: Stage, context: StageContext) -> Summary:
+    summary = importlib.import_module(f"finetune_trainer.stages.{stage.value.lower()}").run(context)
+    assert isinstance(summary, Summary)
+    return summary
+
+
+def _stamped(summary: Summary, context: StageContext) -> Summary:
+    return summary.model_copy(update={"run": context.config.run, "hash": context.config.hash, "reused": False})
+
+
+def _verify_output(stage: Stage, context: StageContext, summary: Summary) -> None:
+    """Raise when what the report describes is not there any more or was changed."""
+    if stage is Stage.PREPARE:
+        artifacts.verify(context.dataset_dir)
+        artifacts.verify(context.artifacts / (summary.base_path or "missing"), sizes_only=True)
+    elif stage is Stage.TRAIN:
+        digest = artifacts.verify(context.model_dir)
+        if summary.model is None or summary.model.sha256 != digest:
+            raise ArtifactInvalidError(f"{context.model_dir} is not the model that the report describes")
+    elif stage is Stage.EVALUATE:
+        EvaluateReport.model_validate_json((context.evaluation_dir / "report.json").read_bytes())
+
+
+def _failure(reason: FailureReason, message: str, advice: str) -> StageFailure:
+    return StageFailure(reason=reason, message=redact(message), advice=redact(advice))
