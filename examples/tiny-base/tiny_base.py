@@ -251,10 +251,10 @@ def bits_per_character(model: LlamaForCausalLM, examples: Examples) -> float:
     """Return how well the model foretells held-out prose: the usual measure that no tokenizer changes."""
     count = len(examples.held_out) // WINDOW
     windows = examples.held_out[: count * WINDOW].view(count, WINDOW)
+    loss = 0.0
     with torch.no_grad():
-        loss = (
-            sum(model(input_ids=part, labels=part).loss.item() * len(part) for part in torch.split(windows, 16)) / count
-        )
+        for part in torch.split(windows, 16):  # type: ignore[no-untyped-call]
+            loss += float(model(input_ids=part, labels=part).loss) * len(part) / count
     return loss / math.log(2) * len(examples.held_out) / examples.held_out_characters
 
 
