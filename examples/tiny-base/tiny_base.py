@@ -253,7 +253,7 @@ def bits_per_character(model: LlamaForCausalLM, examples: Examples) -> float:
     windows = examples.held_out[: count * WINDOW].view(count, WINDOW)
     loss = 0.0
     with torch.no_grad():
-        for part in torch.split(windows, 16):  # type: ignore[no-untyped-call]
+        for part in torch.split(windows, 16):
             loss += float(model(input_ids=part, labels=part).loss) * len(part) / count
     return loss / math.log(2) * len(examples.held_out) / examples.held_out_characters
 
