@@ -138,6 +138,7 @@ def start_control_plane(
     users: Sequence[User] = (),
     api_server_flags: Sequence[str] = (),
     die_with_parent: bool = True,
+    assets: Path | None = None,
 ) -> ControlPlane:
     """Starts etcd and the API server on free ports and returns when /readyz says ok.
 
@@ -146,7 +147,7 @@ def start_control_plane(
     exist. Raises Unavailable when this machine has neither Go nor KUBEBUILDER_ASSETS, WaitTimeout with the logs'
     ends when it does not come up.
     """
-    assets = binaries.api_server_assets()
+    assets = assets or binaries.api_server_assets()
     if controller_manager and not (assets / "kube-controller-manager").exists():
         raise Unavailable(f"{assets} has no kube-controller-manager; unset KUBEBUILDER_ASSETS and have Go installed")
     owns_folder = folder is None
@@ -217,7 +218,7 @@ def _start(
 
 def _api_server_flags(plane: ControlPlane, where: Address, etcd: str) -> list[str]:
     # Without pods nobody needs the endpoints of the `kubernetes` Service, and a loopback address is refused there.
-    pods = ["--kubelet-preferred-address-types=Hostname,InternalIP"] if where.for_pods else []
+    pods = ["--kubelet-preferred-address-types=InternalIP"] if where.for_pods else []
     return [
         f"--etcd-servers={etcd}",
         f"--bind-address={where.bind}",
