@@ -234,6 +234,9 @@ class RunRecord(StatusModel):
     base_loss: float | None = Field(default=None, description="Held-out loss of the base model.")
     message: Annotated[str, Field(max_length=512)] = Field(default="", description="Why.")
     model: ModelStatus | None = Field(default=None, description="What it made.")
+    evaluation: EvaluationStatus | None = Field(
+        default=None, description="The proof, so that the gate can be judged again when the run is taken up again."
+    )
 
 
 class EndpointStatus(StatusModel):
