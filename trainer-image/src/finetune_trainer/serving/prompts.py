@@ -1,0 +1,74 @@
+"""From messages to token ids, by the model's own chat template.
+
+Special tokens in what a user wrote are text, not control: a message that contains `<|end|>` must not end its turn.
+A tokenizer cannot tell who wrote a token, so each such string is cut in two before the template is rendered, by a
+mark that occurs nowhere else; the rendered text is then split at the marks and its pieces are tokenised apart, in
+which no special token can form again. A message without special tokens, that is nearly every one, is rendered and
+tokenised in one piece, exactly as in training.
+
+A prompt of /v1/completions is the whole input of the model, written by one author, and there are no roles to
+protect: special tokens count there, as in vLLM.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+from jinja2 import TemplateError
+
+from finetune_trainer.serving.errors import InvalidRequest
+
+
+def special_tokens(tokenizer: Any) -> list[str]:
+    """Return the texts that the tokenizer reads as control tokens, longest first."""
+    added = [str(token) for token in tokenizer.added_tokens_decoder.values() if token.special]
+    texts = {text for text in [*added, *tokenizer.all_special_tokens] if len(text) > 1}
+    return sorted(texts, key=lambda text: (-len(text), text))
+
+
+def free_mark(texts: Sequence[str]) -> str:
+    """Return a short string of private characters that none of the texts contains."""
+    mark = "\ue0ff"
+    while any(mark in text for text in texts):
+        mark += "\ue0fe\ue0ff"
+    return mark
+
+
+def cut_special(text: str, special: Sequence[str], mark: str) -> str:
+    """Put the mark into every special token in the text, also into those that overlap."""
+    if not special:
+        return text
+    starts = re.compile(f"(?=({'|'.join(map(re.escape, special))}))")
+    cuts = [match.start() + 1 for match in starts.finditer(text)]
+    edges = [0, *cuts, len(text)]
+    return mark.join(text[start:end] for start, end in pairwise(edges))
+
+
+def encode(tokenizer: Any, text: str, *, add_special_tokens: bool) -> list[int]:
+    """Return the ids of a text."""
+    ids: list[int] = tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"]
+    return ids
+
+
+def render_chat(tokenizer: Any, messages: Sequence[dict[str, str]]) -> list[int]:
+    """Return the ids of a conversation, up to where the assistant speaks.
+
+    Raises InvalidRequest when the model has no chat template, or its template refuses the messages.
+    """
+    if tokenizer.chat_template is None:
+        raise InvalidRequest(
+            "This model has no chat template: use /v1/completions, or serve a model that was trained on chats.",
+            param="messages",
+        )
+    special = special_tokens(tokenizer)
+    contents = [message["content"] for message in messages]
+    mark = free_mark(contents)
+    safe = [{**message, "content": cut_special(message["content"], special, mark)} for message in messages]
+    try:
+        text = tokenizer.apply_chat_template(safe, tokenize=False, add_generation_prompt=True)
+    except TemplateError as error:
+        raise InvalidRequest(f"The model's chat template refuses the messages: {error}", param="messages") from error
+    return [one for piece in text.split(mark) if piece for one in encode(tokenizer, piece, add_special_tokens=False)]

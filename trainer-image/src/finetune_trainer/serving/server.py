@@ -1,0 +1,89 @@
+"""The process: start, signals, and an end that fails no request."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import signal
+from types import FrameType
+
+import uvicorn
+
+from finetune_trainer.serving.app import create_app
+from finetune_trainer.serving.config import ServerConfig, ServingError, check_config
+from finetune_trainer.serving.engine import Engine
+from finetune_trainer.serving.lifecycle import Lifecycle
+from finetune_trainer.serving.metrics import Metrics
+
+
+class DrainingServer(uvicorn.Server):
+    """Ends in three steps on SIGTERM: not ready but still answering, then finishing what runs, then gone.
+
+    A pod gets SIGTERM at the same time as it is taken off its Service, not after, so new connections still arrive
+    for a moment. uvicorn alone would refuse them at once. SIGINT, from a person, leaves out the first step, and a
+    second signal of any kind the second.
+    """
+
+    def __init__(self, config: uvicorn.Config, lifecycle: Lifecycle, drain_seconds: float) -> None:
+        super().__init__(config)
+        self.lifecycle = lifecycle
+        self.drain_seconds = drain_seconds
+        self.loop: asyncio.AbstractEventLoop | None = None
+
+    async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
+        """Remember the loop that signals are handed to."""
+        self.loop = asyncio.get_running_loop()
+        await super().startup(sockets=sockets)  # type: ignore[arg-type]
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to end. The signal is not raised again afterwards, so that the process ends with 0."""
+        again = self.lifecycle.draining
+        self.lifecycle.draining = True
+        if again:
+            self.force_exit = self.should_exit
+            self.close()
+        elif sig == signal.SIGINT or self.loop is None:
+            self.close()
+        else:
+            self.loop.call_soon_threadsafe(self.loop.call_later, self.drain_seconds, self.close)
+
+    def close(self) -> None:
+        """Take no new request, and let uvicorn end when the running ones have."""
+        self.lifecycle.draining = self.lifecycle.closing = True
+        self.should_exit = True
+
+
+def serve(config: ServerConfig) -> None:
+    """Serve until a signal ends it; blocks. Raise ServingError when the models cannot be loaded or break."""
+    check_config(config)
+    lifecycle = Lifecycle()
+    engine = Engine(config, Metrics())
+    server = make_server(config, engine, lifecycle)
+    engine.on_failure = server.close
+    try:
+        server.run()
+    except SystemExit as error:
+        # uvicorn leaves like this when it cannot bind; it has logged why.
+        raise ServingError(
+            f"cannot listen on {config.host}:{config.port}: choose another port (exit {error.code})"
+        ) from None
+    if engine.failure is not None:
+        raise ServingError(
+            f"cannot serve {', '.join(config.names)} from {config.base_dir}: {engine.failure}. "
+            "Check that the folders hold a complete model, and an adapter that was trained on that very base"
+        ) from engine.failure
+
+
+def make_server(config: ServerConfig, engine: Engine, lifecycle: Lifecycle) -> DrainingServer:
+    """Return the server, ready to run."""
+    settings = uvicorn.Config(
+        create_app(config, engine, lifecycle),
+        host=config.host,
+        port=config.port,
+        log_level="info",
+        access_log=False,  # a line a request, and probes among them, hides what matters; /metrics counts them
+        server_header=False,
+        timeout_keep_alive=75,  # longer than the usual load balancer's, so that the server never closes first
+        timeout_graceful_shutdown=math.ceil(config.shutdown_grace_seconds),
+    )
+    return DrainingServer(settings, lifecycle, config.drain_seconds)

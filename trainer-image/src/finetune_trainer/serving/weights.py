@@ -1,0 +1,199 @@
+"""The loaded models: one base, and the tuned model as an adapter switched row by row, or as a second model."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+from finetune_trainer.serving.config import ServerConfig, is_plain_lora
+
+logger = logging.getLogger(__name__)
+
+ADAPTER = "tuned"
+NO_ADAPTER = "__base__"  # PEFT's word for a row that takes no adapter
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """A module that rows can share a batch in. `switched` says whether it takes an adapter's name for each row."""
+
+    module: Any
+    switched: bool
+    parameters: frozenset[str]
+
+    def new_cache(self) -> Any:
+        """Return an empty key-value cache, of the plain kind where the model allows it.
+
+        Layers that slide over a window are correct with a plain cache too, since the mask hides what is out of
+        the window; only recurrent layers need a cache of their own, which cannot be merged with another.
+        """
+        typed = DynamicCache(config=self.module.config)
+        plain = all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in typed.layers)
+        return DynamicCache() if plain else typed
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """What a name stands for. `banned` are ids that are never an answer: padding, and beyond the tokenizer.
+
+    `decoder` is a copy of `tokenizer`: a fast tokenizer changes itself while it encodes, and must not be used by two
+    threads at a time.
+    """
+
+    name: str
+    lane: Lane
+    adapter: str
+    tokenizer: Any
+    decoder: Any
+    end_ids: frozenset[int]
+    banned: torch.Tensor
+    context: int
+    defaults: dict[str, float]
+
+
+@dataclass(slots=True)
+class Weights:
+    """All that is loaded, by name, and a count of the forward calls."""
+
+    models: dict[str, ServedModel]
+    device: torch.device
+    calls: int = field(default=0)
+
+    def forward(
+        self, lane: Lane, adapters: Sequence[str], ids: torch.Tensor, mask: torch.Tensor, cache: Any
+    ) -> torch.Tensor:
+        """Return the scores after the last token of each row: float32 on the CPU, of shape (rows, vocabulary).
+
+        `ids` is of shape (rows, new tokens); `mask`, of shape (rows, old and new tokens), has zeros where a row is
+        padded on the left. `cache` is extended in place.
+        """
+        self.calls += 1
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        inputs: dict[str, Any] = {
+            "input_ids": ids.to(self.device),
+            "attention_mask": mask.to(self.device),
+            "position_ids": positions.to(self.device),
+            "logits_to_keep": 1,
+        }
+        inputs = {name: value for name, value in inputs.items() if name in lane.parameters}
+        if lane.switched:
+            inputs["adapter_names"] = list(adapters)
+        with torch.no_grad():
+            output = lane.module(**inputs, past_key_values=cache, use_cache=True)
+        scores: torch.Tensor = output.logits[:, -1].to("cpu", torch.float32, copy=True)
+        return scores
+
+
+def load_weights(config: ServerConfig) -> Weights:
+    """Load what the configuration names. Only local safetensors; nothing in the folders is executed."""
+    device = torch.device(pick_device(config.device))
+    base = load_model(config.base_dir, config, device)
+    tuned_folder = config.adapter_dir or config.tuned_dir
+    if tuned_folder is None:
+        lanes = {config.base_name: (lane_of(base), NO_ADAPTER)}
+    elif config.adapter_dir is not None and is_plain_lora(config.adapter_dir):
+        shared = PeftModel.from_pretrained(base, config.adapter_dir, adapter_name=ADAPTER).eval()
+        lane = lane_of(shared, switched=True)
+        lanes = {config.base_name: (lane, NO_ADAPTER), str(config.tuned_name): (lane, ADAPTER)}
+    else:
+        tuned = load_tuned_copy(config, device)
+        lanes = {config.base_name: (lane_of(base), NO_ADAPTER), str(config.tuned_name): (lane_of(tuned), NO_ADAPTER)}
+    models = {}
+    for name, (lane, adapter) in lanes.items():
+        folder = tuned_folder if tuned_folder is not None and name == config.tuned_name else config.base_dir
+        tokenizer = load_tokenizer(folder, config.base_dir)
+        if tokenizer.chat_template is None and tuned_folder is not None:
+            tokenizer.chat_template = load_tokenizer(tuned_folder, config.base_dir).chat_template
+        models[name] = describe(name, lane, adapter, tokenizer, config)
+    logger.info("loaded %s on %s", ", ".join(models), device)
+    return Weights(models=models, device=device)
+
+
+def pick_device(wanted: str) -> str:
+    """Return the device for `auto`: a GPU when there is one."""
+    if wanted != "auto":
+        return wanted
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def load_model(folder: Path, config: ServerConfig, device: torch.device) -> Any:
+    """Load one model, ready to generate. On a CPU `auto` is float32: half precision is slower there."""
+    dtype: Literal["auto"] | torch.dtype
+    if config.dtype == "auto":
+        dtype = torch.float32 if device.type == "cpu" else "auto"
+    else:
+        dtype = getattr(torch, config.dtype)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype, local_files_only=True, use_safetensors=True, trust_remote_code=False
+    )
+    return model.to(device).eval()
+
+
+def load_tuned_copy(config: ServerConfig, device: torch.device) -> Any:
+    """Load the tuned model as a whole: its own folder, or an adapter that cannot be switched, merged into the base."""
+    if config.tuned_dir is not None:
+        return load_model(config.tuned_dir, config, device)
+    base = load_model(config.base_dir, config, device)
+    return PeftModel.from_pretrained(base, config.adapter_dir).merge_and_unload().eval()
+
+
+def lane_of(module: Any, *, switched: bool = False) -> Lane:
+    """Return the lane of a loaded model."""
+    inner = module.get_base_model() if switched else module
+    return Lane(module=module, switched=switched, parameters=frozenset(inspect.signature(inner.forward).parameters))
+
+
+def load_tokenizer(folder: Path, fallback: Path) -> Any:
+    """Load the tokenizer that lies with a model, or the base model's when an adapter came without one."""
+    source = folder if (folder / "tokenizer_config.json").is_file() else fallback
+    return AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=False)
+
+
+def describe(name: str, lane: Lane, adapter: str, tokenizer: Any, config: ServerConfig) -> ServedModel:
+    """Gather what generation has to know of a model."""
+    text_config = lane.module.config.get_text_config()
+    built_for = getattr(text_config, "max_position_embeddings", None) or tokenizer.model_max_length
+    ends = end_ids(lane.module.generation_config, tokenizer)
+    return ServedModel(
+        name=name,
+        lane=lane,
+        adapter=adapter,
+        tokenizer=tokenizer,
+        decoder=copy.deepcopy(tokenizer),
+        end_ids=ends,
+        banned=banned_ids(tokenizer, text_config.vocab_size, ends),
+        context=min(int(built_for), config.max_context or int(built_for)),
+        defaults=sampling_defaults(lane.module.generation_config),
+    )
+
+
+def end_ids(generation: Any, tokenizer: Any) -> frozenset[int]:
+    """Return every id that ends an answer: those of the generation config, and the tokenizer's own."""
+    listed = generation.eos_token_id if generation is not None else None
+    listed = listed if isinstance(listed, list) else [listed]
+    return frozenset(int(one) for one in [*listed, tokenizer.eos_token_id] if one is not None)
+
+
+def banned_ids(tokenizer: Any, vocabulary: int, ends: frozenset[int]) -> torch.Tensor:
+    """Return the ids that must not be chosen: padding that ends nothing, and rows that only fill up the matrix."""
+    banned = set(range(len(tokenizer), vocabulary))
+    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id not in ends:
+        banned.add(tokenizer.pad_token_id)
+    return torch.tensor(sorted(banned), dtype=torch.long)
+
+
+def sampling_defaults(generation: Any) -> dict[str, float]:
+    """Return what the model's authors recommend (as vLLM does), where they do."""
+    names = ("temperature", "top_p", "top_k")
+    found = {name: getattr(generation, name, None) for name in names}
+    return {name: value for name, value in found.items() if value is not None}
