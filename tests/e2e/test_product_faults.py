@@ -1,0 +1,133 @@
+"""What goes wrong around a job, and what is seen of it."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from tests.e2e.manifests import broken_dataset, travel_job, with_epochs
+from tests.e2e.product import Job, Product, Tenant, condition, failure, run_of
+
+
+def test_deleted_trainer_pod_resumes(product: Product, tenant: Tenant) -> None:
+    tenant.apply(with_epochs(travel_job("travel"), 8))
+    tenant.wait_for("travel", lambda job: (run_of(job).get("progress") or {}).get("step", 0) >= 5, 300, "step 5")
+    [pod] = [
+        p["metadata"]["name"]
+        for p in tenant.children("pods", "travel")
+        if p["metadata"]["labels"]["finetune-operator.io/stage"] == "Train"
+    ]
+    tenant.kubectl("delete", "pod", pod, "--wait=false", namespace=tenant.name)
+
+    tenant.wait_ready("travel")
+    logs = tenant.kubectl("logs", "job/travel-r1-train", "--tail=-1", namespace=tenant.name)
+    resumed = re.search(r"resumed_from_step=(\d+)", logs)
+    assert resumed, logs[-3000:]
+    assert int(resumed.group(1)) > 0
+
+
+def test_operator_absent_in_every_stage(product: Product, tenant: Tenant) -> None:
+    """Killed while a stage runs, and away until its pod has ended: nothing is lost, nothing runs twice."""
+    tenant.apply(with_epochs(travel_job("travel"), 4))
+    stage_jobs = ["travel-r1-prepare", "travel-r1-train", "travel-r1-evaluate"]
+    for stage_job in stage_jobs:
+        tenant.kubectl.wait_until(
+            lambda name=stage_job: tenant.kubectl.get("job", name, tenant.name), 300, stage_job, tenant.name
+        )
+        product.kill_operator()
+        product.scale(0)
+        tenant.kubectl(
+            "wait", f"job/{stage_job}", "--for=condition=Complete", "--timeout=400s", namespace=tenant.name, timeout=420
+        )
+        product.scale(1)
+    tenant.kubectl.wait_until(
+        lambda: tenant.kubectl.get("deployment", "travel-serve", tenant.name),
+        120,
+        "the server's Deployment",
+        tenant.name,
+    )
+    product.kill_operator()
+    product.scale(0)
+    product.scale(1)
+    tenant.wait_ready("travel")
+    for stage_job in stage_jobs:
+        found = tenant.kubectl.json("get", "job", stage_job, namespace=tenant.name)
+        assert found["status"].get("succeeded") == 1
+        assert found["status"].get("failed", 0) == 0
+        assert found["metadata"]["labels"]["finetune-operator.io/attempt"] == "1"
+
+
+def test_broken_dataset_never_reaches_training(product: Product, tenant: Tenant) -> None:
+    broken_dataset(tenant.sources / "travel")
+    dataset = {"train": {"source": "pvc://sources/travel/broken.jsonl"}, "validation": {"fraction": 0.2}}
+    tenant.apply(travel_job("travel", dataset=dataset))
+    job = tenant.wait_for("travel", lambda job: condition(job, "Stalled") == "True", 180, "Stalled")
+    assert condition(job, "DatasetValid") == "False"
+    assert condition(job, "Ready") == "False"
+    assert failure(job)["reason"] == "DatasetInvalid"
+    assert failure(job)["advice"]
+    lines = {line for problem in run_of(job)["dataset"]["problems"] for line in problem["lines"]}
+    assert {4, 7, 11} <= lines
+    assert tenant.child_names("jobs", "travel") == {"travel-r1-prepare"}
+
+
+def waits_with(reason: str) -> Any:
+    def check(job: Job) -> bool:
+        return failure(job).get("reason") == reason and bool(failure(job).get("advice"))
+
+    return check
+
+
+def test_out_of_memory_is_named(product: Product, tenant: Tenant) -> None:
+    job = travel_job("travel")
+    job["spec"]["compute"]["resources"] = {"requests": {"memory": "64Mi"}, "limits": {"memory": "96Mi"}}
+    tenant.apply(job)
+    tenant.wait_for("travel", waits_with("OutOfMemory"), 240, "OutOfMemory")
+
+
+def test_gpu_that_no_node_has_is_named(product: Product, tenant: Tenant) -> None:
+    job = travel_job("travel")
+    job["spec"]["compute"]["gpus"] = 1
+    tenant.apply(job)
+    seen = tenant.wait_for("travel", waits_with("Unschedulable"), 240, "Unschedulable")
+    assert failure(seen)["waiting"] is True
+    assert "nvidia.com/gpu" in failure(seen)["message"]
+
+    # The user gives up the GPU: the waiting pod is replaced, and the trouble is no longer shown.
+    job["spec"]["compute"]["gpus"] = 0
+    tenant.apply(job)
+    ready = tenant.wait_ready("travel")
+    assert not failure(ready)
+
+
+def test_unbound_claim_is_named(product: Product, tenant: Tenant) -> None:
+    claim = {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": {"name": "nowhere"},
+        "spec": {
+            "accessModes": ["ReadWriteOnce"],
+            "storageClassName": "",
+            "volumeName": "no-such-volume",
+            "resources": {"requests": {"storage": "1Gi"}},
+        },
+    }
+    tenant.apply(claim, travel_job("travel", output={"claimName": "nowhere"}))
+    seen = tenant.wait_for("travel", waits_with("StorageUnbound"), 120, "StorageUnbound")
+    assert "nowhere" in failure(seen)["message"] + failure(seen)["advice"]
+
+
+@pytest.fixture
+def missing_image(product: Product) -> Any:
+    """The operator with a trainer image that does not exist; the right one again afterwards."""
+    product.install(**{"trainer.image.tag": "no-such-tag"})
+    yield
+    product.install()
+
+
+def test_missing_image_is_named(product: Product, tenant: Tenant, missing_image: None) -> None:
+    tenant.apply(travel_job("travel"))
+    seen = tenant.wait_for("travel", waits_with("ImagePull"), 120, "ImagePull")
+    assert "no-such-tag" in failure(seen)["message"]
