@@ -188,12 +188,14 @@ class CompletionRequest(Generation):
 
 
 def parse(kind: type[RequestT], body: bytes) -> RequestT:
-    """Return the request in a body; raise InvalidRequest naming what is wrong first."""
+    """Return the request in a body; raise InvalidRequest naming what is wrong."""
     try:
         return kind.model_validate_json(body)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        raise as_api_error(str(first["type"]), tuple(first["loc"]), str(first["msg"])) from None
+        found = error.errors(include_url=False, include_input=False, include_context=False)
+        # Of the alternatives of a union, the one that fits best fails deepest.
+        worst = max(found, key=lambda one: len(one["loc"]))
+        raise as_api_error(str(worst["type"]), tuple(worst["loc"]), str(worst["msg"])) from None
 
 
 def as_api_error(kind: str, location: tuple[int | str, ...], message: str) -> InvalidRequest:
