@@ -1,0 +1,1 @@
+"""Evaluate: base, few-shot and tuned model measured on the same held-out examples."""

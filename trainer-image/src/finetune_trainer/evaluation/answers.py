@@ -1,0 +1,107 @@
+"""Answers of a model to held-out prompts, the way the server would give them: the model's template, greedy."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+ANSWER_TOKENS = 128
+BATCH = 8  # prompts answered at once
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A held-out example split before its last answer. `tokens` is the prompt as the model reads it."""
+
+    prompt: str
+    expected: str
+    tokens: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """`stopped`: the model ended by itself, not at the limit of ANSWER_TOKENS."""
+
+    text: str
+    stopped: bool
+    length: int
+
+
+def question(example: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Question | None:
+    """The question in a chat or completion example; None when nothing can be asked (no user turn before an answer)."""
+    if "messages" not in example:
+        return Question(example["prompt"], example["completion"], tokenizer(example["prompt"])["input_ids"])
+    messages: list[dict[str, Any]] = example["messages"]
+    last = max((i for i, message in enumerate(messages) if message["role"] == "assistant"), default=0)
+    asked = messages[:last]
+    if not any(message["role"] == "user" for message in asked):
+        return None
+    tokens = tokenizer.apply_chat_template(
+        asked, tools=example.get("tools"), add_generation_prompt=True, tokenize=True, return_dict=False
+    )
+    return Question(next(_text(m) for m in reversed(asked) if m["role"] == "user"), _text(messages[last]), list(tokens))
+
+
+def _text(message: Mapping[str, Any]) -> str:
+    """What a person would read: the content, or the calls of an answer that has none."""
+    return message.get("content") or json.dumps(message.get("tool_calls") or "", ensure_ascii=False)
+
+
+def answer(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[Question],
+    *,
+    between_batches: Callable[[], None] = lambda: None,
+) -> list[Answer]:
+    """Greedy answers of at most ANSWER_TOKENS tokens, in order."""
+    answers: list[Answer] = []
+    for start in range(0, len(questions), BATCH):
+        between_batches()
+        answers += _answer_batch(model, tokenizer, questions[start : start + BATCH])
+    return answers
+
+
+def _answer_batch(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question]
+) -> list[Answer]:
+    device = model.get_output_embeddings().weight.device
+    ends = end_tokens(model, tokenizer)
+    longest = max(len(q.tokens) for q in questions)
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(ends, default=0)
+    inputs = torch.full((len(questions), longest), pad, dtype=torch.long)
+    mask = torch.zeros_like(inputs)
+    for row, q in enumerate(questions):  # padded on the left: generation goes on at the right
+        inputs[row, longest - len(q.tokens) :] = torch.tensor(q.tokens)
+        mask[row, longest - len(q.tokens) :] = 1
+    with torch.no_grad():
+        output = model.generate(
+            input_ids=inputs.to(device),
+            attention_mask=mask.to(device),
+            max_new_tokens=ANSWER_TOKENS,
+            do_sample=False,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            pad_token_id=pad,
+            eos_token_id=sorted(ends) or None,
+        )
+    return [_read(row.tolist(), ends, tokenizer) for row in output[:, longest:].cpu()]
+
+
+def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Every token that ends an answer: the tokenizer's and those of the generation configuration."""
+    configured = model.generation_config.eos_token_id
+    listed = configured if isinstance(configured, list) else [configured]
+    return {int(token) for token in [*listed, tokenizer.eos_token_id] if token is not None}
+
+
+def _read(tokens: list[int], ends: set[int], tokenizer: PreTrainedTokenizerBase) -> Answer:
+    end = next((i for i, token in enumerate(tokens) if token in ends), None)
+    kept = tokens if end is None else tokens[:end]
+    return Answer(tokenizer.decode(kept, skip_special_tokens=True).strip(), end is not None, len(kept))

@@ -1,0 +1,123 @@
+"""Train: fit, choose the best checkpoint, prove that it is a working model."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from datetime import UTC, datetime
+
+from finetune_api.conditions import FailureReason, Stage
+from finetune_api.reports import ModelSummary, Summary
+from finetune_api.spec import MethodType
+from finetune_api.status import Checkpoint, ResolvedValues
+from finetune_trainer import artifacts, verification
+from finetune_trainer.context import StageContext
+from finetune_trainer.errors import ArtifactInvalidError, GpuOutOfMemoryError
+from finetune_trainer.evaluation.answers import question
+from finetune_trainer.training import checkpoints
+from finetune_trainer.training.device import Device, choose_device, limit_threads
+from finetune_trainer.training.fit import Fit, fit
+from finetune_trainer.training.inputs import Prepared, load_prepared, load_tokenizer
+from finetune_trainer.training.memory import halved, is_out_of_memory
+from finetune_trainer.training.output import assemble
+from finetune_trainer.training.stopping import StopRequest
+from finetune_trainer.training.trainer import free_memory
+
+log = logging.getLogger(__name__)
+PROMPTS = 8  # held-out prompts that the new model must answer before it is called done
+
+
+def run(context: StageContext) -> Summary:
+    """Train from the newest checkpoint, or from the start; leave `model/` with a manifest.
+
+    Raises UserInputError, GpuOutOfMemoryError, LossNotFiniteError, ArtifactInvalidError, InterruptedStageError.
+    """
+    limit_threads()
+    prepared = load_prepared(context)
+    device = choose_device(context.config.gpus, prepared.resolved.precision)
+    notes = [device.note] if device.note else []
+    with StopRequest() as stop:
+        result, more_notes = _fit_in_memory(context, prepared, device, stop)
+        free_memory()
+        stop.check(f"trained to step {result.steps}, its checkpoint is saved; the model is not yet verified")
+        best = checkpoints.best(context.checkpoints_dir)
+        if best is None:
+            raise ArtifactInvalidError(f"{context.checkpoints_dir} has no sound checkpoint", advice="run Train again")
+        log.info("best checkpoint is of step %d, eval_loss=%s", best.step, best.eval_loss)
+        model, verify_notes = _finish_model(context, prepared, best, device)
+    saved = datetime.fromtimestamp((best.path / artifacts.MANIFEST).stat().st_mtime, UTC)
+    return Summary(
+        stage=Stage.TRAIN,
+        ok=True,
+        resolved=prepared.resolved,
+        model=model,
+        checkpoint=Checkpoint(step=best.step, time=saved.strftime("%Y-%m-%dT%H:%M:%SZ")),
+        steps=result.steps,
+        train_loss=result.train_loss,
+        eval_loss=best.eval_loss,
+        train_seconds=result.seconds,
+        resumed_from_step=result.resumed_from_step or None,
+        notes=[*notes, *more_notes, *verify_notes],
+    )
+
+
+def _fit_in_memory(
+    context: StageContext, prepared: Prepared, device: Device, stop: StopRequest
+) -> tuple[Fit, list[str]]:
+    """Fit; when memory does not suffice, once more with half the micro batch, from the last checkpoint."""
+    resolved: ResolvedValues = prepared.resolved
+    notes: list[str] = []
+    for attempt in itertools.count(1):
+        try:
+            return fit(context, prepared, resolved, device, stop), notes
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            smaller = halved(resolved) if attempt == 1 else None
+            if smaller is None:
+                raise _does_not_fit(resolved, device, error) from error
+            notes.append(
+                f"out of memory with {resolved.micro_batch_size} examples in a forward pass: went on with "
+                f"{smaller.micro_batch_size} and {smaller.gradient_accumulation} passes a step, the same batch size"
+            )
+        log.warning(notes[-1])
+        resolved = smaller
+        free_memory()  # outside the except block: the traceback would keep the old tensors alive
+    raise AssertionError
+
+
+def _does_not_fit(resolved: ResolvedValues, device: Device, error: Exception) -> GpuOutOfMemoryError:
+    reason = FailureReason.CUDA_OUT_OF_MEMORY if device.kind == "cuda" else FailureReason.OUT_OF_MEMORY
+    return GpuOutOfMemoryError(
+        f"out of memory on {device.name} with {resolved.micro_batch_size} examples of up to {resolved.max_length} "
+        f"tokens in a forward pass: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
+        advice="lower hyperparameters.maxLength, take a GPU with more memory, a smaller base model, or LoRA instead "
+        "of Full",
+        reason=reason,
+    )
+
+
+def _finish_model(
+    context: StageContext, prepared: Prepared, best: checkpoints.SavedCheckpoint, device: Device
+) -> tuple[ModelSummary, list[str]]:
+    """Assemble, verify and only then finish the model folder."""
+    config = context.config
+    adapter = config.method.type is MethodType.LORA
+    tokenizer = load_tokenizer(prepared.base_dir)
+    assemble(best.path, context.model_dir, config, prepared.resolved.revision, tokenizer)
+    if adapter:
+        verification.verify_adapter(context.model_dir, prepared.resolved.lora_rank or config.method.resolved_rank)
+    else:
+        verification.verify_weights(context.model_dir, prepared.base_dir)
+    model = verification.load_tuned(context.model_dir, prepared.base_dir, device, adapter=adapter)
+    asked = (question(example, tokenizer) for example in prepared.examples("validation"))
+    questions = list(itertools.islice((q for q in asked if q), PROMPTS))
+    verified = verification.verify_answers(model, tokenizer, questions, adapter=adapter)
+    log.info("verified: answers that end by themselves: %s", verified.stopped)
+    summary = ModelSummary(
+        path=context.model_dir.relative_to(context.artifacts).as_posix(),
+        base_path=prepared.base_path,
+        kind="Adapter" if adapter else "Model",
+        sha256=artifacts.finish(context.model_dir),
+    )
+    return summary, verified.notes

@@ -1,0 +1,95 @@
+"""Checkpoints on the artifact volume: which one to go on from, which one is best, which ones may go.
+
+A checkpoint is a folder `checkpoint-STEP` of transformers' making plus our manifest, written last. Only a folder
+that matches its manifest is read: a half-written one would end training, a foreign one could run code (optimizer
+and random states are pickles).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from finetune_trainer import artifacts
+from finetune_trainer.errors import ArtifactInvalidError
+
+log = logging.getLogger(__name__)
+NAME = re.compile(r"checkpoint-(\d+)")
+KEEP_NEWEST = 2  # beside the best one: the second is there for the day the first is damaged
+
+
+@dataclass(frozen=True, slots=True)
+class SavedCheckpoint:
+    """`eval_loss` is the held-out loss of exactly these weights; None when they were not evaluated."""
+
+    path: Path
+    step: int
+    eval_loss: float | None
+
+
+def folders(directory: Path) -> list[tuple[int, Path]]:
+    """(step, folder) of everything that is named like a checkpoint, newest first, finished or not."""
+    found = [(int(match[1]), path) for path in directory.glob("checkpoint-*") if (match := NAME.fullmatch(path.name))]
+    return sorted(found, reverse=True)
+
+
+def newest(directory: Path) -> SavedCheckpoint | None:
+    """The newest checkpoint that verifies; unfinished and damaged ones are passed over with a line in the log."""
+    return next((found for _, path in folders(directory) if (found := _verified(path))), None)
+
+
+def best(directory: Path) -> SavedCheckpoint | None:
+    """The verified checkpoint with the lowest held-out loss, the later of equals; the newest when none has one."""
+    saved = [found for _, path in folders(directory) if (found := _verified(path))]
+    evaluated = [checkpoint for checkpoint in saved if checkpoint.eval_loss is not None]
+    if not evaluated:
+        return saved[0] if saved else None
+    return min(evaluated, key=lambda checkpoint: (_rank(checkpoint), -checkpoint.step))
+
+
+def rotate(directory: Path, keep: int = KEEP_NEWEST) -> None:
+    """Remove all but the newest finished checkpoints and the best one, and unfinished ones older than the newest."""
+    finished = [(step, path) for step, path in folders(directory) if artifacts.is_complete(path)]
+    losses = {path: loss for step, path in finished if (loss := _eval_loss(path, step)) is not None}
+    kept = {path for _, path in finished[:keep]} | ({min(losses, key=lambda path: losses[path])} if losses else set())
+    for _, path in folders(directory):
+        if finished and path not in kept:
+            remove(path)
+
+
+def remove(path: Path) -> None:
+    """Remove a checkpoint. The manifest goes first, so that a half-removed one is never taken for a whole one."""
+    (path / artifacts.MANIFEST).unlink(missing_ok=True)
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def _verified(path: Path) -> SavedCheckpoint | None:
+    step = int(path.name.rpartition("-")[2])
+    if not artifacts.is_complete(path):
+        log.warning("passing over %s: it was never finished", path.name)
+        return None
+    try:
+        artifacts.verify(path)
+    except (ArtifactInvalidError, OSError) as error:
+        log.warning("passing over %s: %s", path.name, error)
+        return None
+    return SavedCheckpoint(path, step, _eval_loss(path, step))
+
+
+def _eval_loss(path: Path, step: int) -> float | None:
+    """Held-out loss at the checkpoint's own step, from transformers' trainer_state.json."""
+    try:
+        history = json.loads((path / "trainer_state.json").read_bytes())["log_history"]
+        losses = [entry["eval_loss"] for entry in history if entry.get("step") == step and "eval_loss" in entry]
+        return float(losses[-1]) if losses and math.isfinite(losses[-1]) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _rank(checkpoint: SavedCheckpoint) -> float:
+    return math.inf if checkpoint.eval_loss is None else checkpoint.eval_loss

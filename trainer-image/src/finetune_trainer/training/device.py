@@ -1,0 +1,72 @@
+"""What the process may compute on: device, precision, threads."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from finetune_trainer.errors import TrainerError
+
+CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # cgroup v2: "QUOTA PERIOD" in microseconds, or "max PERIOD"
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """Where tensors live and how they are multiplied. `note` is for the user: why it is not what was asked for."""
+
+    kind: Literal["cuda", "cpu"]
+    precision: Literal["float32", "bfloat16"]
+    name: str
+    note: str = ""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.bfloat16 if self.precision == "bfloat16" else torch.float32
+
+
+def choose_device(gpus: int, precision: Literal["float32", "bfloat16"]) -> Device:
+    """The device of a run that was given `gpus` GPUs and resolved to `precision`.
+
+    Raises TrainerError (tried again) in a pod that was given a GPU which the process cannot use: days of
+    training on the CPU would be the worse answer. On a laptop the CPU is taken, and a note says so.
+    """
+    if gpus == 0:
+        return Device("cpu", "float32", "cpu")
+    if not torch.cuda.is_available():
+        if "KUBERNETES_SERVICE_HOST" in os.environ:
+            raise TrainerError(
+                "the pod was given a GPU, but torch.cuda.is_available() is false",
+                advice="compare the node's driver with the CUDA version of the trainer image, "
+                "and see that the GPU device plugin runs on the node",
+            )
+        return Device("cpu", "float32", "cpu", note="no GPU is visible to this process: it computes on the CPU")
+    name = torch.cuda.get_device_name()
+    if precision == "bfloat16" and not torch.cuda.is_bf16_supported():
+        return Device("cuda", "float32", name, note=f"{name} has no bfloat16: it computes in float32, slower")
+    return Device("cuda", precision, name)
+
+
+def limit_threads() -> int:
+    """Let PyTorch use as many threads as the container has CPUs, not as the node has; return that number.
+
+    A pod limited to 2 CPUs on a node of 64 would otherwise start 64 threads and be throttled most of the time.
+    OMP_NUM_THREADS, when set, is obeyed.
+    """
+    if not os.environ.get("OMP_NUM_THREADS"):
+        torch.set_num_threads(cpu_limit())
+    return torch.get_num_threads()
+
+
+def cpu_limit(quota_file: Path = CPU_QUOTA) -> int:
+    """CPUs of this process: its affinity, further limited by the quota of its cgroup. At least 1."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = quota_file.read_text(encoding="ascii").split()
+        return max(1, min(allowed, math.ceil(int(quota) / int(period))))
+    except (OSError, ValueError):  # no cgroup v2, or "max": no quota
+        return max(1, allowed)

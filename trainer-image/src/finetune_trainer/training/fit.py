@@ -1,0 +1,135 @@
+"""One attempt at training: from the newest sound checkpoint, or from the start, to the last step."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import get_peft_model
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+
+from finetune_api.spec import MethodType
+from finetune_api.status import ResolvedValues
+from finetune_trainer.context import StageContext
+from finetune_trainer.training import checkpoints
+from finetune_trainer.training.device import Device
+from finetune_trainer.training.inputs import Prepared, load_model, load_tokenizer
+from finetune_trainer.training.progress import ProgressCallback
+from finetune_trainer.training.settings import lora_config, training_arguments
+from finetune_trainer.training.stopping import StopRequest
+from finetune_trainer.training.trainer import CheckpointingTrainer
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """What an attempt did. Losses are the last ones logged, nats a token; `seconds` is this attempt's time."""
+
+    steps: int
+    resumed_from_step: int
+    train_loss: float | None
+    seconds: float
+
+
+def fit(context: StageContext, prepared: Prepared, resolved: ResolvedValues, device: Device, stop: StopRequest) -> Fit:
+    """Train to the last step, leaving verified checkpoints. Deterministic on the CPU: a resumed run ends with the
+    weights of an uninterrupted one.
+
+    Raises LossNotFiniteError, InterruptedStageError (after a checkpoint), and whatever PyTorch raises when memory
+    does not suffice.
+    """
+    make_reproducible(context.config.hyperparameters.seed, device)
+    tokenizer = load_tokenizer(prepared.base_dir)
+    resumed = checkpoints.newest(context.checkpoints_dir)
+    trainer = _trainer(context, prepared, resolved, device, stop, tokenizer, resumed)
+    _announce(context, trainer, resolved, device, resumed.step if resumed else 0)
+    stop.check(f"nothing new to save, step {resumed.step if resumed else 0}")
+    started = time.monotonic()
+    trainer.train(resume_from_checkpoint=str(resumed.path) if resumed else None)
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return Fit(
+        steps=trainer.state.global_step,
+        resumed_from_step=resumed.step if resumed else 0,
+        train_loss=losses[-1] if losses else None,
+        seconds=round(time.monotonic() - started, 1),
+    )
+
+
+def make_reproducible(seed: int, device: Device) -> None:
+    """Seed every generator. On the CPU only deterministic algorithms are used; on a GPU they would cost too much."""
+    set_seed(seed)
+    torch.use_deterministic_algorithms(device.kind == "cpu")
+
+
+def build_model(context: StageContext, prepared: Prepared, resolved: ResolvedValues, device: Device) -> PreTrainedModel:
+    """The base model as it is trained: with fresh adapters, or whole in float32 (bfloat16 would lose the small
+    updates of full training; the arithmetic is bfloat16 all the same)."""
+    method = context.config.method
+    if method.type is MethodType.FULL:
+        return load_model(prepared.base_dir, device, torch.float32)
+    return get_peft_model(load_model(prepared.base_dir, device), lora_config(method, resolved))
+
+
+def _trainer(
+    context: StageContext,
+    prepared: Prepared,
+    resolved: ResolvedValues,
+    device: Device,
+    stop: StopRequest,
+    tokenizer: PreTrainedTokenizerBase,
+    resumed: checkpoints.SavedCheckpoint | None,
+) -> CheckpointingTrainer:
+    # transformers renames its own arguments, which TRL still uses: nothing that a user could act on.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl)\.")
+    rows = prepared.rows("train")
+    validation = prepared.rows("validation")
+    validation = validation.select(range(min(len(validation), context.config.evaluation.max_examples)))
+    seed = context.config.hyperparameters.seed
+    arguments = training_arguments(
+        resolved, device, context.checkpoints_dir, seed, save_activations=device.kind == "cuda"
+    )
+    trainer = CheckpointingTrainer(
+        model=build_model(context, prepared, resolved, device),
+        args=arguments,
+        train_dataset=rows,
+        eval_dataset=validation,
+        processing_class=tokenizer,
+        validation=validation.to_list(),
+        progress=ProgressCallback(context.progress_path, resumed.step if resumed else 0),
+        stop=stop,
+    )
+    if len(trainer.train_dataset) != len(rows):
+        raise AssertionError(f"TRL kept {len(trainer.train_dataset)} of {len(rows)} prepared examples")
+    return trainer
+
+
+def _announce(
+    context: StageContext, trainer: CheckpointingTrainer, resolved: ResolvedValues, device: Device, step: int
+) -> None:
+    """The first line of the log says what will be done."""
+    trainable = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    whole = sum(p.numel() for p in trainer.model.parameters())
+    total = resolved.epochs * math.ceil(len(trainer.train_dataset) / resolved.batch_size)
+    figures: dict[str, Any] = {
+        "steps": total,
+        "epochs": resolved.epochs,
+        "examples": len(trainer.train_dataset),
+        "batch_size": resolved.batch_size,
+        "micro_batch_size": resolved.micro_batch_size,
+        "method": context.config.method.type,
+        "trainable_parameters": trainable,
+        "parameters": whole,
+        "device": device.kind,
+        "precision": device.precision,
+        "threads": torch.get_num_threads(),
+        "resumed_from_step": step,
+    }
+    if step:
+        log.info("resuming from checkpoint step %d of %d", step, total)
+    log.info("training %s", " ".join(f"{name}={value}" for name, value in figures.items()))

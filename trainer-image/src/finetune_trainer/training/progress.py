@@ -1,0 +1,110 @@
+"""Progress for a laptop, for the next attempt, and for the log: `progress.json`, written atomically.
+
+The control plane does not read this file while training runs; transformers' own KubeflowCallback tells it.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from finetune_api.reports import ProgressFile
+from finetune_trainer import artifacts
+from finetune_trainer.errors import LossNotFiniteError
+
+log = logging.getLogger(__name__)
+SECONDS_BETWEEN_WRITES = 1.0
+# Checked in every logged line; a NaN gradient ruins the weights one step before the loss shows it.
+WATCHED = ("loss", "grad_norm", "eval_loss")
+
+
+class ProgressCallback(TrainerCallback):  # type: ignore[misc]  # untyped library
+    """Keeps `progress.json` fresh, logs one line a logged step, and ends training when a number is not finite."""
+
+    def __init__(self, path: Path, first_step: int) -> None:
+        self._path = path
+        self._values = ProgressFile(attempt_first_step=first_step, checkpoint_step=first_step or None)
+        self._started = time.monotonic()
+        self._written = -math.inf
+
+    @property
+    def values(self) -> ProgressFile:
+        return self._values
+
+    def checkpoint_saved(self, step: int) -> None:
+        self._values = self._values.model_copy(update={"checkpoint_step": step})
+        self._write()
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._started = time.monotonic()
+        self._update(state)
+        self._write()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if control.should_save or control.should_evaluate:
+            control.should_log = True  # a NaN must be seen before it is saved
+        self._update(state)
+        if time.monotonic() - self._written >= SECONDS_BETWEEN_WRITES:
+            self._write()
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        logs = logs or {}
+        check_finite(logs, state.global_step)
+        names = {"loss": "train_loss", "eval_loss": "eval_loss", "tokens_per_second": "tokens_per_second"}
+        self._update(state, **{field: logs[name] for name, field in names.items() if name in logs})
+        if any(name in logs for name in names):
+            shown = ("loss", "eval_loss", "mean_token_accuracy", "eval_token_accuracy", "learning_rate")
+            figures = " ".join(f"{name}={logs[name]:.4g}" for name in shown if name in logs)
+            log.info("step=%d of=%d %s", state.global_step, state.max_steps, figures)
+            self._write()
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._update(state)
+        self._write()
+
+    def _update(self, state: TrainerState, **values: float) -> None:
+        step, total = state.global_step, max(1, state.max_steps)
+        done = step - self._values.attempt_first_step
+        remaining = (time.monotonic() - self._started) / done * (total - step) if done > 0 else None
+        update = {
+            "step": step,
+            "total_steps": state.max_steps,
+            "percent": min(100, 100 * step // total),
+            "epoch": state.epoch,
+            "remaining_seconds": None if remaining is None else round(remaining),
+            "update_time": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        }
+        self._values = self._values.model_copy(update={**update, **values})
+
+    def _write(self) -> None:
+        self._written = time.monotonic()
+        artifacts.write_json(self._path, self._values.model_dump_json(by_alias=True, exclude_none=True))
+
+
+def check_finite(logs: dict[str, Any], step: int) -> None:
+    """Raise LossNotFiniteError when a watched number is NaN or infinite."""
+    for name in WATCHED:
+        value = logs.get(name)
+        if isinstance(value, int | float) and not math.isfinite(value):
+            raise LossNotFiniteError(
+                f"{name} is {value} at step {step}",
+                advice="lower hyperparameters.learningRateMultiplier (try a tenth); when it is already low, look for "
+                "broken examples in the dataset report, or for a base model that overflows in its precision",
+            )

@@ -1,0 +1,50 @@
+"""SIGTERM and Ctrl-C as a request that training grants at its next step, after a checkpoint."""
+
+from __future__ import annotations
+
+import logging
+import signal
+from types import FrameType, TracebackType
+from typing import Any
+
+from finetune_trainer.errors import InterruptedStageError
+
+log = logging.getLogger(__name__)
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class StopRequest:
+    """Context manager: while it is open, a signal is noted instead of ending the process.
+
+    A second Ctrl-C raises KeyboardInterrupt at once, for the impatient; a second SIGTERM changes nothing,
+    because Kubernetes follows up with SIGKILL by itself.
+
+    transformers has `enable_jit_checkpoint` for this. It is not used: it waits three seconds on a timer thread,
+    may save in the middle of an accumulation, swallows nothing of the end-of-training protocol (progress would
+    jump to 100 %), and knows no manifest.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        for number in SIGNALS:
+            self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def check(self, saved: str) -> None:
+        """Raise InterruptedStageError when a stop was asked for. `saved` says what is kept."""
+        if self.requested:
+            raise InterruptedStageError(f"asked to stop: {saved}", advice="nothing to do: the stage goes on from there")
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        if self.requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        if not self.requested:
+            log.info("%s: stopping after the current step", signal.Signals(number).name)
+        self.requested = True

@@ -1,0 +1,121 @@
+"""TRL's trainer with what a run on a cluster needs: finished checkpoints, exact evaluation, a stop between steps."""
+
+from __future__ import annotations
+
+import gc
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    PreTrainedModel,
+    PrinterCallback,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from trl import SFTTrainer
+
+from finetune_trainer import artifacts
+from finetune_trainer.evaluation.scoring import Row, score
+from finetune_trainer.training import checkpoints
+from finetune_trainer.training.progress import ProgressCallback
+from finetune_trainer.training.stopping import StopRequest
+
+
+class StopCallback(TrainerCallback):  # type: ignore[misc]  # untyped library
+    """Turns a stop request into a checkpoint at the end of the step. The trainer raises once it is saved."""
+
+    def __init__(self, stop: StopRequest) -> None:
+        self._stop = stop
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self._stop.requested:
+            control.should_save = True
+            control.should_evaluate = False  # the grace period is for saving
+
+
+class KeepBestCallback(TrainerCallback):  # type: ignore[misc]  # untyped library
+    """Saves a checkpoint at every evaluation that is better than all before, so that the best can be chosen."""
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        # `best_metric` is updated after this event: here it is still the best of the earlier evaluations.
+        if state.best_metric is None or (metrics or {}).get("eval_loss", float("inf")) < state.best_metric:
+            control.should_save = True
+
+
+class CheckpointingTrainer(SFTTrainer):  # type: ignore[misc]  # untyped library
+    """`validation` are the held-out rows that every evaluation during training uses, all of them."""
+
+    def __init__(self, *, validation: Sequence[Row], progress: ProgressCallback, stop: StopRequest, **kwargs: Any):
+        super().__init__(**kwargs, callbacks=[StopCallback(stop), KeepBestCallback(), progress])
+        self.remove_callback(PrinterCallback)  # progress logs the same numbers, one line each
+        self.control: TrainerControl
+        self._validation = validation
+        self._progress = progress
+        self._stop = stop
+        self._clock = time.monotonic()
+        self._tokens_before = 0
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Mean loss over all trained-on held-out tokens, the very number that Evaluate reports.
+
+        The stock loop averages over batches instead, whatever their number of tokens, and so prefers another
+        checkpoint when the examples differ in length.
+        """
+        started = time.monotonic()
+        self.model.eval()
+        with self.compute_loss_context_manager():
+            scores = score(self.model, self._validation)
+        metrics = {"eval_loss": scores.mean_loss, "eval_token_accuracy": scores.token_accuracy}
+        self.log(metrics)
+        self.model.train()
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self._clock += time.monotonic() - started
+        return metrics
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds what travels to the control plane with the stock protocol: tokens_per_second, checkpoint_step."""
+        if "loss" in logs:
+            now, tokens = time.monotonic(), self._total_train_tokens
+            if now > self._clock:
+                logs["tokens_per_second"] = round((tokens - self._tokens_before) / (now - self._clock), 1)
+            self._clock, self._tokens_before = now, tokens
+        if self._progress.values.checkpoint_step:
+            logs["checkpoint_step"] = self._progress.values.checkpoint_step
+        super().log(logs, start_time)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """No README in every checkpoint."""
+
+    def _save_checkpoint(self, model: PreTrainedModel, trial: Any) -> None:
+        """Save, finish with a manifest, remove what is no longer needed; then stop if that was asked for."""
+        started = time.monotonic()
+        step = self.state.global_step
+        folder = Path(self.args.output_dir) / f"checkpoint-{step}"
+        if folder.exists():  # left unfinished by an attempt that was killed, or passed over as damaged
+            shutil.rmtree(folder)
+        super()._save_checkpoint(model, trial)
+        artifacts.finish(folder)
+        checkpoints.rotate(folder.parent)
+        self._progress.checkpoint_saved(step)
+        self._clock += time.monotonic() - started
+        self._stop.check(f"checkpoint saved at step {step} of {self.state.max_steps}")
+
+
+def free_memory() -> None:
+    """Give back what the device's caching allocator holds, after the last reference to a model is gone."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

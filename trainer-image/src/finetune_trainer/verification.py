@@ -1,0 +1,134 @@
+"""Before a training is called done: is there really a model in the folder, and does it work on its base?"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from finetune_api.conditions import FailureReason
+from finetune_trainer.errors import ArtifactInvalidError
+from finetune_trainer.evaluation.answers import Answer, Question, answer
+from finetune_trainer.training.device import Device
+from finetune_trainer.training.inputs import load_model
+
+ADVICE = "training is tried from its checkpoints by a new run; report the log when it happens again"
+# A tuned model that never ends where its base mostly did was broken by the training (wrong end-of-turn token).
+BASE_STOPS = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """`stopped`: share of the prompts whose answer ended by itself. `notes` are for the user."""
+
+    stopped: float | None
+    notes: list[str]
+
+
+def verify_adapter(directory: Path, rank: int) -> None:
+    """Check the adapter's file. Raises ArtifactInvalidError: nothing in it, a wrong shape, not finite, B all zero."""
+    path = directory / "adapter_model.safetensors"
+    tensors = _read(path)
+    pairs = {name: tensor for name, tensor in tensors.items() if ".lora_A." in name or ".lora_B." in name}
+    if not pairs:
+        raise _invalid(f"{path} holds no LoRA matrices")
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise _invalid(f"{path}: {name} is not finite")
+    for name, a in pairs.items():
+        if ".lora_A." in name:
+            _check_pair(path, name, a, pairs.get(name.replace(".lora_A.", ".lora_B.")), rank)
+    if not any(tensor.norm() > 0 for name, tensor in pairs.items() if ".lora_B." in name):
+        raise _invalid(f"{path}: every B matrix is zero, so that the adapter changes nothing")
+
+
+def verify_weights(directory: Path, base_dir: Path) -> None:
+    """Check a whole model's files. Raises ArtifactInvalidError: none, other names or shapes than the base's, not
+    finite, or nothing changed."""
+    tuned, base = _weights(directory), _weights(base_dir)
+    changed = False
+    for name, tensor in tuned.items():
+        if not torch.isfinite(tensor).all():
+            raise _invalid(f"{directory}: {name} is not finite")
+        if name in base:
+            if base[name].shape != tensor.shape:
+                raise _invalid(f"{directory}: {name} is {tuple(tensor.shape)}, the base's {tuple(base[name].shape)}")
+            changed = changed or not torch.equal(tensor.float(), base[name].float())
+    if missing := sorted(base.keys() - tuned.keys()):
+        # A tied output layer is saved by some libraries and left out by others.
+        untied = [name for name in missing if "lm_head" not in name]
+        if untied:
+            raise _invalid(f"{directory} lacks {untied[0]} and {len(untied) - 1} more of the base's weights")
+    if not changed:
+        raise _invalid(f"{directory} equals the base model: training changed nothing")
+
+
+def load_tuned(directory: Path, base_dir: Path, device: Device, *, adapter: bool) -> PreTrainedModel:
+    """The tuned model from disk, in evaluation mode. Raises ArtifactInvalidError when it does not load."""
+    if not adapter:
+        return load_model(directory, device).eval()
+    base = load_model(base_dir, device)
+    try:
+        return PeftModel.from_pretrained(base, str(directory), local_files_only=True).eval()
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise _invalid(f"{directory} does not load on its base: {error}") from error
+
+
+def verify_answers(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question], *, adapter: bool
+) -> Verified:
+    """Let the tuned model answer. Raises ArtifactInvalidError when it never stops where its base did.
+
+    A base that does not stop either (a bare language model, little training) makes it a note, not a failure.
+    """
+    if not questions:
+        return Verified(None, ["no held-out example has a question, so that no answer could be checked"])
+    tuned = _share(answer(model, tokenizer, questions))
+    if tuned > 0:
+        return Verified(tuned, [])
+    base = 0.0
+    if adapter:
+        with model.disable_adapter():
+            base = _share(answer(model, tokenizer, questions))
+    if base >= BASE_STOPS:
+        raise _invalid(
+            f"none of {len(questions)} answers ends by itself, while {base:.0%} of the base model's do",
+            advice="look at the rendered examples in the dataset report: the end-of-turn token must be trained on",
+        )
+    return Verified(0.0, [f"none of {len(questions)} sample answers ended by itself; more epochs or data may help"])
+
+
+def _check_pair(path: Path, name: str, a: torch.Tensor, b: torch.Tensor | None, rank: int) -> None:
+    if b is None:
+        raise _invalid(f"{path}: {name} has no B matrix")
+    if 0 in a.shape or 0 in b.shape or a.shape[0] != rank or b.shape[1] != rank:
+        raise _invalid(f"{path}: {name} has shapes {tuple(a.shape)} and {tuple(b.shape)}, not of rank {rank}")
+
+
+def _weights(directory: Path) -> dict[str, torch.Tensor]:
+    files = sorted(directory.glob("*.safetensors"))
+    if not files:
+        raise _invalid(f"{directory} holds no safetensors weights")
+    return {name: tensor for path in files for name, tensor in _read(path).items()}
+
+
+def _read(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        tensors: dict[str, torch.Tensor] = load_file(path)
+    except Exception as error:  # safetensors raises its own type, OSError or ValueError, by what is broken
+        raise _invalid(f"{path} cannot be read: {error}") from error
+    return tensors
+
+
+def _share(answers: Sequence[Answer]) -> float:
+    return math.fsum(a.stopped for a in answers) / len(answers)
+
+
+def _invalid(message: str, advice: str = ADVICE) -> ArtifactInvalidError:
+    return ArtifactInvalidError(message, advice=advice, reason=FailureReason.ARTIFACT_INVALID)
