@@ -1,0 +1,152 @@
+"""The parts that all pods share: hardening (Pod Security `restricted`), volumes, resources, environment."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from finetune_api.conditions import Stage
+from finetune_api.spec import Placement, Resources
+from finetune_operator import names
+from finetune_operator.settings import Settings
+
+CONFIG_PATH = "/etc/finetune"
+ARTIFACTS_PATH = "/artifacts"
+SOURCES_PATH = "/sources"
+TOKEN_PATH = "/var/run/secrets/finetune"
+TOKEN_SECONDS = 3600  # the kubelet renews it at 80 % of its life
+
+# What a pod asks for when the user says nothing. Small enough for a test cluster, large enough that the
+# scheduler does not put ten of them on one node. No limits: only the user knows what is too much.
+DEFAULT_REQUESTS: dict[Stage, dict[str, str]] = {
+    Stage.PREPARE: {"cpu": "250m", "memory": "512Mi"},
+    Stage.TRAIN: {"cpu": "500m", "memory": "1Gi"},
+    Stage.EVALUATE: {"cpu": "500m", "memory": "1Gi"},
+    Stage.SERVE: {"cpu": "250m", "memory": "1Gi"},
+}
+
+BASE_ENV = {
+    "HOME": "/tmp",
+    "HF_HOME": "/tmp/hf",
+    # The pod's user has no entry in /etc/passwd; getpass.getuser() in PyTorch reads this first.
+    "USER": "finetune",
+    "TORCHINDUCTOR_CACHE_DIR": "/tmp/inductor",
+    "TRITON_CACHE_DIR": "/tmp/triton",
+}
+OFFLINE_ENV = {"HF_HUB_OFFLINE": "1"}
+
+
+def env(values: dict[str, str]) -> list[dict[str, str]]:
+    """A container's env list."""
+    return [{"name": name, "value": value} for name, value in values.items()]
+
+
+def resources(wanted: Resources, stage: Stage, gpus: int = 0, gpu_resource: str = "") -> dict[str, Any]:
+    """resources of a container. What the user leaves open gets our request, never above the user's limit."""
+    limits: dict[str, str] = wanted.limits.to_wire() if wanted.limits else {}
+    requests: dict[str, str] = wanted.requests.to_wire() if wanted.requests else {}
+    for name, amount in DEFAULT_REQUESTS[stage].items():
+        if name not in limits:  # Kubernetes itself makes a limit the request where there is none
+            requests.setdefault(name, amount)
+    if gpus:
+        limits = {**limits, gpu_resource: str(gpus)}  # an extended resource is asked for by its limit
+    result: dict[str, Any] = {}
+    if requests:
+        result["requests"] = requests
+    if limits:
+        result["limits"] = limits
+    return result
+
+
+def container_security() -> dict[str, Any]:
+    """securityContext of every container."""
+    return {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "runAsNonRoot": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+
+
+def pod_security(settings: Settings) -> dict[str, Any]:
+    """securityContext of every pod."""
+    user = settings.run_as_user
+    return {
+        "runAsNonRoot": True,
+        "runAsUser": user,
+        "runAsGroup": user,
+        "fsGroup": user,
+        # Without this the kubelet changes the owner of every file of a large volume at each start.
+        "fsGroupChangePolicy": "OnRootMismatch",
+        "seccompProfile": {"type": "RuntimeDefault"},
+    }
+
+
+def placement(wanted: Placement, priority_class_name: str | None) -> dict[str, Any]:
+    """Where a pod may run."""
+    result: dict[str, Any] = {}
+    if wanted.node_selector:
+        result["nodeSelector"] = dict(wanted.node_selector)
+    if wanted.tolerations:
+        result["tolerations"] = [toleration.to_wire() for toleration in wanted.tolerations]
+    if priority_class_name:
+        result["priorityClassName"] = priority_class_name
+    return result
+
+
+def pod_spec(
+    settings: Settings,
+    *,
+    container: dict[str, Any],
+    volumes: list[dict[str, Any]],
+    grace_seconds: int,
+    where: dict[str, Any],
+    restart_policy: str,
+) -> dict[str, Any]:
+    """spec of a pod with one container."""
+    result: dict[str, Any] = {
+        "restartPolicy": restart_policy,
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": grace_seconds,
+        "securityContext": pod_security(settings),
+        "containers": [{**container, "securityContext": container_security()}],
+        "volumes": volumes,
+        **where,
+    }
+    if settings.image_pull_secrets:
+        result["imagePullSecrets"] = [{"name": name} for name in settings.image_pull_secrets]
+    return result
+
+
+def config_volume(job: str, run: int) -> dict[str, Any]:
+    """The run's ConfigMap."""
+    return {"name": "config", "configMap": {"name": names.run_name(job, run)}}
+
+
+def artifacts_volume(claim: str, *, read_only: bool = False) -> dict[str, Any]:
+    """The output claim."""
+    source: dict[str, Any] = {"claimName": claim}
+    if read_only:
+        source["readOnly"] = True
+    return {"name": "artifacts", "persistentVolumeClaim": source}
+
+
+def mount(name: str, path: str, *, read_only: bool = False) -> dict[str, Any]:
+    """A volumeMount."""
+    result: dict[str, Any] = {"name": name, "mountPath": path}
+    if read_only:
+        result["readOnly"] = True
+    return result
+
+
+TMP_VOLUME: dict[str, Any] = {"name": "tmp", "emptyDir": {}}
+# PyTorch's data loaders and NCCL share memory here; the runtime's own /dev/shm has 64 MiB.
+SHM_VOLUME: dict[str, Any] = {"name": "shm", "emptyDir": {"medium": "Memory"}}
+
+
+def command(stage: Stage) -> dict[str, list[str]]:
+    """command and args of the trainer image."""
+    flags = ["--config", f"{CONFIG_PATH}/run.json", "--artifacts", ARTIFACTS_PATH, "--sources", SOURCES_PATH]
+    if stage is Stage.SERVE:
+        flags += ["--host", "0.0.0.0", "--port", str(names.PORT)]
+    return {"command": ["finetune-trainer"], "args": [stage.value.lower(), *flags]}

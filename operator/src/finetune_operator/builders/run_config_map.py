@@ -1,0 +1,92 @@
+"""The run's ConfigMap: the one thing that a pod reads of the control plane."""
+
+from __future__ import annotations
+
+import re
+from decimal import Decimal
+
+from finetune_api.job import FineTuneJob
+from finetune_api.run_config import RunConfig, RunPaths
+from finetune_api.status import RunStatus
+from finetune_operator import names
+from finetune_operator.builders.metadata import metadata
+from finetune_operator.plan import Manifest
+from finetune_operator.settings import Settings
+
+RUN_JSON = "run.json"
+CA_CRT = "ca.crt"
+
+_FACTORS = {
+    "": 1,
+    "m": Decimal("0.001"),
+    **{letter: 1000**power for power, letter in enumerate("kMGTP", start=1)},
+    **{f"{letter}i": 1024**power for power, letter in enumerate("KMGTP", start=1)},
+}
+
+
+def quantity(text: str) -> int:
+    """A Kubernetes quantity as a whole number of its unit, for example "2Gi" as 2147483648 bytes."""
+    match = re.fullmatch(r"([0-9.]+)([a-zA-Z]*)", text)
+    if match is None or match[2] not in _FACTORS:
+        raise ValueError(f"{text!r} is not a Kubernetes quantity; write for example 2Gi")
+    return int(Decimal(match[1]) * _FACTORS[match[2]])
+
+
+def run_config(job: FineTuneJob, run: RunStatus, settings: Settings) -> RunConfig:
+    """The snapshot of the spec that all stages of the run work from."""
+    spec, meta = job.spec, job.metadata
+    limits = spec.compute.resources.limits
+    return RunConfig(
+        namespace=meta.namespace,
+        job=meta.name,
+        uid=meta.uid,
+        run=run.number,
+        hash=run.hash,
+        trigger=run.trigger,
+        task=spec.task,
+        base_model=spec.base_model,
+        base_name=names.base_name(spec),
+        tuned_name=names.tuned_name(meta.name, spec),
+        dataset=spec.dataset,
+        method=spec.method,
+        hyperparameters=spec.hyperparameters,
+        evaluation=spec.evaluation,
+        gpus=spec.compute.gpus,
+        memory_limit_bytes=quantity(limits.memory) if limits and limits.memory else None,
+        paths=RunPaths(
+            run=names.run_folder(meta.namespace, meta.name, run.number, run.hash),
+            models=names.models_folder(meta.namespace),
+        ),
+        policy=settings.source_policy,
+    )
+
+
+def run_config_map(job: FineTuneJob, run: RunStatus, settings: Settings) -> Manifest:
+    """Immutable: a run is never edited, and the kubelet need not watch it."""
+    config = run_config(job, run, settings)
+    data = {RUN_JSON: config.model_dump_json(by_alias=True, exclude_none=True, indent=2)}
+    if settings.progress_ca:
+        data[CA_CRT] = settings.progress_ca
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": metadata(
+            job,
+            names.run_name(job.metadata.name, run.number),
+            names.labels(job.metadata.name, run.number),
+            {names.ANNOTATION_RUN_HASH: run.hash},
+        ),
+        "immutable": True,
+        "data": data,
+    }
+
+
+def parse_run_config(config_map: Manifest | None) -> RunConfig | None:
+    """The snapshot in a run's ConfigMap, or None when it is gone or unreadable."""
+    text = ((config_map or {}).get("data") or {}).get(RUN_JSON)
+    if not text:
+        return None
+    try:
+        return RunConfig.model_validate_json(text)
+    except ValueError:
+        return None

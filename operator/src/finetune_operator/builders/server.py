@@ -1,0 +1,158 @@
+"""The Deployment and the Service of the endpoint."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from finetune_api.conditions import Stage
+from finetune_api.job import FineTuneJob
+from finetune_api.run_config import RunConfig
+from finetune_api.spec import Engine, FineTuneJobSpec
+from finetune_api.status import ModelStatus
+from finetune_operator import names
+from finetune_operator.builders import pod
+from finetune_operator.builders.metadata import metadata, sealed
+from finetune_operator.plan import Manifest
+from finetune_operator.settings import Settings
+
+# A pod that was removed from the Service still gets requests until every kube-proxy knows; it waits for them.
+PRE_STOP_SECONDS = 5
+MIN_READY_SECONDS = 2  # a server that falls over at once never counts as available
+PROGRESS_DEADLINE_SECONDS = 600
+STARTUP_SECONDS = 1800  # loading tens of gigabytes from network storage
+STARTUP_PERIOD = 2
+
+# vllm/config/lora.py, MaxLoRARanks. 1 is left out: it saves nothing, and rank 1 fits into 8.
+VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+
+
+def serving_gpus(spec: FineTuneJobSpec) -> int:
+    """GPUs of one server."""
+    return spec.compute.gpus if spec.serving.gpus == "auto" else spec.serving.gpus
+
+
+def engine(spec: FineTuneJobSpec) -> Engine:
+    """What `auto` means: vLLM where there is a GPU."""
+    if spec.serving.engine is not Engine.AUTO:
+        return spec.serving.engine
+    return Engine.VLLM if serving_gpus(spec) else Engine.NATIVE
+
+
+def answers_for_base(spec: FineTuneJobSpec, model: ModelStatus) -> bool:
+    """vLLM has one set of weights: beside a whole tuned model it cannot answer for the base."""
+    return engine(spec) is Engine.NATIVE or model.kind == "Adapter"
+
+
+def vllm_rank(rank: int) -> int:
+    """The smallest --max-lora-rank that vLLM accepts for an adapter of this rank."""
+    return next(allowed for allowed in VLLM_RANKS if allowed >= rank)
+
+
+def endpoint_url(job: FineTuneJob) -> str:
+    """Base URL for an OpenAI client inside the cluster."""
+    return f"http://{names.serve_name(job.metadata.name)}.{job.metadata.namespace}.svc:{names.PORT}/v1"
+
+
+def server_deployment(job: FineTuneJob, model: ModelStatus, config: RunConfig, settings: Settings) -> Manifest:
+    """The servers of one run. A new one must be ready before an old one goes."""
+    labels = names.labels(job.metadata.name, model.run, Stage.SERVE, 1)
+    spec: dict[str, Any] = {
+        "replicas": job.spec.serving.replicas,
+        "minReadySeconds": MIN_READY_SECONDS,
+        "progressDeadlineSeconds": PROGRESS_DEADLINE_SECONDS,
+        "revisionHistoryLimit": 1,
+        "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
+        "selector": {"matchLabels": names.serve_selector(job.metadata.name)},
+        "template": {"metadata": {"labels": labels}, "spec": _pod(job, model, config, settings)},
+    }
+    meta = metadata(job, names.serve_name(job.metadata.name), labels)
+    return sealed({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": meta, "spec": spec})
+
+
+def server_service(job: FineTuneJob) -> Manifest:
+    """One address for the servers of every run."""
+    name = names.serve_name(job.metadata.name)
+    labels = {names.MANAGED_BY: "finetune-operator", **names.serve_selector(job.metadata.name)}
+    spec = {
+        "type": "ClusterIP",
+        "selector": names.serve_selector(job.metadata.name),
+        "ports": [{"name": "http", "port": names.PORT, "targetPort": "http", "protocol": "TCP"}],
+    }
+    return sealed({"apiVersion": "v1", "kind": "Service", "metadata": metadata(job, name, labels), "spec": spec})
+
+
+def _pod(job: FineTuneJob, model: ModelStatus, config: RunConfig, settings: Settings) -> dict[str, Any]:
+    spec = job.spec
+    vllm = engine(spec) is Engine.VLLM
+    container = {
+        "name": names.CONTAINER,
+        "imagePullPolicy": settings.image_pull_policy,
+        **(_vllm(model, config, settings) if vllm else _native(settings)),
+        "ports": [{"name": "http", "containerPort": names.PORT, "protocol": "TCP"}],
+        "resources": pod.resources(spec.serving.resources, Stage.SERVE, serving_gpus(spec), spec.compute.gpu_resource),
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "lifecycle": {"preStop": {"sleep": {"seconds": PRE_STOP_SECONDS}}},
+        **_probes("/health" if vllm else "/readyz", "/health" if vllm else "/healthz"),
+        "volumeMounts": [
+            pod.mount("config", pod.CONFIG_PATH, read_only=True),
+            pod.mount("artifacts", pod.ARTIFACTS_PATH, read_only=True),
+            pod.mount("tmp", "/tmp"),
+            pod.mount("shm", "/dev/shm"),
+        ],
+    }
+    return pod.pod_spec(
+        settings,
+        container=container,
+        volumes=[
+            pod.config_volume(job.metadata.name, model.run),
+            pod.artifacts_volume(names.claim_of(model.uri), read_only=True),
+            pod.TMP_VOLUME,
+            pod.SHM_VOLUME,
+        ],
+        grace_seconds=settings.serve_grace_seconds,
+        where=pod.placement(spec.serving, spec.compute.priority_class_name),
+        restart_policy="Always",
+    )
+
+
+def _native(settings: Settings) -> dict[str, Any]:
+    return {
+        "image": settings.trainer_image,
+        **pod.command(Stage.SERVE),
+        "env": pod.env({**pod.BASE_ENV, **pod.OFFLINE_ENV}),
+    }
+
+
+def _vllm(model: ModelStatus, config: RunConfig, settings: Settings) -> dict[str, Any]:
+    own = f"{pod.ARTIFACTS_PATH}/{names.path_of(model.uri)}"
+    base = f"{pod.ARTIFACTS_PATH}/{names.path_of(model.base_uri or model.uri)}"
+    address = ["--host", "0.0.0.0", "--port", str(names.PORT)]
+    if model.kind == "Adapter":
+        lora = ["--enable-lora", "--lora-modules", f"{model.name}={own}"]
+        rank = ["--max-lora-rank", str(vllm_rank(config.method.resolved_rank))]
+        args = [base, "--served-model-name", config.base_name, *lora, *rank, *address]
+    else:
+        args = [own, "--served-model-name", model.name, *address]
+    caches = {"VLLM_CACHE_ROOT": "/tmp/vllm", "VLLM_NO_USAGE_STATS": "1"}
+    return {
+        "image": settings.vllm_image,
+        "command": ["vllm", "serve"],
+        "args": args,
+        "env": pod.env({**pod.BASE_ENV, **pod.OFFLINE_ENV, **caches}),
+    }
+
+
+def _probes(ready: str, alive: str) -> dict[str, Any]:
+    def get(path: str) -> dict[str, Any]:
+        return {"httpGet": {"path": path, "port": "http"}, "timeoutSeconds": 5}
+
+    return {
+        "startupProbe": {
+            **get(ready),
+            "periodSeconds": STARTUP_PERIOD,
+            "failureThreshold": STARTUP_SECONDS // STARTUP_PERIOD,
+        },
+        "readinessProbe": {**get(ready), "periodSeconds": 5, "failureThreshold": 2},
+        # A busy server may be slow to answer; it is restarted only after a minute of silence.
+        "livenessProbe": {**get(alive), "periodSeconds": 10, "failureThreshold": 6},
+    }

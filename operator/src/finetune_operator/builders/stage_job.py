@@ -1,0 +1,176 @@
+"""The Job of a stage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from finetune_api.conditions import ExitCode, Stage
+from finetune_api.job import FineTuneJob
+from finetune_api.spec import Resources
+from finetune_api.status import RunStatus
+from finetune_operator import names
+from finetune_operator.builders import pod
+from finetune_operator.builders.metadata import digest, metadata, sealed
+from finetune_operator.builders.run_config_map import CA_CRT
+from finetune_operator.plan import Manifest
+from finetune_operator.settings import Settings
+
+PREPARE_GRACE_SECONDS = 30  # a download is begun again by the next attempt; nothing has to be saved
+
+
+def stage_job(job: FineTuneJob, run: RunStatus, stage: Stage, settings: Settings) -> Manifest:
+    """batch/v1 Job: retries are the Job controller's, judged by exit codes."""
+    labels = names.labels(job.metadata.name, run.number, stage, run.attempt)
+    spec: dict[str, Any] = {
+        "completions": 1,
+        "parallelism": 1,
+        "backoffLimit": settings.backoff_limit,
+        # The next pod starts only after the last one is gone: two trainers never write to one folder.
+        "podReplacementPolicy": "Failed",
+        "podFailurePolicy": {"rules": failure_rules()},
+        "template": {"metadata": {"labels": labels}, "spec": _pod(job, run, stage, settings)},
+    }
+    if stage is Stage.TRAIN and job.spec.compute.active_deadline_seconds:
+        spec["activeDeadlineSeconds"] = job.spec.compute.active_deadline_seconds
+    annotations = {names.ANNOTATION_RUN_HASH: run.hash, names.ANNOTATION_INPUTS_HASH: inputs_hash(job)}
+    name = names.stage_name(job.metadata.name, run.number, stage)
+    return sealed(
+        {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata(job, name, labels, annotations), "spec": spec}
+    )
+
+
+def inputs_hash(job: FineTuneJob) -> str:
+    """Stands for what a user can change to right a failed stage without starting a new run."""
+    spec = job.spec
+    refs = [spec.base_model.secret_ref, spec.dataset.secret_ref]
+    return digest([spec.compute.to_wire(), [ref and ref.name for ref in refs]])
+
+
+def failure_rules() -> list[dict[str, Any]]:
+    """podFailurePolicy: what is never retried, and what is retried without being counted."""
+    final = [
+        ExitCode.USER_INPUT,
+        ExitCode.GPU_OUT_OF_MEMORY,
+        ExitCode.LOSS_NOT_FINITE,
+        ExitCode.ARTIFACT_INVALID,
+    ]
+    return [
+        {"action": "FailJob", "onExitCodes": _exit_codes(final)},
+        {"action": "Ignore", "onExitCodes": _exit_codes([ExitCode.INTERRUPTED])},
+        {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+    ]
+
+
+def _exit_codes(values: list[int]) -> dict[str, Any]:
+    return {"containerName": names.CONTAINER, "operator": "In", "values": values}
+
+
+def _pod(job: FineTuneJob, run: RunStatus, stage: Stage, settings: Settings) -> dict[str, Any]:
+    extra_volumes, extra_mounts = _extras(job, stage, settings)
+    container: dict[str, Any] = {
+        "name": names.CONTAINER,
+        "image": settings.trainer_image,
+        "imagePullPolicy": settings.image_pull_policy,
+        **pod.command(stage),
+        "env": pod.env(_environment(job, run, stage, settings)),
+        "resources": _resources(job, stage),
+        "terminationMessagePath": "/dev/termination-log",
+        # A crash that leaves no summary leaves the end of its log.
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "volumeMounts": [
+            pod.mount("config", pod.CONFIG_PATH, read_only=True),
+            pod.mount("artifacts", pod.ARTIFACTS_PATH),
+            pod.mount("tmp", "/tmp"),
+            *extra_mounts,
+        ],
+    }
+    secrets = _secrets(job) if stage is Stage.PREPARE else []
+    if secrets:
+        container["envFrom"] = [{"secretRef": {"name": name, "optional": False}} for name in secrets]
+    return pod.pod_spec(
+        settings,
+        container=container,
+        volumes=[
+            pod.config_volume(job.metadata.name, run.number),
+            pod.artifacts_volume(job.spec.output.claim_name),
+            pod.TMP_VOLUME,
+            *extra_volumes,
+        ],
+        grace_seconds=settings.train_grace_seconds if stage is Stage.TRAIN else PREPARE_GRACE_SECONDS,
+        # Prepare goes where training will: it is the first consumer of the volume and so chooses its zone.
+        where=pod.placement(job.spec.compute, job.spec.compute.priority_class_name),
+        restart_policy="Never",
+    )
+
+
+def _resources(job: FineTuneJob, stage: Stage) -> dict[str, Any]:
+    compute = job.spec.compute
+    if stage is Stage.PREPARE:
+        return pod.resources(Resources(), stage)
+    return pod.resources(compute.resources, stage, compute.gpus, compute.gpu_resource)
+
+
+def _environment(job: FineTuneJob, run: RunStatus, stage: Stage, settings: Settings) -> dict[str, str]:
+    result = dict(pod.BASE_ENV)
+    if stage is not Stage.PREPARE:
+        result |= pod.OFFLINE_ENV
+    if stage is Stage.TRAIN and settings.progress_url:
+        meta = job.metadata
+        path = f"/progress/v1alpha1/namespaces/{meta.namespace}/jobs/{meta.name}/runs/{run.number}"
+        result["KUBEFLOW_TRAINER_SERVER_URL"] = settings.progress_url.rstrip("/") + path
+        result["KUBEFLOW_TRAINER_SERVER_CA_CERT"] = f"{pod.CONFIG_PATH}/{CA_CRT}"
+        result["KUBEFLOW_TRAINER_SERVER_TOKEN"] = f"{pod.TOKEN_PATH}/token"
+    return result
+
+
+def _secrets(job: FineTuneJob) -> list[str]:
+    refs = [job.spec.base_model.secret_ref, job.spec.dataset.secret_ref]
+    return list(dict.fromkeys(ref.name for ref in refs if ref))
+
+
+Volumes = tuple[list[dict[str, Any]], list[dict[str, Any]]]
+
+
+def _extras(job: FineTuneJob, stage: Stage, settings: Settings) -> Volumes:
+    """Volumes and mounts beside configuration, artifacts and /tmp."""
+    if stage is Stage.PREPARE:
+        return _source_volumes(job)
+    volumes, mounts = [pod.SHM_VOLUME], [pod.mount("shm", "/dev/shm")]
+    if stage is Stage.TRAIN and settings.progress_url:
+        volumes.append(_token_volume(settings))
+        mounts.append(pod.mount("progress-token", pod.TOKEN_PATH, read_only=True))
+    return volumes, mounts
+
+
+def _token_volume(settings: Settings) -> dict[str, Any]:
+    token = {"audience": settings.progress_audience, "expirationSeconds": pod.TOKEN_SECONDS, "path": "token"}
+    return {"name": "progress-token", "projected": {"sources": [{"serviceAccountToken": token}]}}
+
+
+def _source_volumes(job: FineTuneJob) -> Volumes:
+    """What Prepare reads, each claim and ConfigMap once, read-only."""
+    volumes: list[dict[str, Any]] = []
+    mounts: list[dict[str, Any]] = []
+    for index, claim in enumerate(dict.fromkeys(_claims(job))):
+        name = "artifacts" if claim == job.spec.output.claim_name else f"source-{index}"
+        if name != "artifacts":
+            volumes.append({"name": name, "persistentVolumeClaim": {"claimName": claim, "readOnly": True}})
+        mounts.append(pod.mount(name, f"{pod.SOURCES_PATH}/pvc/{claim}", read_only=True))
+    for index, config in enumerate(dict.fromkeys(_config_maps(job))):
+        volumes.append({"name": f"data-{index}", "configMap": {"name": config}})
+        mounts.append(pod.mount(f"data-{index}", f"{pod.SOURCES_PATH}/configmap/{config}", read_only=True))
+    return volumes, mounts
+
+
+def _claims(job: FineTuneJob) -> Iterator[str]:
+    dataset = job.spec.dataset
+    for source in (job.spec.base_model.source, dataset.train.source, dataset.validation.source):
+        if source and source.startswith("pvc://"):
+            yield names.claim_of(source)
+
+
+def _config_maps(job: FineTuneJob) -> Iterator[str]:
+    for part in (job.spec.dataset.train, job.spec.dataset.validation):
+        if part.config_map_ref:
+            yield part.config_map_ref.name

@@ -1,0 +1,119 @@
+"""The whole behaviour of the control plane as one pure function: (job, observed, now, settings) -> Plan.
+
+Level-triggered: it looks at what is there, never at what has just happened. So a pass that was cut short, a
+pass too many, or events in another order end in the same place.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from finetune_api.conditions import Stage
+from finetune_api.job import FineTuneJob
+from finetune_api.status import FineTuneJobStatus, RunStatus
+from finetune_operator import names, runs
+from finetune_operator.conditions import merge
+from finetune_operator.diagnose import job_condition, to_failure
+from finetune_operator.plan import Manifest, ObjectRef, Observed, Plan
+from finetune_operator.settings import Settings
+from finetune_operator.stages.job_stage import advance, soonest
+from finetune_operator.stages.pipeline import PIPELINE
+from finetune_operator.stages.promote import Promotion, promote
+from finetune_operator.stages.serve import Serving, serve
+from finetune_operator.stages.view import Step, View, is_deleting, own_children, reference
+from finetune_operator.transitions import events
+from finetune_operator.verdicts import Outcome, judgements
+
+
+def decide(job: FineTuneJob, observed: Observed, now: datetime, settings: Settings) -> Plan:
+    """What to write now. Applied and decided again it is empty, with the same status and no event."""
+    if job.metadata.deletion_timestamp:
+        return Plan(status=job.status)  # the garbage collector removes the children
+    mine, foreign = own_children(job, observed)
+    view = View(job, mine, foreign, now, settings)
+    selection = runs.select(job, mine, view.time)
+    step, stage = _run_stages(view, selection.run)
+    promotion = promote(view, step.run, selection.records)
+    serving = serve(view, promotion.run, promotion.wanted)
+    run = _with_serving_trouble(view, promotion, serving)
+    status = _status(view, run, stage, promotion, serving)
+    return Plan(
+        status=status,
+        apply=_once(step.apply + serving.apply),
+        delete=step.delete + serving.delete + _leftovers(view, run, status),
+        events=events(job.status, status),
+        requeue_after=soonest(step.requeue_after, serving.requeue_after),
+    )
+
+
+def _run_stages(view: View, run: RunStatus) -> tuple[Step, Stage]:
+    """As far as the stages that run as Jobs are done; the first that is not stops the pass."""
+    for stage in PIPELINE:
+        step = advance(view, run, stage)
+        if not step.done:
+            return step, stage.stage
+        run = step.run
+    return Step(run, done=True), Stage.SERVE
+
+
+def _with_serving_trouble(view: View, promotion: Promotion, serving: Serving) -> RunStatus:
+    """Trouble of a stage comes first; trouble of serving shows when there is none."""
+    run = promotion.run
+    if run.failure is not None and run.failure.stage is not Stage.SERVE:
+        return run
+    before = view.job.status.run
+    finding = promotion.finding or serving.finding
+    failure = finding and to_failure(
+        finding, Stage.SERVE, view.time, waiting=promotion.finding is None, previous=before.failure if before else None
+    )
+    return run.model_copy(update={"failure": failure})
+
+
+def _status(view: View, run: RunStatus, stage: Stage, promotion: Promotion, serving: Serving) -> FineTuneJobStatus:
+    job, spec = view.job, view.job.spec
+    promoted = runs.is_promoted(promotion.records, run.number)
+    outcome = Outcome(run, stage, promotion.wanted, promoted, serving, spec.serving.replicas)
+    conditions = merge(job.status.conditions, judgements(outcome), view.time, job.metadata.generation)
+    keep = [spec.serving.run, *(model.run for model in (serving.model, promotion.wanted) if model)]
+    return FineTuneJobStatus(
+        observed_generation=job.metadata.generation,
+        conditions=conditions,
+        stage=stage if stage is not Stage.SERVE or promotion.wanted else Stage.EVALUATE,
+        model_name=names.base_name(spec),
+        percent=_percent(run, stage),
+        run=run,
+        model=serving.model,
+        endpoint=serving.endpoint,
+        runs=list(runs.trim(promotion.records, view.settings.run_history_limit, keep)),
+    )
+
+
+def _percent(run: RunStatus, stage: Stage) -> str:
+    if stage is Stage.PREPARE:
+        return "0%"
+    if stage is Stage.TRAIN:
+        return f"{run.progress.percent if run.progress else 0}%"
+    return "100%"
+
+
+def _leftovers(view: View, run: RunStatus, status: FineTuneJobStatus) -> tuple[ObjectRef, ...]:
+    """Jobs of other runs that still run, and the children of runs that are forgotten."""
+    known = {run.number, *(record.number for record in status.runs)} | ({status.model.run} if status.model else set())
+    namespace = view.job.metadata.namespace
+    result = []
+    for job in view.observed.jobs.values():
+        number = names.number(names.label(job, names.LABEL_RUN))
+        if number is None or number == run.number or is_deleting(job):
+            continue
+        if number not in known or not (job_condition(job, "Complete") or job_condition(job, "Failed")):
+            result.append(reference({"apiVersion": "batch/v1", "kind": "Job", **job}, namespace))
+    for config_map in view.observed.config_maps.values():
+        number = names.number(names.label(config_map, names.LABEL_RUN))
+        if number is not None and number not in known and not is_deleting(config_map):
+            result.append(reference({"apiVersion": "v1", "kind": "ConfigMap", **config_map}, namespace))
+    return tuple(result)
+
+
+def _once(manifests: tuple[Manifest, ...]) -> tuple[Manifest, ...]:
+    """Each object once; a run's ConfigMap may be wanted by a stage and by the server."""
+    return tuple({(m["kind"], m["metadata"]["name"]): m for m in manifests}.values())

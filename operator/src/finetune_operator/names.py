@@ -1,0 +1,138 @@
+"""Names and labels of children. Deterministic, so that a second pass finds what the first one made."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+
+from finetune_api import GROUP
+from finetune_api.conditions import Stage
+from finetune_api.spec import FineTuneJobSpec
+
+MAX_LENGTH = 63  # of a label value and of a DNS label; a Job's name becomes both on its pods
+HASH_LENGTH = 8
+
+MANAGED_BY = "app.kubernetes.io/managed-by"
+LABEL_JOB = f"{GROUP}/job"
+LABEL_RUN = f"{GROUP}/run"
+LABEL_STAGE = f"{GROUP}/stage"
+LABEL_ATTEMPT = f"{GROUP}/attempt"
+ANNOTATION_SPEC_HASH = f"{GROUP}/spec-hash"
+ANNOTATION_RUN_HASH = f"{GROUP}/run-hash"
+# Of what a user may change without a new run (compute, secrets): such a change gives a failed stage another try.
+ANNOTATION_INPUTS_HASH = f"{GROUP}/inputs-hash"
+
+CONTAINER = "main"
+PORT = 8000
+
+
+def short_hash(text: str, length: int = HASH_LENGTH) -> str:
+    """The first hexadecimal digits of the text's SHA-256."""
+    return hashlib.sha256(text.encode()).hexdigest()[:length]
+
+
+def cut(name: str) -> str:
+    """The name, or where it is longer than 63 characters its beginning and a hash of all of it."""
+    if len(name) <= MAX_LENGTH:
+        return name
+    return f"{name[: MAX_LENGTH - HASH_LENGTH - 1].rstrip('-.')}-{short_hash(name)}"
+
+
+def _dns_label(job: str) -> str:
+    # A FineTuneJob may have dots in its name, a Service may not; the hash keeps `a.b` and `a-b` apart.
+    return job if "." not in job else f"{job.replace('.', '-')}-{short_hash(job)}"
+
+
+def run_name(job: str, run: int) -> str:
+    """The run's ConfigMap."""
+    return _suffixed(job, f"-r{run}")
+
+
+def stage_name(job: str, run: int, stage: Stage) -> str:
+    """The Job of a stage."""
+    return _suffixed(job, f"-r{run}-{stage.value.lower()}")
+
+
+def serve_name(job: str) -> str:
+    """The Deployment and the Service."""
+    name = _suffixed(job, "-serve")
+    # A Service's name is a DNS label, which must begin with a letter; a FineTuneJob's may begin with a digit.
+    return name if name[0].isalpha() else cut(f"s-{name}")
+
+
+def _suffixed(job: str, suffix: str) -> str:
+    """Cut so that what tells children apart, the suffix, stays readable."""
+    base = _dns_label(job)
+    if len(base) + len(suffix) <= MAX_LENGTH:
+        return base + suffix
+    room = MAX_LENGTH - len(suffix) - HASH_LENGTH - 1
+    return f"{base[:room].rstrip('-')}-{short_hash(job)}{suffix}"
+
+
+def labels(job: str, run: int, stage: Stage | None = None, attempt: int | None = None) -> dict[str, str]:
+    """Labels of a child and of its pods."""
+    result = {MANAGED_BY: "finetune-operator", LABEL_JOB: cut(job), LABEL_RUN: str(run)}
+    if stage is not None:
+        result[LABEL_STAGE] = stage.value
+    if attempt is not None:
+        result[LABEL_ATTEMPT] = str(attempt)
+    return result
+
+
+def serve_selector(job: str) -> dict[str, str]:
+    """Labels that select the servers of any run: a Deployment's selector can never change."""
+    return {LABEL_JOB: cut(job), LABEL_STAGE: Stage.SERVE.value}
+
+
+def number(value: str | None) -> int | None:
+    """The number in a label, or None where there is none."""
+    return int(value) if value and value.isascii() and value.isdigit() else None
+
+
+def label(manifest: Mapping[str, object], key: str) -> str | None:
+    """A label of an object."""
+    return _of(manifest, "labels", key)
+
+
+def annotation(manifest: Mapping[str, object], key: str) -> str | None:
+    """An annotation of an object."""
+    return _of(manifest, "annotations", key)
+
+
+def _of(manifest: Mapping[str, object], part: str, key: str) -> str | None:
+    metadata = manifest.get("metadata")
+    values = metadata.get(part) if isinstance(metadata, dict) else None
+    value = values.get(key) if isinstance(values, dict) else None
+    return value if isinstance(value, str) else None
+
+
+def base_name(spec: FineTuneJobSpec) -> str:
+    """Short name of the base model: the last segment of its source in lower case, at most 253 characters."""
+    segment = spec.base_model.source.rstrip("/").rsplit("/", 1)[-1].lower()
+    return re.sub(r"[^a-z0-9._-]+", "-", segment).strip("-")[:253] or "base"
+
+
+def tuned_name(job: str, spec: FineTuneJobSpec) -> str:
+    """Name by which the endpoint answers for the tuned model: the job's, unless the base has it already."""
+    return job if job != base_name(spec) else f"{job[:247]}-tuned"
+
+
+def run_folder(namespace: str, job: str, run: int, run_hash: str) -> str:
+    """The run's folder on the artifact volume. The hash keeps a re-created job apart from its predecessor."""
+    return f"{namespace}/{job}/runs/{run}-{run_hash[:8]}"
+
+
+def models_folder(namespace: str) -> str:
+    """Base models, shared by the jobs of a namespace."""
+    return f"{namespace}/models"
+
+
+def claim_of(uri: str) -> str:
+    """CLAIM of pvc://CLAIM/PATH."""
+    return uri.removeprefix("pvc://").split("/", 1)[0]
+
+
+def path_of(uri: str) -> str:
+    """PATH of pvc://CLAIM/PATH."""
+    return uri.removeprefix("pvc://").split("/", 1)[-1]

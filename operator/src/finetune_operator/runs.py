@@ -1,0 +1,179 @@
+"""Which run the spec asks for, and what is remembered of the others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from finetune_api.conditions import RunResult, Stage, Trigger
+from finetune_api.job import FineTuneJob, run_hash, training_inputs
+from finetune_api.run_config import RunConfig
+from finetune_api.spec import FineTuneJobSpec
+from finetune_api.status import ModelStatus, RunRecord, RunStatus, StageTime
+from finetune_operator import names
+from finetune_operator.builders.run_config_map import parse_run_config
+from finetune_operator.conditions import shorten
+from finetune_operator.plan import Manifest, Observed
+
+STATUS_RECORDS = 20  # status.runs' own bound
+RECORD_MESSAGE = 512
+FINISHED = (RunResult.PROMOTED, RunResult.GATE_FAILED)
+JOB_STAGES = (Stage.PREPARE, Stage.TRAIN, Stage.EVALUATE)
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The run that the spec asks for, and the history as it stands then."""
+
+    run: RunStatus
+    records: tuple[RunRecord, ...]
+    started: bool = False
+
+
+def select(job: FineTuneJob, observed: Observed, now: str) -> Selection:
+    """The run in hand while the spec asks for it; else a finished run with the same inputs; else a new one."""
+    wanted = run_hash(job.spec)
+    current, records = job.status.run, tuple(job.status.runs)
+    if current is not None and current.hash == wanted:
+        return Selection(current, records)
+    if current is not None:
+        records = _supersede(records, current, now)
+    earlier = _finished_with(records, wanted)
+    if earlier is not None:
+        return Selection(_adopted(earlier), records, started=True)
+    number = _begun_with(observed, wanted, _highest_known(job)) or _highest(job, observed) + 1
+    run = RunStatus(number=number, hash=wanted, trigger=_trigger(job, observed), start_time=now)
+    return Selection(run, records, started=True)
+
+
+def _supersede(records: tuple[RunRecord, ...], run: RunStatus, now: str) -> tuple[RunRecord, ...]:
+    """A run that has not ended by itself ends because the spec asks for another one."""
+    if any(record.number == run.number for record in records):
+        return records
+    return remember(records, run, RunResult.SUPERSEDED, "The spec changed before the run had ended.", now)
+
+
+def remember(
+    records: tuple[RunRecord, ...], run: RunStatus, result: RunResult, message: str, now: str
+) -> tuple[RunRecord, ...]:
+    """The history with this run in it, by number. The time stays while the result does."""
+    old = next((record for record in records if record.number == run.number), None)
+    evaluation = run.evaluation
+    record = RunRecord(
+        number=run.number,
+        hash=run.hash,
+        trigger=run.trigger,
+        result=result,
+        completion_time=old.completion_time if old and old.result == result else now,
+        loss=evaluation.tuned.loss if evaluation and evaluation.tuned else None,
+        base_loss=evaluation.base.loss if evaluation and evaluation.base else None,
+        message=shorten(message, RECORD_MESSAGE),
+        model=run.model,
+        evaluation=evaluation,
+    )
+    others = [other for other in records if other.number != run.number]
+    return tuple(sorted([*others, record], key=lambda entry: entry.number))
+
+
+def forget(records: tuple[RunRecord, ...], number: int) -> tuple[RunRecord, ...]:
+    """The history without this run: it goes on."""
+    return tuple(record for record in records if record.number != number)
+
+
+def trim(records: tuple[RunRecord, ...], limit: int, keep: Iterable[int | None]) -> tuple[RunRecord, ...]:
+    """The newest records, at most `limit`, and those in `keep` whatever their age."""
+    limit = max(1, min(limit, STATUS_RECORDS))
+    needed = set(keep)
+    kept = [record for record in records if record.number in needed]
+    room = max(0, limit - len(kept))
+    others = [record for record in records if record.number not in needed]
+    return tuple(sorted([*kept, *(others[-room:] if room else [])], key=lambda record: record.number))
+
+
+def model_of(job: FineTuneJob, records: Iterable[RunRecord], run: RunStatus, number: int) -> ModelStatus | None:
+    """The model of a run, whether promoted or not."""
+    known = [run.model, *(record.model for record in records), job.status.model]
+    return next((model for model in known if model is not None and model.run == number), None)
+
+
+def newest_promoted(records: Iterable[RunRecord]) -> ModelStatus | None:
+    """The model of the newest run that passed its gate."""
+    promoted = [record for record in records if record.result is RunResult.PROMOTED and record.model]
+    return promoted[-1].model if promoted else None
+
+
+def is_promoted(records: Iterable[RunRecord], number: int) -> bool:
+    """Whether the run passed its gate once."""
+    return any(record.number == number and record.result is RunResult.PROMOTED for record in records)
+
+
+def _finished_with(records: tuple[RunRecord, ...], wanted: str) -> RunRecord | None:
+    found = [record for record in records if record.hash == wanted and record.result in FINISHED and record.model]
+    return found[-1] if found else None
+
+
+def _adopted(record: RunRecord) -> RunStatus:
+    """A finished run in hand again: the user went back to an earlier commit. Nothing is trained anew."""
+    return RunStatus(
+        number=record.number,
+        hash=record.hash,
+        trigger=record.trigger,
+        stages=[StageTime(stage=stage, completion_time=record.completion_time) for stage in JOB_STAGES],
+        evaluation=record.evaluation,
+        model=record.model,
+    )
+
+
+def _begun_with(observed: Observed, wanted: str, above: int) -> int | None:
+    """Number of a run with these inputs whose children exist but which the status does not know yet:
+    the pass that made them was cut short before it wrote the status."""
+    children: list[Mapping[str, Manifest]] = [observed.config_maps, observed.jobs]
+    for manifests in children:
+        for manifest in manifests.values():
+            number = names.number(names.label(manifest, names.LABEL_RUN))
+            same = names.annotation(manifest, names.ANNOTATION_RUN_HASH) == wanted
+            if same and number is not None and number > above:
+                return number
+    return None
+
+
+def _highest_known(job: FineTuneJob) -> int:
+    known = [record.number for record in job.status.runs]
+    known += [part.run for part in (job.status.model,) if part]
+    known += [job.status.run.number] if job.status.run else []
+    return max(known, default=0)
+
+
+def _highest(job: FineTuneJob, observed: Observed) -> int:
+    seen = [_highest_known(job)]
+    for manifests in (observed.config_maps, observed.jobs, observed.deployments):
+        for manifest in manifests.values():
+            seen.append(names.number(names.label(manifest, names.LABEL_RUN)) or 0)
+    return max(seen)
+
+
+def _trigger(job: FineTuneJob, observed: Observed) -> Trigger:
+    previous = job.status.run
+    if previous is None:
+        return Trigger.CREATED
+    config = parse_run_config(observed.config_maps.get(names.run_name(job.metadata.name, previous.number)))
+    if config is not None and _inputs(_spec_of(config, job.spec)) == _inputs(job.spec):
+        return Trigger.RERUN
+    return Trigger.SPEC_CHANGED
+
+
+def _inputs(spec: FineTuneJobSpec) -> dict[str, object]:
+    """What a run depends on but for the token."""
+    return training_inputs(spec.model_copy(update={"rerun_token": None}))
+
+
+def _spec_of(config: RunConfig, spec: FineTuneJobSpec) -> FineTuneJobSpec:
+    return spec.model_copy(
+        update={
+            "task": config.task,
+            "base_model": config.base_model,
+            "dataset": config.dataset,
+            "method": config.method,
+            "hyperparameters": config.hyperparameters,
+        }
+    )

@@ -1,0 +1,209 @@
+"""What Prepare, Train and Evaluate have in common: a Job that must leave a summary."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from finetune_api.conditions import FailureReason, Stage
+from finetune_api.reports import Summary
+from finetune_api.status import Failure, RunStatus
+from finetune_operator import names
+from finetune_operator.builders.run_config_map import run_config_map
+from finetune_operator.builders.stage_job import inputs_hash, stage_job
+from finetune_operator.diagnose import (
+    Finding,
+    ever_ran,
+    is_over,
+    job_condition,
+    job_failure,
+    mount_check_after,
+    newest,
+    parse_time,
+    pod_trouble,
+    summary_of,
+    to_failure,
+)
+from finetune_operator.plan import Manifest
+from finetune_operator.stages.view import (
+    Step,
+    View,
+    ended_with_failure,
+    is_deleting,
+    is_done,
+    reference,
+    stage_time,
+    with_time,
+)
+
+# Jobs and pods come over different watches: the Job's end may be seen before its pod's. So long the pod is waited for.
+GRACE_SECONDS = 10.0
+FOREIGN_SECONDS = 5.0  # how soon to look again whether the garbage collector has removed a predecessor's child
+
+
+@dataclass(frozen=True, slots=True)
+class JobStage:
+    """A stage as data: its name, what its summary must hold, and what is live while it runs."""
+
+    stage: Stage
+    absorb: Callable[[View, RunStatus, Summary], RunStatus | None]
+    live: Callable[[View, RunStatus], tuple[RunStatus, float | None]] | None = None
+
+
+def advance(view: View, run: RunStatus, stage: JobStage) -> Step:
+    """One look at the stage: create its Job, wait for it, take its result, or say why it failed."""
+    if is_done(run, stage.stage):
+        return Step(run, done=True)
+    name = names.stage_name(view.job.metadata.name, run.number, stage.stage)
+    job = view.observed.jobs.get(name)
+    if job is not None and is_deleting(job):
+        return Step(run)
+    if ended_with_failure(run):
+        return _try_again(view, run, stage.stage, job)
+    if f"Job/{name}" in view.foreign:
+        return _blocked(view, run, stage.stage, name)
+    if job is None:
+        return _create(view, run, stage.stage)
+    if job_condition(job, "Complete") or job_condition(job, "SuccessCriteriaMet"):
+        return _collect(view, run, stage, job)
+    if job_condition(job, "Failed") or job_condition(job, "FailureTarget"):
+        return _fail(view, run, stage.stage, job)
+    return _watch(view, run, stage, job)
+
+
+def pods_of(view: View, job: Manifest) -> list[Manifest]:
+    """The Job's pods, by owner where it is known, by labels otherwise."""
+    uid = job["metadata"].get("uid")
+    run, stage = names.label(job, names.LABEL_RUN), names.label(job, names.LABEL_STAGE)
+    result = []
+    for pod in view.observed.pods:
+        owners = [owner.get("uid") for owner in pod["metadata"].get("ownerReferences") or () if owner.get("uid")]
+        if owners and uid and uid not in owners:
+            continue
+        if (names.label(pod, names.LABEL_RUN), names.label(pod, names.LABEL_STAGE)) == (run, stage):
+            result.append(pod)
+    return result
+
+
+def ensure_config_map(view: View, run: RunStatus) -> tuple[Manifest, ...]:
+    """The run's ConfigMap where it is missing. An existing one is never touched: it is immutable."""
+    if names.run_name(view.job.metadata.name, run.number) in view.observed.config_maps:
+        return ()
+    return (run_config_map(view.job, run, view.settings),)
+
+
+def _create(view: View, run: RunStatus, stage: Stage) -> Step:
+    if stage_time(run, stage) is None:
+        run = run.model_copy(update={"attempt": 1})
+    run = with_time(run, stage, start=view.time)
+    run = run.model_copy(update={"failure": _refusal(view, run, stage)})
+    manifests = (*ensure_config_map(view, run), stage_job(view.job, run, stage, view.settings))
+    return Step(run, apply=manifests)
+
+
+def _refusal(view: View, run: RunStatus, stage: Stage) -> Failure | None:
+    """The API server did not take what we wrote. The control plane tries again, with growing pauses."""
+    refused = view.observed.apply_failure
+    if refused is None:
+        return None
+    finding = Finding(refused.reason, refused.message)
+    return to_failure(finding, stage, view.time, waiting=True, previous=run.failure)
+
+
+def _blocked(view: View, run: RunStatus, stage: Stage, name: str) -> Step:
+    text = f"The Job {name} belongs to an earlier FineTuneJob of this name and has not been removed yet."
+    finding = Finding(FailureReason.NAME_CONFLICT, text)
+    failure = to_failure(finding, stage, view.time, waiting=True, previous=run.failure)
+    return Step(run.model_copy(update={"failure": failure}), requeue_after=FOREIGN_SECONDS)
+
+
+def _try_again(view: View, run: RunStatus, stage: Stage, job: Manifest | None) -> Step:
+    """A failed stage gets another try when the user changed what it runs on, say its memory."""
+    return _replace(view, run, job) if job is not None and _inputs_changed(view, job) else Step(run)
+
+
+def _inputs_changed(view: View, job: Manifest) -> bool:
+    return names.annotation(job, names.ANNOTATION_INPUTS_HASH) not in (None, inputs_hash(view.job))
+
+
+def _replace(view: View, run: RunStatus, job: Manifest) -> Step:
+    """Delete now; the Job is created anew when it and its pods are gone."""
+    attempt = max(run.attempt, (names.number(names.label(job, names.LABEL_ATTEMPT)) or 1) + 1)
+    run = run.model_copy(update={"attempt": attempt, "failure": None})
+    return Step(run, delete=(reference(job, view.job.metadata.namespace),))
+
+
+def _collect(view: View, run: RunStatus, stage: JobStage, job: Manifest) -> Step:
+    pods = pods_of(view, job)
+    summary = summary_of(pods)
+    absorbed = stage.absorb(view, run, summary) if summary else None
+    if absorbed is not None:
+        completed = (job.get("status") or {}).get("completionTime") or view.time
+        absorbed = with_time(absorbed, stage.stage, start=view.time, completion=completed)
+        return Step(absorbed.model_copy(update={"failure": None}), done=True)
+    if _pods_lag(view, job, pods):
+        return Step(run, requeue_after=GRACE_SECONDS)
+    if (names.number(names.label(job, names.LABEL_ATTEMPT)) or 1) > view.settings.backoff_limit:
+        text = f"{stage.stage} succeeded, but none of its pods left a summary in its termination message."
+        return _end(view, run, stage.stage, Finding(FailureReason.SYSTEM_FAULT, text))
+    # The pod is gone and its summary with it. The stage finds its report on the volume and says it again.
+    return _replace(view, run, job)
+
+
+def _pods_lag(view: View, job: Manifest, pods: list[Manifest]) -> bool:
+    """Whether the end of a pod may only not have been seen yet."""
+    conditions = (job.get("status") or {}).get("conditions") or ()
+    ended = max((str(condition.get("lastTransitionTime") or "") for condition in conditions), default="")
+    fresh = (view.now - parse_time(ended, view.now)).total_seconds() < GRACE_SECONDS
+    last = newest(pods)
+    return fresh and (last is None or not is_over(last))
+
+
+def _fail(view: View, run: RunStatus, stage: Stage, job: Manifest) -> Step:
+    pods = pods_of(view, job)
+    condition = job_condition(job, "Failed") or job_condition(job, "FailureTarget") or {}
+    if condition.get("reason") != "DeadlineExceeded" and _pods_lag(view, job, pods):
+        return Step(run, requeue_after=GRACE_SECONDS)
+    if _inputs_changed(view, job):
+        return _replace(view, run, job)
+    return _end(view, run, stage, job_failure(job, pods, view.now))
+
+
+def _end(view: View, run: RunStatus, stage: Stage, finding: Finding) -> Step:
+    failure = to_failure(finding, stage, view.time, waiting=False, previous=run.failure)
+    return Step(run.model_copy(update={"failure": failure}))
+
+
+def _watch(view: View, run: RunStatus, stage: JobStage, job: Manifest) -> Step:
+    pods = pods_of(view, job)
+    if _is_outdated(view, run, stage.stage, job) and not any(ever_ran(pod) for pod in pods):
+        return _replace(view, run, job)
+    run = with_time(run, stage.stage, start=view.time)
+    finding = pod_trouble(pods, view.now)
+    failure = finding and to_failure(finding, stage.stage, view.time, waiting=True, previous=run.failure)
+    run = run.model_copy(update={"failure": failure, "attempt": _attempt(run, job, pods)})
+    step = Step(run, requeue_after=mount_check_after(pods, view.now))
+    if stage.live is None:
+        return step
+    run, again = stage.live(view, run)
+    return replace(step, run=run, requeue_after=soonest(step.requeue_after, again))
+
+
+def _is_outdated(view: View, run: RunStatus, stage: Stage, job: Manifest) -> bool:
+    """Whether the Job is no longer what we would create: the user changed compute, or the image was corrected."""
+    attempt = names.number(names.label(job, names.LABEL_ATTEMPT)) or 1
+    wanted = stage_job(view.job, run.model_copy(update={"attempt": attempt}), stage, view.settings)
+    return names.annotation(job, names.ANNOTATION_SPEC_HASH) != names.annotation(wanted, names.ANNOTATION_SPEC_HASH)
+
+
+def _attempt(run: RunStatus, job: Manifest, pods: list[Manifest]) -> int:
+    """The Job's own attempt and one more for each of its pods that ended or is ending."""
+    first = names.number(names.label(job, names.LABEL_ATTEMPT)) or 1
+    spent = sum(1 for pod in pods if is_deleting(pod) or is_over(pod))
+    failed = int((job.get("status") or {}).get("failed") or 0)
+    return max(run.attempt, first + max(spent, failed))
+
+
+def soonest(*times: float | None) -> float | None:
+    """The smallest of the given seconds, or None when there is none."""
+    return min((time for time in times if time is not None), default=None)

@@ -1,0 +1,102 @@
+"""The stages that run as Jobs, in order, and what each one's summary brings into the status."""
+
+from __future__ import annotations
+
+from finetune_api.conditions import Stage
+from finetune_api.reports import Summary, model_status
+from finetune_api.status import DatasetStatus, Progress, RunStatus
+from finetune_operator import names
+from finetune_operator.conditions import shorten
+from finetune_operator.diagnose import parse_time
+from finetune_operator.stages.job_stage import JobStage
+from finetune_operator.stages.view import View
+
+PROBLEMS, PROBLEM_LINES, PROBLEM_MESSAGE = 10, 20, 512  # bounds of status.py
+
+
+def prepared(view: View, run: RunStatus, summary: Summary) -> RunStatus | None:
+    """The data's figures, what `auto` became, the estimate."""
+    if summary.dataset is None:
+        return None
+    update = {
+        "dataset": bounded_dataset(summary.dataset),
+        "resolved": summary.resolved,
+        "estimate": summary.estimate,
+    }
+    return run.model_copy(update=update)
+
+
+def bounded_dataset(dataset: DatasetStatus) -> DatasetStatus:
+    """Within the bounds of the status, whatever a pod wrote."""
+    problems = [
+        problem.model_copy(
+            update={
+                "lines": problem.lines[:PROBLEM_LINES],
+                "check": shorten(problem.check, 253),
+                "file": shorten(problem.file, 253),
+                "message": shorten(problem.message, PROBLEM_MESSAGE),
+            }
+        )
+        for problem in dataset.problems[:PROBLEMS]
+    ]
+    return dataset.model_copy(update={"problems": problems})
+
+
+def trained(view: View, run: RunStatus, summary: Summary) -> RunStatus | None:
+    """The verified model, and the progress at its end."""
+    if summary.model is None:
+        return None
+    spec, meta = view.job.spec, view.job.metadata
+    model = model_status(
+        summary.model,
+        claim=spec.output.claim_name,
+        run=run.number,
+        name=names.tuned_name(meta.name, spec),
+    )
+    last = run.progress or Progress()
+    steps = summary.steps or last.total_steps or (run.resolved.total_steps if run.resolved else 0)
+    progress = last.model_copy(
+        update={
+            "percent": 100,
+            "step": steps,
+            "total_steps": steps,
+            "train_loss": summary.train_loss if summary.train_loss is not None else last.train_loss,
+            "eval_loss": summary.eval_loss if summary.eval_loss is not None else last.eval_loss,
+            "remaining_seconds": 0,
+            "update_time": view.time,
+        }
+    )
+    update = {"model": model, "progress": progress, "checkpoint": summary.checkpoint or run.checkpoint}
+    return run.model_copy(update=update)
+
+
+def evaluated(view: View, run: RunStatus, summary: Summary) -> RunStatus | None:
+    """The proof against the base model."""
+    if summary.evaluation is None:
+        return None
+    return run.model_copy(update={"evaluation": summary.evaluation})
+
+
+def training_progress(view: View, run: RunStatus) -> tuple[RunStatus, float | None]:
+    """The last report of the training pod, at most one write an interval; else when to look again (seconds)."""
+    report = view.observed.progress
+    if report is None or report.run != run.number:
+        return run, None
+    shown = report.progress.model_copy(update={"update_time": None})
+    if run.progress is not None and run.progress.model_copy(update={"update_time": None}) == shown:
+        return run, None
+    if run.progress is not None and run.progress.update_time:
+        age = (view.now - parse_time(run.progress.update_time, view.now)).total_seconds()
+        left = view.settings.progress_interval_seconds - age
+        if 0 < left <= view.settings.progress_interval_seconds:
+            return run, left
+    # The time of writing, not of reporting: the interval bounds our writes, and a pod's clock may be wrong.
+    progress = report.progress.model_copy(update={"update_time": view.time})
+    return run.model_copy(update={"progress": progress, "checkpoint": report.checkpoint or run.checkpoint}), None
+
+
+PIPELINE = (
+    JobStage(Stage.PREPARE, prepared),
+    JobStage(Stage.TRAIN, trained, live=training_progress),
+    JobStage(Stage.EVALUATE, evaluated),
+)

@@ -1,0 +1,70 @@
+"""Which model shall answer: the gate's judgement, the history, and the user's pin."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from finetune_api.conditions import FailureReason, GateVerdict, RunResult, Stage
+from finetune_api.gate import judge
+from finetune_api.status import ModelStatus, RunRecord, RunStatus
+from finetune_operator import runs
+from finetune_operator.conditions import shorten
+from finetune_operator.diagnose import Finding
+from finetune_operator.stages.view import View, ended_with_failure, is_done
+
+REASON_LENGTH, REASONS = 256, 16  # bounds of status.gate.reasons
+
+
+@dataclass(frozen=True, slots=True)
+class Promotion:
+    """The run with its verdict, the history with the run's result, and the model that shall answer."""
+
+    run: RunStatus
+    records: tuple[RunRecord, ...]
+    wanted: ModelStatus | None
+    finding: Finding | None = None
+
+
+def promote(view: View, run: RunStatus, records: tuple[RunRecord, ...]) -> Promotion:
+    """A run that passed its gate once stays promoted: a stricter gate is for later runs, `serving.run` for this."""
+    run = _judged(view, run)
+    records = _recorded(view, run, records)
+    pinned = view.job.spec.serving.run
+    if pinned is None:
+        return Promotion(run, records, _newest(view, run, records))
+    model = runs.model_of(view.job, records, run, pinned)
+    unfinished = pinned == run.number and not ended_with_failure(run) and run.model is None
+    if model is not None or unfinished:
+        return Promotion(run, records, model or view.job.status.model)
+    known = sorted({record.number for record in records if record.model} | ({run.number} if run.model else set()))
+    text = f"serving.run is {pinned}, but run {pinned} made no model that is known here; there are {known or 'none'}."
+    return Promotion(run, records, view.job.status.model, Finding(FailureReason.RUN_NOT_FOUND, text))
+
+
+def _newest(view: View, run: RunStatus, records: tuple[RunRecord, ...]) -> ModelStatus | None:
+    if run.model is not None and runs.is_promoted(records, run.number):
+        return run.model  # also when it is an old one: the user went back to its commit
+    return runs.newest_promoted(records) or view.job.status.model
+
+
+def _judged(view: View, run: RunStatus) -> RunStatus:
+    if not is_done(run, Stage.EVALUATE) or run.evaluation is None:
+        return run
+    gate = judge(view.job.spec.evaluation.gate.rules_, run.evaluation)
+    reasons = [shorten(reason, REASON_LENGTH) for reason in gate.reasons[:REASONS]]
+    return run.model_copy(update={"gate": gate.model_copy(update={"reasons": reasons})})
+
+
+def _recorded(view: View, run: RunStatus, records: tuple[RunRecord, ...]) -> tuple[RunRecord, ...]:
+    """The history with how this run ended, or without it while it goes on."""
+    if ended_with_failure(run) and run.failure:
+        message = f"{run.failure.reason}: {run.failure.message}"
+        return runs.remember(records, run, RunResult.FAILED, message, view.time)
+    if run.gate is None:
+        return records if is_done(run, Stage.EVALUATE) else runs.forget(records, run.number)
+    reasons = "; ".join(run.gate.reasons)
+    if run.gate.verdict is GateVerdict.PASSED:
+        return runs.remember(records, run, RunResult.PROMOTED, reasons, view.time)
+    if runs.is_promoted(records, run.number):
+        return records
+    return runs.remember(records, run, RunResult.GATE_FAILED, reasons, view.time)

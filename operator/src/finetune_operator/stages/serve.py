@@ -1,0 +1,176 @@
+"""The endpoint: from the model that shall answer to the Deployment and the Service that make it answer.
+
+A decision of its own, with its own observed state, apart from any run: a later version may serve many jobs
+from one server.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from finetune_api.conditions import FailureReason, Stage
+from finetune_api.run_config import RunConfig
+from finetune_api.status import EndpointStatus, ModelStatus, RunStatus
+from finetune_operator import names
+from finetune_operator.builders.run_config_map import parse_run_config, run_config
+from finetune_operator.builders.server import answers_for_base, endpoint_url, server_deployment, server_service
+from finetune_operator.diagnose import Finding, deployment_trouble, mount_check_after
+from finetune_operator.plan import Manifest, ObjectRef
+from finetune_operator.stages.job_stage import FOREIGN_SECONDS, ensure_config_map
+from finetune_operator.stages.view import View, is_deleting, reference
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """What answers now, and what has to be written so that the wanted model does."""
+
+    model: ModelStatus | None = None
+    endpoint: EndpointStatus | None = None
+    available: bool = False
+    settled: bool = False
+    apply: tuple[Manifest, ...] = ()
+    delete: tuple[ObjectRef, ...] = ()
+    finding: Finding | None = None
+    requeue_after: float | None = None
+
+
+def serve(view: View, run: RunStatus, wanted: ModelStatus | None) -> Serving:
+    """The old model is reported until the new revision is rolled out."""
+    in_service = view.job.status.model
+    if wanted is None:
+        # A server that is there all the same is left alone: the status was lost, and the run will be found again.
+        return Serving(settled=True)
+    if view.job.spec.serving.replicas == 0:
+        return Serving(model=wanted, settled=True, delete=_server(view))
+    name = names.serve_name(view.job.metadata.name)
+    in_the_way = [kind for kind in ("Deployment", "Service") if f"{kind}/{name}" in view.foreign]
+    if in_the_way:
+        text = f"The {in_the_way[0]} {name} belongs to somebody else."
+        return Serving(
+            model=in_service, finding=Finding(FailureReason.NAME_CONFLICT, text), requeue_after=FOREIGN_SECONDS
+        )
+    config = _config_of(view, run, wanted)
+    if config is None:
+        text = f"The ConfigMap {names.run_name(view.job.metadata.name, wanted.run)} of run {wanted.run} is gone."
+        advice = "Restore it, or go back to the commit of that run, from which it is made anew."
+        return _observe(view, wanted, None, (), Finding(FailureReason.CONFIG_MISSING, text, advice))
+    deployment = server_deployment(view.job, wanted, config, view.settings)
+    return _observe(view, wanted, deployment, _writes(view, run, wanted, deployment), None)
+
+
+def _observe(
+    view: View, wanted: ModelStatus, manifest: Manifest | None, apply: tuple[Manifest, ...], finding: Finding | None
+) -> Serving:
+    """What the servers are doing, while `apply` is on its way."""
+    deployment = view.observed.deployments.get(names.serve_name(view.job.metadata.name))
+    up_to_date = deployment is not None and manifest is not None and _same(deployment, manifest)
+    settled = up_to_date and deployment is not None and _rolled_out(deployment, view.job.spec.serving.replicas)
+    model = wanted if settled else view.job.status.model
+    pods = _pods(view, wanted)
+    if deployment is not None and not settled and finding is None:
+        finding = _refusal(view) or deployment_trouble(deployment, pods, view.now)
+    elif deployment is None and finding is None:
+        finding = _refusal(view)
+    available = deployment is not None and model is not None and _count(deployment, "availableReplicas") > 0
+    return Serving(
+        model=model,
+        endpoint=_endpoint(view, model, deployment) if model and deployment else None,
+        available=available,
+        settled=settled,
+        apply=apply,
+        finding=finding,
+        requeue_after=None if settled else mount_check_after(pods, view.now),
+    )
+
+
+def _config_of(view: View, run: RunStatus, wanted: ModelStatus) -> RunConfig | None:
+    """The snapshot of the run that shall be served; of the run in hand it can be made anew."""
+    found = parse_run_config(view.observed.config_maps.get(names.run_name(view.job.metadata.name, wanted.run)))
+    if found is None and wanted.run == run.number:
+        return run_config(view.job, run, view.settings)
+    return found
+
+
+def _writes(view: View, run: RunStatus, wanted: ModelStatus, deployment: Manifest) -> tuple[Manifest, ...]:
+    result: list[Manifest] = []
+    if wanted.run == run.number:
+        result += ensure_config_map(view, run)
+    name = deployment["metadata"]["name"]
+    service = server_service(view.job)
+    for existing, desired in (
+        (view.observed.deployments.get(name), deployment),
+        (view.observed.services.get(name), service),
+    ):
+        if existing is None or (not is_deleting(existing) and not _same(existing, desired)):
+            result.append(desired)
+    return tuple(result)
+
+
+def _server(view: View) -> tuple[ObjectRef, ...]:
+    """Deployment and Service, where they exist."""
+    name, namespace = names.serve_name(view.job.metadata.name), view.job.metadata.namespace
+    existing = [
+        (("apps/v1", "Deployment"), view.observed.deployments.get(name)),
+        (("v1", "Service"), view.observed.services.get(name)),
+    ]
+    return tuple(
+        reference({"apiVersion": kind[0], "kind": kind[1], **manifest}, namespace)
+        for kind, manifest in existing
+        if manifest is not None and not is_deleting(manifest)
+    )
+
+
+def _same(existing: Manifest, desired: Manifest) -> bool:
+    key = names.ANNOTATION_SPEC_HASH
+    return names.annotation(existing, key) == names.annotation(desired, key)
+
+
+def _rolled_out(deployment: Manifest, replicas: int) -> bool:
+    """As `kubectl rollout status` has it: the new revision is there, available, and alone."""
+    status: dict[str, Any] = deployment.get("status") or {}
+    generation = int(deployment["metadata"].get("generation") or 0)
+    updated = _count(deployment, "updatedReplicas")
+    return (
+        int(status.get("observedGeneration") or 0) >= generation
+        and updated >= replicas
+        and _count(deployment, "availableReplicas") >= replicas
+        and _count(deployment, "unavailableReplicas") == 0
+        and int(status.get("replicas") or updated) <= updated
+    )
+
+
+def _count(deployment: Manifest, key: str) -> int:
+    return int((deployment.get("status") or {}).get(key) or 0)
+
+
+def _pods(view: View, wanted: ModelStatus) -> list[Manifest]:
+    """The servers of the wanted run."""
+    return [
+        pod
+        for pod in view.observed.pods
+        if names.label(pod, names.LABEL_STAGE) == Stage.SERVE.value
+        and names.number(names.label(pod, names.LABEL_RUN)) == wanted.run
+    ]
+
+
+def _endpoint(view: View, model: ModelStatus, deployment: Manifest) -> EndpointStatus:
+    spec = view.job.spec
+    return EndpointStatus(
+        url=endpoint_url(view.job),
+        model=model.name,
+        base_model=_base_name(view, model) if answers_for_base(spec, model) else "",
+        run=model.run,
+        ready_replicas=_count(deployment, "readyReplicas"),
+    )
+
+
+def _base_name(view: View, model: ModelStatus) -> str:
+    """The base model of the run that answers, which may be another one than the spec's."""
+    config = parse_run_config(view.observed.config_maps.get(names.run_name(view.job.metadata.name, model.run)))
+    return config.base_name if config else names.base_name(view.job.spec)
+
+
+def _refusal(view: View) -> Finding | None:
+    refused = view.observed.apply_failure
+    return Finding(refused.reason, refused.message) if refused else None

@@ -1,0 +1,118 @@
+"""What a stage sees, and what it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
+
+from finetune_api.conditions import Stage
+from finetune_api.job import FineTuneJob
+from finetune_api.status import RunStatus, StageTime
+from finetune_operator.plan import Manifest, ObjectRef, Observed
+from finetune_operator.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """The input of every stage. `observed` holds only what belongs to the job; `foreign` the names in its way."""
+
+    job: FineTuneJob
+    observed: Observed
+    foreign: frozenset[str]
+    now: datetime
+    settings: Settings
+
+    @property
+    def time(self) -> str:
+        """now as Kubernetes writes it, in whole seconds."""
+        return self.now.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """The answer of a stage: the run as it stands now, and what is to be written."""
+
+    run: RunStatus
+    apply: tuple[Manifest, ...] = ()
+    delete: tuple[ObjectRef, ...] = ()
+    done: bool = False
+    requeue_after: float | None = None
+
+
+def own_children(job: FineTuneJob, observed: Observed) -> tuple[Observed, frozenset[str]]:
+    """The observed children without those of a predecessor of the same name, and the names of those."""
+    foreign: set[str] = set()
+
+    def owned(manifests: Mapping[str, Manifest]) -> dict[str, Manifest]:
+        kept = {}
+        for name, manifest in manifests.items():
+            if is_owned(job, manifest):
+                kept[name] = manifest
+            else:
+                foreign.add(f"{manifest.get('kind') or 'object'}/{name}")
+        return kept
+
+    mine = replace(
+        observed,
+        jobs=owned(observed.jobs),
+        config_maps=owned(observed.config_maps),
+        deployments=owned(observed.deployments),
+        services=owned(observed.services),
+    )
+    return mine, frozenset(foreign)
+
+
+def is_owned(job: FineTuneJob, manifest: Manifest) -> bool:
+    """Whether the object's controller is this very job. Without a uid on one side, the name must do."""
+    for owner in manifest["metadata"].get("ownerReferences") or ():
+        if owner.get("controller") and owner.get("uid") and job.metadata.uid:
+            return bool(owner["uid"] == job.metadata.uid)
+    return True
+
+
+def is_deleting(manifest: Manifest) -> bool:
+    """Whether the object is on its way out; its end comes as an event."""
+    return bool(manifest["metadata"].get("deletionTimestamp"))
+
+
+def reference(manifest: Manifest, namespace: str) -> ObjectRef:
+    """What names the object for deletion. The uid keeps a successor of the same name safe."""
+    meta: Mapping[str, Any] = manifest["metadata"]
+    kind = str(manifest.get("kind") or "Job")
+    default = {"Job": "batch/v1", "Deployment": "apps/v1"}.get(kind, "v1")
+    return ObjectRef(
+        api_version=str(manifest.get("apiVersion") or default),
+        kind=kind,
+        namespace=str(meta.get("namespace") or namespace),
+        name=str(meta["name"]),
+        uid=str(meta.get("uid") or ""),
+    )
+
+
+def stage_time(run: RunStatus, stage: Stage) -> StageTime | None:
+    """When the stage started and ended."""
+    return next((entry for entry in run.stages if entry.stage is stage), None)
+
+
+def is_done(run: RunStatus, stage: Stage) -> bool:
+    """Whether the stage's result is in the status. Its Job is not needed any more then."""
+    entry = stage_time(run, stage)
+    return entry is not None and entry.completion_time is not None
+
+
+def with_time(run: RunStatus, stage: Stage, *, start: str | None = None, completion: str | None = None) -> RunStatus:
+    """The run with the stage's times. A start that is known already stays."""
+    old = stage_time(run, stage) or StageTime(stage=stage)
+    entry = StageTime(
+        stage=stage, start_time=old.start_time or start, completion_time=completion or old.completion_time
+    )
+    others = [other for other in run.stages if other.stage is not stage]
+    return run.model_copy(update={"stages": [*others, entry]})
+
+
+def ended_with_failure(run: RunStatus) -> bool:
+    """Whether a stage's Job ended the run. Trouble of serving never does: it is judged anew in each pass."""
+    failure = run.failure
+    return failure is not None and not failure.waiting and failure.stage is not Stage.SERVE

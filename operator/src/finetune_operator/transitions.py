@@ -1,0 +1,79 @@
+"""Events: one for each step of a job's life, found by comparing the old status with the new one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from finetune_api.conditions import ConditionType as Type
+from finetune_api.conditions import Stage
+from finetune_api.status import FineTuneJobStatus
+from finetune_operator.conditions import find, is_true, shorten
+from finetune_operator.plan import Event
+from finetune_operator.stages.view import is_done, stage_time
+
+EVENT_MESSAGE = 1024  # the API server refuses longer notes
+
+REACHED = (
+    (Type.DATASET_VALID, "DatasetChecked"),
+    (Type.TRAINED, "TrainingFinished"),
+    (Type.EVALUATED, "Evaluated"),
+    (Type.PROMOTED, "Promoted"),
+)
+
+
+def events(old: FineTuneJobStatus, new: FineTuneJobStatus) -> tuple[Event, ...]:
+    """What happened between the two, in order."""
+    return tuple(_all(old, new))
+
+
+def _all(old: FineTuneJobStatus, new: FineTuneJobStatus) -> Iterator[Event]:
+    run, before = new.run, old.run
+    if run is None:
+        return
+    same_run = before is not None and before.number == run.number
+    if not same_run:
+        taken_up = "taken up again" if is_done(run, Stage.EVALUATE) else f"started ({run.trigger})"
+        yield _normal("RunStarted", f"Run {run.number} {taken_up}.")
+    yield from _reached(old, new, same_run)
+    yield from _trouble(old, new, same_run)
+    if new.endpoint and is_true(new.conditions, Type.SERVING) and _answering(old) != _answering(new):
+        url = new.endpoint.url
+        yield _normal("Serving", f"Run {new.endpoint.run} answers at {url} as {new.endpoint.model!r}.")
+
+
+def _reached(old: FineTuneJobStatus, new: FineTuneJobStatus, same_run: bool) -> Iterator[Event]:
+    """Conditions that became true for this run."""
+    for kind, reason in REACHED:
+        condition = find(new.conditions, kind)
+        if condition and condition.status == "True" and not (same_run and is_true(old.conditions, kind)):
+            yield _normal(reason, condition.message)
+        if kind is Type.DATASET_VALID and _training(new) and not (same_run and _training(old)):
+            yield _normal("TrainingStarted", f"Run {new.run.number if new.run else 0} trains.")
+
+
+def _trouble(old: FineTuneJobStatus, new: FineTuneJobStatus, same_run: bool) -> Iterator[Event]:
+    gate, gate_before = find(new.conditions, Type.PROMOTED), find(old.conditions, Type.PROMOTED)
+    if gate and gate.status == "False" and not (same_run and gate_before and gate_before.status == "False"):
+        yield Event("Warning", "GateFailed", shorten(gate.message, EVENT_MESSAGE))
+    failure, before = new.run and new.run.failure, old.run and old.run.failure
+    if failure is None:
+        return
+    known = same_run and before is not None and (before.reason, before.waiting) == (failure.reason, failure.waiting)
+    if not known:
+        reason = failure.reason.value if failure.waiting else "Failed"
+        text = f"{failure.reason}: {failure.message} {failure.advice}"
+        yield Event("Warning", reason, shorten(text, EVENT_MESSAGE))
+
+
+def _training(status: FineTuneJobStatus) -> bool:
+    entry = stage_time(status.run, Stage.TRAIN) if status.run else None
+    return entry is not None and entry.start_time is not None
+
+
+def _answering(status: FineTuneJobStatus) -> int | None:
+    """Run that answers."""
+    return status.endpoint.run if status.endpoint and is_true(status.conditions, Type.SERVING) else None
+
+
+def _normal(reason: str, message: str) -> Event:
+    return Event("Normal", reason, shorten(message, EVENT_MESSAGE))

@@ -1,0 +1,159 @@
+"""What the conditions say: one judgement a condition, from the run, the gate and the endpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from finetune_api.conditions import ConditionType as Type
+from finetune_api.conditions import GateVerdict, Stage
+from finetune_api.status import Failure, ModelStatus, RunStatus
+from finetune_operator.conditions import Judgement
+from finetune_operator.stages.serve import Serving
+from finetune_operator.stages.view import ended_with_failure, is_done
+
+WORDS = {Stage.PREPARE: "Preparing", Stage.TRAIN: "Training", Stage.EVALUATE: "Evaluating", Stage.SERVE: "RollingOut"}
+DOING = {
+    Stage.PREPARE: "is being prepared: model and data are fetched and checked",
+    Stage.TRAIN: "is training",
+    Stage.EVALUATE: "is being measured against the base model",
+    Stage.SERVE: "is being rolled out",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A pass's result, as far as the conditions depend on it."""
+
+    run: RunStatus
+    stage: Stage
+    wanted: ModelStatus | None
+    promoted: bool
+    serving: Serving
+    replicas: int
+
+
+def judgements(outcome: Outcome) -> list[Judgement]:
+    """All conditions, in the order in which they are printed."""
+    run = outcome.run
+    return [
+        *_summary(outcome),
+        _stage(run, Type.DATASET_VALID, Stage.PREPARE, "Checked", _dataset_words(run)),
+        _stage(run, Type.TRAINED, Stage.TRAIN, "Verified", f"Run {run.number} made a model that passed verification."),
+        _stage(run, Type.EVALUATED, Stage.EVALUATE, "Measured", _score_words(run)),
+        _promoted(outcome),
+        _serving(outcome),
+    ]
+
+
+def _summary(outcome: Outcome) -> list[Judgement]:
+    """Ready, Reconciling, Stalled. Ready is about the present spec; whether something answers says Serving."""
+    failure = outcome.run.failure
+    if failure is not None and not failure.waiting:
+        return _three("Stalled", failure.reason, _failed_words(outcome, failure))
+    if ended_with_failure(outcome.run) or outcome.stage is not Stage.SERVE or not outcome.serving.settled:
+        return _three("Reconciling", WORDS[outcome.stage], _going_words(outcome, failure))
+    if outcome.wanted is None:
+        return _three("Stalled", "GateFailed", f"{_gate_words(outcome.run)} No earlier run can serve.")
+    if outcome.replicas == 0:
+        text = f"Run {outcome.wanted.run} is trained and kept; serving.replicas is 0. {_beside(outcome)}"
+        return _three("Ready", "Trained", text.strip())
+    text = f"Run {outcome.wanted.run} answers as {outcome.wanted.name!r}. {_beside(outcome)}"
+    return _three("Ready", "Serving", text.strip())
+
+
+def _three(which: str, reason: str, text: str) -> list[Judgement]:
+    def truth(kind: Type) -> Judgement:
+        if kind.value == which:
+            return kind, "True", reason, text
+        return (kind, "False", reason, text) if kind is Type.READY else (kind, "False", f"Not{kind.value}", "")
+
+    return [truth(Type.READY), truth(Type.RECONCILING), truth(Type.STALLED)]
+
+
+def _failed_words(outcome: Outcome, failure: Failure) -> str:
+    where = f"{failure.stage} of run {outcome.run.number}" if failure.stage else f"Run {outcome.run.number}"
+    if failure.stage is Stage.SERVE:
+        where = "Serving"
+    return " ".join(part for part in (f"{where}: {failure.message}", failure.advice, _still(outcome)) if part)
+
+
+def _going_words(outcome: Outcome, failure: Failure | None) -> str:
+    run = outcome.run.number if outcome.stage is not Stage.SERVE or outcome.wanted is None else outcome.wanted.run
+    text = f"Run {run} {DOING[outcome.stage]}."
+    if failure is not None:
+        text += f" It waits: {failure.reason}: {failure.message} {failure.advice}"
+    return " ".join(part for part in (text, _still(outcome)) if part)
+
+
+def _still(outcome: Outcome) -> str:
+    model = outcome.serving.model
+    if model is None or not outcome.serving.available:
+        return ""
+    return f"Run {model.run} keeps serving."
+
+
+def _beside(outcome: Outcome) -> str:
+    """Why the newest run is not the one that answers, where it is not."""
+    run, wanted = outcome.run, outcome.wanted
+    if wanted is None or wanted.run == run.number:
+        return ""
+    if not outcome.promoted:
+        return _gate_words(run)
+    return f"serving.run holds it there; the newest run is {run.number}."
+
+
+def _gate_words(run: RunStatus) -> str:
+    reasons = "; ".join(run.gate.reasons) if run.gate else ""
+    return f"Run {run.number} did not pass its gate: {reasons}."
+
+
+def _stage(run: RunStatus, kind: Type, stage: Stage, reason: str, text: str) -> Judgement:
+    if is_done(run, stage):
+        return kind, "True", reason, text
+    failure = run.failure
+    if ended_with_failure(run) and failure is not None and failure.stage is stage:
+        return kind, "False", failure.reason, failure.message
+    return kind, "Unknown", "Pending", f"{stage} of run {run.number} has not ended."
+
+
+def _dataset_words(run: RunStatus) -> str:
+    data = run.dataset
+    if data is None:
+        return f"The data of run {run.number} was checked."
+    counts = f"{data.train_examples} training and {data.validation_examples} held-out examples"
+    return f"{counts}, {data.loss_tokens} tokens to learn, {len(data.problems)} kinds of problem."
+
+
+def _score_words(run: RunStatus) -> str:
+    scores = run.evaluation
+    if scores is None or scores.tuned is None:
+        return f"Run {run.number} was measured."
+    base = f", base {scores.base.loss:.4g}" if scores.base else ""
+    return f"Held-out loss {scores.tuned.loss:.4g}{base}, on {scores.examples} examples."
+
+
+def _promoted(outcome: Outcome) -> Judgement:
+    run = outcome.run
+    if run.gate is None and not outcome.promoted:
+        return Type.PROMOTED, "Unknown", "Pending", f"Run {run.number} has not reached its gate."
+    reasons = "; ".join(run.gate.reasons) if run.gate else ""
+    passed = run.gate is None or run.gate.verdict is GateVerdict.PASSED
+    if passed:
+        return Type.PROMOTED, "True", "GatePassed", reasons or f"Run {run.number} passed its gate."
+    if outcome.promoted:
+        text = f"Run {run.number} passed the gate of its time; by the present one it would fail: {reasons}."
+        return Type.PROMOTED, "True", "PromotedBefore", text
+    return Type.PROMOTED, "False", "GateFailed", _gate_words(run)
+
+
+def _serving(outcome: Outcome) -> Judgement:
+    serving = outcome.serving
+    if serving.available and serving.model is not None:
+        return Type.SERVING, "True", "Available", f"Run {serving.model.run} answers as {serving.model.name!r}."
+    if outcome.wanted is None:
+        return Type.SERVING, "False", "NoModel", "There is no promoted model yet."
+    if outcome.replicas == 0:
+        return Type.SERVING, "False", "NoReplicas", "serving.replicas is 0."
+    reason = serving.finding.reason if serving.finding else "NotAvailable"
+    text = serving.finding.message if serving.finding else f"No server of run {outcome.wanted.run} is available yet."
+    return Type.SERVING, "False", reason, text
