@@ -40,5 +40,5 @@ def _check_improvement(rule: GateRule, tuned: float, evaluation: EvaluationStatu
     # A base of 0 cannot be improved by a share of itself; any gain then counts as enough.
     percent = 100 * gain / abs(base) if base else (float("inf") if gain > 0 else 0.0)
     ok = percent >= wanted
-    text = f"{rule.metric} {tuned:.4g} against the base's {base:.4g}: {percent:+.1f} % improvement, at least {wanted:g} % wanted"
-    return ok, text
+    measured = f"{rule.metric} {tuned:.4g} against the base's {base:.4g}"
+    return ok, f"{measured}: {percent:+.1f} % improvement, at least {wanted:g} % wanted"

@@ -27,7 +27,7 @@ class ObjectMeta(StatusModel):
 
 
 class FineTuneJob(StatusModel):
-    """A FineTuneJob as the API server returns it."""
+    """One fine-tuning, from data to a served model."""
 
     api_version: str = API_VERSION
     kind: str = KIND

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+from decimal import Decimal
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
-from finetune_api.base import ApiModel, Named, Rule
+from finetune_api.base import ApiModel, Int, Named, Rule, check_rules
 
 Auto = Literal["auto"]
 
@@ -14,18 +17,39 @@ Auto = Literal["auto"]
 NAME = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"
 KEY = r"^[-._a-zA-Z0-9]+$"
 SOURCE = r"^(hf|pvc|s3|https)://[^\s]+$"
-DECIMAL_OR_AUTO = r"^(auto|[0-9]{1,4}(\.[0-9]{1,6})?)$"
+DECIMAL_ABOVE_0 = "^([0-9]{0,3}[1-9][0-9]{0,3}([.][0-9]{1,6})?|[0-9]{1,4}[.][0-9]{0,5}[1-9][0-9]{0,5})$"
 PERCENT = r"^[0-9]{1,3}(\.[0-9]{1,3})?%$"
 DECIMAL = r"^[0-9]{1,6}(\.[0-9]{1,6})?$"
-QUANTITY = r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$"
+QUANTITY = "^[0-9]{1,15}([.][0-9]{1,9})?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$"
+SUFFIXES = {"": Decimal(1), "m": Decimal("0.001")}
+SUFFIXES |= {letter: Decimal(1000) ** power for power, letter in enumerate("kMGTP", 1)}
+SUFFIXES |= {f"{letter}i": Decimal(1024) ** power for power, letter in enumerate("KMGTP", 1)}
+LABEL_KEY = "^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$"
+LABEL_VALUE = "^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$"
 
 
-def int_or_auto(description: str, low: int, high: int, **extra: Any) -> Any:
+def int_or_auto(description: str, low: int, high: int) -> Any:
     """A field that takes a whole number or the word `auto`; the bounds become a CEL rule."""
-    schema = {"x-int-or-auto": {"minimum": low, "maximum": high}}
-    return Field(
-        default="auto", description=f"{description} `auto` or {low} to {high}.", json_schema_extra=schema, **extra
-    )
+    schema: Any = {"x-int-or-auto": {"minimum": low, "maximum": high}}
+    return Field(default="auto", description=f"{description} `auto` or {low} to {high}.", json_schema_extra=schema)
+
+
+def _given(*values: object) -> int:
+    """How many of these are there."""
+    return sum(value is not None for value in values)
+
+
+def _distinct(values: Sequence[object]) -> Sequence[object]:
+    """The API server refuses the second of two equal items of a set; so do we."""
+    if len(set(values)) < len(values):
+        raise ValueError("an item occurs twice; remove one")
+    return values
+
+
+def _quantity(text: str) -> Decimal:
+    """A Kubernetes quantity as a number. https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/quantity"""
+    number, suffix = re.fullmatch(r"([0-9.]+)([a-zA-Z]*)", text).groups()  # type: ignore[union-attr]
+    return Decimal(number) * SUFFIXES[suffix]
 
 
 class Task(Named):
@@ -74,29 +98,47 @@ class ConfigMapRef(ApiModel):
     key: str = Field(description="Key that holds the JSON Lines text.", min_length=1, max_length=253, pattern=KEY)
 
 
-SOURCE_RULES = (
-    Rule(
-        "!self.startsWith('pvc://') || self.matches('^pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[^/].*$')",
+def ruled(*rules: Rule) -> tuple[Any, Any]:
+    """The two halves of a field's rules: what a laptop checks, and what the CRD says."""
+    schema: Any = {"x-kubernetes-validations": [rule.to_cel() for rule in rules]}
+    return AfterValidator(lambda value: check_rules(value, rules)), Field(json_schema_extra=schema)
+
+
+def _form(scheme: str, pattern: str, message: str) -> Rule:
+    """Sources of this scheme must match the pattern (RE2 and Python's re alike, without backslashes)."""
+    return Rule(
+        f"!self.startsWith('{scheme}') || self.matches('{pattern}')",
+        message,
+        lambda source: not source.startswith(scheme) or re.search(pattern, source) is not None,
+    )
+
+
+_HUB_NAME = "[A-Za-z0-9][-._A-Za-z0-9]*"
+_CHECKED, _DECLARED = ruled(
+    _form(
+        "pvc://",
+        "^pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[^/].*$",
         "source: write pvc://CLAIM/PATH, for example pvc://datasets/travel/train.jsonl",
     ),
-    Rule(
-        "!self.startsWith('hf://') || self.matches('^hf://[A-Za-z0-9][-._A-Za-z0-9]*/[A-Za-z0-9][-._A-Za-z0-9]*(/.+)?$')",
-        "source: write hf://OWNER/NAME, and for a dataset hf://OWNER/NAME/FILE",
+    _form(
+        "hf://",
+        f"^hf://{_HUB_NAME}/{_HUB_NAME}(/.+)?$",
+        "source: write hf://OWNER/NAME, for a dataset hf://OWNER/NAME/FILE",
     ),
-    Rule(
-        "!self.startsWith('s3://') || self.matches('^s3://[a-z0-9][-.a-z0-9]+/[^/].*$')",
-        "source: write s3://BUCKET/KEY",
-    ),
-    Rule("!self.contains('..')", "source: '..' is not allowed in a path; name the file from the root of its source"),
-    Rule(
-        "!self.startsWith('https://') || !self.substring(8).split('/')[0].contains('@')",
+    _form("s3://", "^s3://[a-z0-9][-.a-z0-9]+/[^/].*$", "source: write s3://BUCKET/KEY"),
+    _form(
+        "https://",
+        "^https://[^/?#@]*([/?#].*)?$",
         "source: an https URL must not carry a user or a password; put them into a Secret and name it in secretRef",
     ),
+    _form("https://", "^https://[^/?#]+/[^/].*$", "source: write https://HOST/PATH"),
+    Rule(
+        "!self.contains('..')",
+        "source: '..' is not allowed in a path; name the file from the root of its source",
+        lambda source: ".." not in source,
+    ),
 )
-
-Source = Annotated[
-    str, Field(max_length=1024, min_length=1, pattern=SOURCE, json_schema_extra={"x-rules": SOURCE_RULES})
-]
+Source = Annotated[str, Field(max_length=1024, min_length=1, pattern=SOURCE), _CHECKED, _DECLARED]
 
 
 class BaseModelSpec(ApiModel):
@@ -108,7 +150,8 @@ class BaseModelSpec(ApiModel):
     )
     revision: str | None = Field(
         default=None,
-        description="Commit of a hub model, 40 hexadecimal digits. When absent, the newest is resolved once and recorded.",
+        description="Commit of a hub model, 40 hexadecimal digits. "
+        "When absent, the newest is resolved once and recorded.",
         min_length=40,
         max_length=40,
         pattern=r"^[0-9a-f]{40}$",
@@ -122,14 +165,17 @@ class BaseModelSpec(ApiModel):
         Rule(
             "!self.source.startsWith('https://')",
             "baseModel.source: a model is a folder, which https:// cannot list; use hf://, pvc:// or s3://",
+            lambda model: not model.source.startswith("https://"),
         ),
         Rule(
             "!self.source.startsWith('hf://') || self.source.matches('^hf://[^/]+/[^/]+$')",
             "baseModel.source: write hf://OWNER/NAME; a commit goes into baseModel.revision",
+            lambda model: not model.source.startswith("hf://") or model.source.count("/") == 3,
         ),
         Rule(
             "!has(self.revision) || self.source.startsWith('hf://')",
             "baseModel.revision: only a hub model (hf://) has a revision; remove it",
+            lambda model: model.revision is None or model.source.startswith("hf://"),
         ),
     )
 
@@ -147,10 +193,12 @@ class DataFile(ApiModel):
         Rule(
             "has(self.source) != has(self.configMapRef)",
             "give exactly one of source and configMapRef",
+            lambda data: (data.source is None) != (data.config_map_ref is None),
         ),
         Rule(
             "!has(self.source) || !self.source.startsWith('hf://') || self.source.matches('^hf://[^/]+/[^/]+/.+$')",
             "source: a hub dataset needs its file: hf://OWNER/NAME/FILE, for example hf://team/travel/train.jsonl",
+            lambda data: not (data.source or "").startswith("hf://") or data.source.count("/") >= 4,
         ),
     )
 
@@ -165,6 +213,7 @@ class ValidationData(DataFile):
         Rule(
             "[has(self.source), has(self.configMapRef), has(self.fraction)].filter(x, x).size() == 1",
             "give exactly one of fraction, source and configMapRef",
+            lambda data: _given(data.source, data.config_map_ref, data.fraction) == 1,
         ),
         DataFile.rules[1],
     )
@@ -183,12 +232,24 @@ class DatasetSpec(ApiModel):
         description="Secret whose keys become environment variables of the prepare pod (AWS_ACCESS_KEY_ID, "
         "AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL, HF_TOKEN, HTTPS_AUTHORIZATION).",
     )
-    max_lost_percent: int = Field(
+    max_lost_percent: Int = Field(
         default=5,
         ge=0,
         le=100,
-        description="Share of the examples, in percent, that may be cut or dropped because they are longer than maxLength. "
-        "Above it the data is refused before a GPU is asked for.",
+        description="Share of the examples, in percent, that may be cut or dropped because they are longer than "
+        "maxLength. Above it the data is refused before a GPU is asked for.",
+    )
+
+
+ModuleName = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_.]+$")]
+
+
+def _only_lora(field: str) -> Rule:
+    attribute = "target_modules" if field == "targetModules" else field
+    return Rule(
+        f"self.type == 'LoRA' || !has(self.{field})",
+        f"method.{field}: only LoRA has it; remove it or set method.type to LoRA",
+        lambda method: method.type == MethodType.LORA or getattr(method, attribute) is None,
     )
 
 
@@ -198,30 +259,22 @@ class MethodSpec(ApiModel):
     type: MethodType = Field(
         default=MethodType.LORA, description="LoRA trains small adapter matrices; Full trains all weights."
     )
-    rank: int | None = Field(default=None, ge=1, le=512, description="LoRA rank. Default 16.")
-    alpha: int | None = Field(default=None, ge=1, le=2048, description="LoRA alpha. Default twice the rank.")
+    rank: Int | None = Field(default=None, ge=1, le=512, description="LoRA rank. Default 16.")
+    alpha: Int | None = Field(default=None, ge=1, le=2048, description="LoRA alpha. Default twice the rank.")
     dropout: str | None = Field(
         default=None,
         max_length=8,
         pattern=r"^0(\.[0-9]{1,4})?$",
         description='LoRA dropout, "0" to "0.9999". Default "0".',
     )
-    target_modules: list[Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_.]+$")]] | None = (
-        Field(
-            default=None,
-            min_length=1,
-            max_length=64,
-            description="Names of the linear layers that get an adapter. Default: all of them but the output layer.",
-            json_schema_extra={"x-kubernetes-list-type": "set"},
-        )
+    target_modules: (
+        Annotated[list[ModuleName], Field(min_length=1, max_length=64), AfterValidator(_distinct)] | None
+    ) = Field(
+        default=None,
+        description="Names of the linear layers that get an adapter. Default: all of them but the output layer.",
+        json_schema_extra={"x-kubernetes-list-type": "set"},
     )
-    rules: ClassVar = tuple(
-        Rule(
-            f"self.type == 'LoRA' || !has(self.{field})",
-            f"method.{field}: only LoRA has it; remove it or set method.type to LoRA",
-        )
-        for field in ("rank", "alpha", "dropout", "targetModules")
-    )
+    rules: ClassVar = (_only_lora("rank"), _only_lora("alpha"), _only_lora("dropout"), _only_lora("targetModules"))
 
     @property
     def resolved_rank(self) -> int:
@@ -232,20 +285,33 @@ class MethodSpec(ApiModel):
         return self.alpha or 2 * self.resolved_rank
 
 
+MULTIPLIER_RULE = Rule(
+    f"type(self) == int ? self > 0 && self <= 9999 : self == 'auto' || self.matches('{DECIMAL_ABOVE_0}')",
+    'hyperparameters.learningRateMultiplier: write auto, a whole number from 1 to 9999, or a decimal in quotes: "1.8"',
+    lambda value: 0 < value <= 9999 if isinstance(value, int) else bool(re.search(f"^auto$|{DECIMAL_ABOVE_0}", value)),
+)
+_CHECKED, _DECLARED = ruled(MULTIPLIER_RULE)
+Multiplier = Annotated[
+    Int | Annotated[str, Field(max_length=12)],
+    _CHECKED,
+    _DECLARED,
+    Field(json_schema_extra={"x-kubernetes-int-or-string": True}),
+]
+
+
 class Hyperparameters(ApiModel):
     """What `auto` resolved to is recorded in `status.run.resolved`."""
 
-    epochs: Annotated[int, Field(ge=1, le=100)] | Auto = int_or_auto("Passes over the training data.", 1, 100)
-    batch_size: Annotated[int, Field(ge=1, le=256)] | Auto = int_or_auto(
+    epochs: Annotated[Int, Field(ge=1, le=100)] | Auto = int_or_auto("Passes over the training data.", 1, 100)
+    batch_size: Annotated[Int, Field(ge=1, le=256)] | Auto = int_or_auto(
         "Examples per optimizer step, over all devices.", 1, 256
     )
-    learning_rate_multiplier: str | int = Field(
+    learning_rate_multiplier: Multiplier = Field(
         default="auto",
-        description="Factor on the method's own learning rate (2e-4 for LoRA, 2e-5 for Full): `auto` (1), a whole number, "
-        'or a decimal in quotes, for example "1.8".',
-        json_schema_extra={"x-decimal-or-auto": {"pattern": DECIMAL_OR_AUTO}},
+        description="Factor on the method's own learning rate (2e-4 for LoRA, 2e-5 for Full): `auto` (1), "
+        'a whole number, or a decimal in quotes, for example "1.8".',
     )
-    max_length: Annotated[int, Field(ge=16, le=131072)] | Auto = int_or_auto(
+    max_length: Annotated[Int, Field(ge=16, le=131072)] | Auto = int_or_auto(
         "Longest example, in tokens; what is longer is cut.", 16, 131072
     )
     packing: Packing = Field(
@@ -253,24 +319,55 @@ class Hyperparameters(ApiModel):
         description="Several short examples in one row, without seeing each other. `auto`: where the attention "
         "implementation keeps them apart.",
     )
-    evaluation_steps: Annotated[int, Field(ge=1, le=100000)] | Auto = int_or_auto(
+    evaluation_steps: Annotated[Int, Field(ge=1, le=100000)] | Auto = int_or_auto(
         "Optimizer steps between two evaluations.", 1, 100000
     )
-    checkpoint_steps: Annotated[int, Field(ge=1, le=100000)] | Auto = int_or_auto(
+    checkpoint_steps: Annotated[Int, Field(ge=1, le=100000)] | Auto = int_or_auto(
         "Optimizer steps between two checkpoints.", 1, 100000
     )
-    seed: int = Field(default=42, ge=0, le=2147483647, description="Seed of every random choice.")
+    seed: Int = Field(default=42, ge=0, le=2147483647, description="Seed of every random choice.")
+
+
+_CHECKED, _DECLARED = ruled(
+    Rule(
+        f"type(self) == int ? self >= 0 : self.matches('{QUANTITY}')",
+        "write a quantity: a number, or a number with a unit, for example 4, 500m, 0.5 or 32Gi",
+        lambda text: bool(re.search(QUANTITY, text)),
+    )
+)
+Quantity = Annotated[
+    str,
+    Field(max_length=32),
+    BeforeValidator(lambda value: str(value) if type(value) is int else value),
+    _CHECKED,
+    _DECLARED,
+    Field(json_schema_extra={"x-kubernetes-int-or-string": True}),
+]
 
 
 class ResourceList(ApiModel):
     """Kubernetes quantities of one container."""
 
-    cpu: str | None = Field(
-        default=None, max_length=32, pattern=QUANTITY, description='CPU, for example "4" or "500m".'
+    cpu: Quantity | None = Field(default=None, description="CPU cores, for example 4 or 500m.")
+    memory: Quantity | None = Field(default=None, description="Memory in bytes, for example 32Gi.")
+    ephemeral_storage: Quantity | None = Field(
+        default=None, alias="ephemeral-storage", description="Scratch space in bytes, for example 10Gi."
     )
-    memory: str | None = Field(default=None, max_length=32, pattern=QUANTITY, description='Memory, for example "32Gi".')
-    ephemeral_storage: str | None = Field(
-        default=None, alias="ephemeral-storage", max_length=32, pattern=QUANTITY, description="Scratch space."
+
+
+def _limited(key: str, attribute: str) -> Rule:
+    """A request above its limit would be refused when the pod is made; say so now."""
+    given = f"has(self.requests) && has(self.limits) && has(self.requests.{key}) && has(self.limits.{key})"
+    numbers = [f"quantity(string(self.{part}.{key}))" for part in ("requests", "limits")]
+
+    def holds(resources: Resources) -> bool:
+        request, limit = (getattr(part, attribute, None) for part in (resources.requests, resources.limits))
+        return request is None or limit is None or _quantity(request) <= _quantity(limit)
+
+    return Rule(
+        f"!({given}) || {numbers[0]}.compareTo({numbers[1]}) <= 0",
+        f"resources: requests.{attribute.replace('_', '-')} is above its limit; raise the limit or lower the request",
+        holds,
     )
 
 
@@ -279,48 +376,65 @@ class Resources(ApiModel):
 
     requests: ResourceList | None = Field(default=None, description="What is set aside.")
     limits: ResourceList | None = Field(default=None, description="What is never exceeded.")
+    rules: ClassVar = (
+        _limited("cpu", "cpu"),
+        _limited("memory", "memory"),
+        _limited("ephemeral__dash__storage", "ephemeral_storage"),
+    )
 
 
 class Toleration(ApiModel):
     """A Kubernetes toleration."""
 
-    key: str | None = Field(default=None, max_length=316, description="Taint key; empty with Exists tolerates all.")
+    key: str | None = Field(
+        default=None, max_length=316, pattern=LABEL_KEY, description="Taint key; empty with Exists tolerates all."
+    )
     operator: Literal["Equal", "Exists"] = Field(
         default="Equal", description="Equal compares the value; Exists does not."
     )
-    value: str | None = Field(default=None, max_length=63, description="Taint value.")
+    value: str | None = Field(default=None, max_length=63, pattern=LABEL_VALUE, description="Taint value.")
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = Field(
         default=None, description="Taint effect."
     )
-    toleration_seconds: int | None = Field(
+    toleration_seconds: Int | None = Field(
         default=None, ge=0, le=31536000, description="Seconds that a NoExecute taint is tolerated."
     )
     rules: ClassVar = (
         Rule(
-            "self.operator != 'Exists' || !has(self.value)", "value: must be empty when operator is Exists; remove it"
+            "self.operator != 'Exists' || !has(self.value)",
+            "value: must be empty when operator is Exists; remove it",
+            lambda taint: taint.operator != "Exists" or taint.value is None,
         ),
-        Rule("self.operator == 'Exists' || has(self.key)", "key: give the taint's key, or set operator to Exists"),
+        Rule(
+            "!has(self.tolerationSeconds) || (has(self.effect) && self.effect == 'NoExecute')",
+            "tolerationSeconds: only a NoExecute taint has it; set effect to NoExecute or remove it",
+            lambda taint: taint.toleration_seconds is None or taint.effect == "NoExecute",
+        ),
+        Rule(
+            "self.operator == 'Exists' || has(self.key)",
+            "key: give the taint's key, or set operator to Exists",
+            lambda taint: taint.operator == "Exists" or taint.key is not None,
+        ),
     )
 
 
-LABEL_KEY_RULE = Rule(
-    "self.all(k, size(k) <= 316 && k.matches('^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$'))",
-    "nodeSelector: every key must be a valid label key, for example nvidia.com/gpu.product",
+_CHECKED, _DECLARED = ruled(
+    Rule(
+        f"self.all(key, size(key) <= 316 && key.matches('{LABEL_KEY}'))",
+        "nodeSelector: every key must be a valid label key, for example nvidia.com/gpu.product",
+        lambda labels: all(len(key) <= 316 and re.search(LABEL_KEY, key) for key in labels),
+    )
 )
+NodeSelector = Annotated[
+    dict[str, Annotated[str, Field(max_length=63, pattern=LABEL_VALUE)]], Field(max_length=32), _CHECKED, _DECLARED
+]
 
 
 class Placement(ApiModel):
     """Where pods run and what they get."""
 
     resources: Resources = Field(default=Resources(), description="CPU and memory of the pod.")
-    node_selector: dict[
-        str, Annotated[str, Field(max_length=63, pattern=r"^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$")]
-    ] = Field(
-        default={},
-        max_length=32,
-        description="Labels that the node must have.",
-        json_schema_extra={"x-rules": (LABEL_KEY_RULE,)},
-    )
+    node_selector: NodeSelector = Field(default={}, description="Labels that the node must have.")
     tolerations: list[Toleration] = Field(
         default=[],
         max_length=32,
@@ -332,7 +446,7 @@ class Placement(ApiModel):
 class ComputeSpec(Placement):
     """What training and evaluation run on."""
 
-    gpus: int = Field(default=1, ge=0, le=1, description="GPUs of the training pod. 0 trains on the CPU.")
+    gpus: Int = Field(default=1, ge=0, le=1, description="GPUs of the training pod. 0 trains on the CPU.")
     gpu_resource: str = Field(
         default="nvidia.com/gpu",
         max_length=253,
@@ -342,7 +456,7 @@ class ComputeSpec(Placement):
     priority_class_name: str | None = Field(
         default=None, min_length=1, max_length=253, pattern=NAME, description="PriorityClass of the job's pods."
     )
-    active_deadline_seconds: int | None = Field(
+    active_deadline_seconds: Int | None = Field(
         default=None,
         ge=60,
         le=2592000,
@@ -368,6 +482,7 @@ class GateRule(ApiModel):
         Rule(
             "[has(self.minImprovement), has(self.max), has(self.min)].filter(x, x).size() == 1",
             "give exactly one of minImprovement, max and min",
+            lambda rule: _given(rule.min_improvement, rule.max, rule.min) == 1,
         ),
     )
 
@@ -387,21 +502,21 @@ class Gate(ApiModel):
 class EvaluationSpec(ApiModel):
     """How the result is proven against the base model."""
 
-    baselines: list[Baseline] = Field(
+    baselines: Annotated[list[Baseline], AfterValidator(_distinct)] = Field(
         default=[Baseline.BASE],
         max_length=2,
         description="What the tuned model is compared with, beside its gate. Base is always measured.",
         json_schema_extra={"x-kubernetes-list-type": "set"},
     )
-    few_shot_examples: int = Field(
+    few_shot_examples: Int = Field(
         default=3, ge=1, le=16, description="Examples in the prompt of the FewShot baseline."
     )
-    max_examples: int = Field(default=500, ge=1, le=10000, description="Held-out examples that are measured at most.")
-    sample_answers: int = Field(
+    max_examples: Int = Field(default=500, ge=1, le=10000, description="Held-out examples that are measured at most.")
+    sample_answers: Int = Field(
         default=8, ge=0, le=32, description="Answers of base and tuned that are kept side by side."
     )
     gate: Gate = Field(
-        default=Gate(rules=[GateRule(metric=Metric.LOSS, min_improvement="0%")]),
+        default=Gate(rules_=[GateRule(metric=Metric.LOSS, min_improvement="0%")]),
         description="When a run may take over serving. By default the tuned loss must not be above the base's.",
     )
 
@@ -423,11 +538,11 @@ class ServingSpec(Placement):
     engine: Engine = Field(
         default=Engine.AUTO, description="auto: vLLM when the server has a GPU, our own server otherwise."
     )
-    replicas: int = Field(default=1, ge=0, le=32, description="Servers. 0: the model is trained and kept, not served.")
-    gpus: Annotated[int, Field(ge=0, le=1)] | Auto = int_or_auto(
+    replicas: Int = Field(default=1, ge=0, le=32, description="Servers. 0: the model is trained and kept, not served.")
+    gpus: Annotated[Int, Field(ge=0, le=1)] | Auto = int_or_auto(
         "GPUs of a server; auto: as many as compute.gpus.", 0, 1
     )
-    run: int | None = Field(
+    run: Int | None = Field(
         default=None,
         ge=1,
         le=1000000,
@@ -437,6 +552,7 @@ class ServingSpec(Placement):
         Rule(
             "self.engine != 'VLLM' || !has(self.gpus) || self.gpus != 0",
             "serving.engine: VLLM needs a GPU; set serving.gpus to 1 or engine to Native",
+            lambda serving: serving.engine != Engine.VLLM or serving.gpus != 0,
         ),
     )
 
@@ -460,11 +576,13 @@ class FineTuneJobSpec(ApiModel):
         min_length=1,
         max_length=64,
         pattern=r"^[-._A-Za-z0-9]+$",
-        description="Any word. A new word starts a new run of an unchanged specification, for example after the data changed.",
+        description="Any word. A new word starts a new run of an unchanged specification, for example after the "
+        "data changed.",
     )
     rules: ClassVar = (
         Rule(
             "self.serving.engine != 'VLLM' || self.serving.gpus != 'auto' || self.compute.gpus > 0",
             "serving.engine: VLLM needs a GPU, and compute.gpus is 0; set serving.gpus to 1 or engine to Native",
+            lambda spec: spec.serving.engine != Engine.VLLM or spec.serving.gpus != "auto" or spec.compute.gpus > 0,
         ),
     )
