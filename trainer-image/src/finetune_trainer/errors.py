@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from finetune_api.conditions import ExitCode, FailureReason
+from finetune_api.status import DatasetStatus
 
 
 class TrainerError(Exception):
@@ -34,6 +35,7 @@ class UserInputError(TrainerError):
 
     exit_code = ExitCode.USER_INPUT
     default_reason = FailureReason.DATASET_INVALID
+    dataset: DatasetStatus | None = None  # what Prepare found until then, for the summary
 
 
 class GpuOutOfMemoryError(TrainerError):

@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import time
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
@@ -91,7 +92,8 @@ def report_failure(
     """Say why the stage ended, in the log and in the termination message; return the exit code."""
     failure, exit_code = explain(error)
     known = {"run": config.run, "hash": config.hash} if config else {}
-    write_message(termination_log, Summary(stage=stage, ok=False, failure=failure, **known))
+    dataset = error.dataset if isinstance(error, UserInputError) else None
+    write_message(termination_log, Summary(stage=stage, ok=False, failure=failure, dataset=dataset, **known))
     # A stack trace helps only when the fault is ours; users need the sentence.
     trace = error if exit_code == 1 else None
     log.error(
@@ -143,6 +145,9 @@ class _LogFormat(logging.Formatter):
 
 def set_up_log(stage: Stage, config: RunConfig | None = None) -> None:
     """Send our own progress lines and the libraries' warnings to standard error, each with job, run and stage."""
+    for library in ("HF_HUB", "HF_DATASETS"):  # their progress bars would make one endless line of the pod's log
+        os.environ.setdefault(f"{library}_DISABLE_PROGRESS_BARS", "1")
+    warnings.simplefilter("ignore", FutureWarning)  # notices among libraries, nothing that a user can act on
     where = f"job={config.namespace}/{config.job} run={config.run} " if config else ""
     handler = logging.StreamHandler()
     handler.setFormatter(_LogFormat(f"{where}stage={stage}"))

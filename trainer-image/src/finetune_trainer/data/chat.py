@@ -1,0 +1,255 @@
+"""Checks of one conversation in OpenAI's fine-tuning format, and its form for chat templates.
+
+The checks are those of OpenAI's cookbook ("Data preparation and analysis for chat model fine-tuning"), brought up
+to date: tools, tool calls, the roles tool and developer, content as text parts, and weight.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from finetune_trainer.data.problems import Fault, json_type, plain_word
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+EXAMPLE_KEYS = {"messages", "tools", "parallel_tool_calls"}
+MESSAGE_KEYS = {"role", "content", "name", "tool_calls", "tool_call_id", "weight"}
+# Fields that exports of OpenAI responses carry; empty they say nothing, and are let pass.
+EMPTY_KEYS = {"refusal", "audio", "function_call", "annotations", "tool_calls", "name", "weight"}
+
+
+@dataclass(frozen=True, slots=True)
+class TemplateAbilities:
+    """What the model's chat template can render."""
+
+    tools: bool = True
+    tool_calls: bool = True
+    developer: bool = False
+
+
+def check_chat(example: Mapping[str, Any], abilities: TemplateAbilities) -> list[Fault]:
+    """Everything wrong with the example, in reading order. Empty: it can be normalised."""
+    messages = example.get("messages")
+    if not isinstance(messages, list) or not messages:
+        return [_no_messages(example)]
+    faults = [*_example_keys(example), *_tools(example, abilities)]
+    for index, message in enumerate(messages):
+        faults.extend(_message(message, f"messages[{index}]"))
+    if not any(fault.severity == "error" for fault in faults):
+        faults.extend(_conversation(messages))
+        faults.extend(_calls(messages, example, abilities))
+    return faults
+
+
+def normalise_chat(example: Mapping[str, Any], abilities: TemplateAbilities) -> dict[str, Any]:
+    """The example as chat templates take it: content is a text, arguments are objects, tools only when given.
+
+    A developer message becomes a system message where the template does not know the role. Weight 0 is kept.
+    """
+    messages = [_normalise_message(message, abilities) for message in example["messages"]]
+    tools = example.get("tools")
+    return {"messages": messages, "tools": tools} if tools else {"messages": messages}
+
+
+def _no_messages(example: Mapping[str, Any]) -> Fault:
+    if "prompt" in example and "completion" in example:
+        return Fault("wrong_task", "the line has prompt and completion; set spec.task to Completion")
+    if "conversations" in example:
+        return Fault("missing_messages", "the line is in ShareGPT form; write OpenAI's form: a list `messages`")
+    return Fault("missing_messages", "the line has no list `messages` with at least one message")
+
+
+def _example_keys(example: Mapping[str, Any]) -> Iterator[Fault]:
+    for key in example:
+        if key in ("functions", "function_call"):
+            yield Fault("legacy_functions", f"`{key}` is OpenAI's old form; use `tools` and `tool_calls`", key)
+        elif key not in EXAMPLE_KEYS:
+            text = f"the key {plain_word(key)} beside `messages` is not used; it is ignored"
+            yield Fault("unknown_key", text, severity="warning")
+    if not isinstance(example.get("parallel_tool_calls", True), bool | None):
+        yield Fault("parallel_tool_calls", "`parallel_tool_calls` must be true or false")
+
+
+def _message(message: Any, where: str) -> Iterator[Fault]:
+    if not isinstance(message, dict):
+        yield Fault("message_type", f"a message must be an object, not {json_type(message)}", where)
+        return
+    role = message.get("role")
+    if role == "function":
+        yield Fault("legacy_functions", "the role `function` is OpenAI's old form; use `tool`", f"{where}.role")
+    elif role not in ROLES:
+        given = f"not {plain_word(role)}" if "role" in message else "and is missing"
+        yield Fault("role", f"the role must be one of {', '.join(ROLES)}, {given}", f"{where}.role")
+    yield from _message_keys(message, where)
+    yield from _content(message, where)
+    yield from _weight(message, where)
+    if not isinstance(message.get("name"), str | None):
+        yield Fault("name", f"`name` must be a text, not {json_type(message['name'])}", f"{where}.name")
+
+
+def _message_keys(message: Mapping[str, Any], where: str) -> Iterator[Fault]:
+    for key, value in message.items():
+        if key == "function_call" and value is not None:
+            yield Fault("legacy_functions", "`function_call` is OpenAI's old form; use `tool_calls`", f"{where}.{key}")
+        elif key not in MESSAGE_KEYS and not (key in EMPTY_KEYS and not value):
+            text = (
+                f"a message has the unknown key {plain_word(key)}; remove it (known: {', '.join(sorted(MESSAGE_KEYS))})"
+            )
+            yield Fault("unknown_message_key", text, where)
+        elif key == "tool_calls" and value and message.get("role") != "assistant":
+            yield Fault("tool_calls", "only an assistant message can have `tool_calls`", f"{where}.{key}")
+        elif key == "tool_call_id" and value is not None and message.get("role") != "tool":
+            yield Fault("tool_call_id", "only a tool message can have a `tool_call_id`", f"{where}.{key}")
+
+
+def _content(message: Mapping[str, Any], where: str) -> Iterator[Fault]:
+    content, place = message.get("content"), f"{where}.content"
+    if content is None:
+        if not (message.get("role") == "assistant" and message.get("tool_calls")):
+            yield Fault(
+                "content", "`content` is missing or null; only an assistant with `tool_calls` may omit it", place
+            )
+    elif isinstance(content, list):
+        yield from _parts(content, place)
+    elif not isinstance(content, str):
+        yield Fault("content", f"`content` must be a text or a list of text parts, not {json_type(content)}", place)
+    elif message.get("role") == "assistant" and not content.strip() and not message.get("tool_calls"):
+        text = "an assistant message is empty: it teaches the model to answer nothing"
+        yield Fault("empty_answer", text, place, severity="warning")
+
+
+def _parts(parts: list[Any], where: str) -> Iterator[Fault]:
+    for index, part in enumerate(parts):
+        place = f"{where}[{index}]"
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind != "text":
+            given = plain_word(kind) if isinstance(part, dict) else json_type(part)
+            yield Fault("content_part", f"a content part must be of type 'text', not {given}", place)
+        elif not isinstance(part.get("text"), str):
+            yield Fault("content_part", "a content part of type 'text' needs a `text`", place)
+    if not parts:
+        yield Fault("content_part", "the list of content parts is empty", where)
+
+
+def _weight(message: Mapping[str, Any], where: str) -> Iterator[Fault]:
+    weight = message.get("weight")
+    if weight is None:
+        return
+    if message.get("role") != "assistant":
+        yield Fault("weight", "only an assistant message can have a `weight`; remove it", f"{where}.weight")
+    elif isinstance(weight, bool) or not isinstance(weight, int) or weight not in (0, 1):
+        yield Fault("weight", "`weight` must be 0 (not trained on) or 1", f"{where}.weight")
+
+
+def _conversation(messages: list[dict[str, Any]]) -> Iterator[Fault]:
+    answers = [message for message in messages if message["role"] == "assistant"]
+    if not answers:
+        yield Fault("no_assistant", "no message is the assistant's, so there is nothing to learn")
+    elif all(message.get("weight") == 0 for message in answers):
+        yield Fault("nothing_trainable", "every assistant message has weight 0, so there is nothing to learn")
+    elif messages[-1]["role"] != "assistant":
+        text = "the last message is not the assistant's; what follows the last answer is not learned"
+        yield Fault("unanswered_end", text, f"messages[{len(messages) - 1}]", severity="warning")
+
+
+def _tools(example: Mapping[str, Any], abilities: TemplateAbilities) -> Iterator[Fault]:
+    tools = example.get("tools")
+    if tools is None or tools == []:
+        return
+    if not isinstance(tools, list):
+        yield Fault("tools", f"`tools` must be a list, not {json_type(tools)}", "tools")
+        return
+    for index, tool in enumerate(tools):
+        function = tool.get("function") if isinstance(tool, dict) and tool.get("type") == "function" else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
+            text = "a tool must be {'type': 'function', 'function': {'name': ..., 'parameters': {...}}}"
+            yield Fault("tools", text, f"tools[{index}]")
+        elif not isinstance(function.get("parameters", {}), dict):
+            yield Fault("tools", "the `parameters` of a tool must be a JSON schema object", f"tools[{index}].function")
+    if not abilities.tools:
+        text = "the model's chat template does not render `tools`; use a model that was made for tools, or remove them"
+        yield Fault("template_tools", text, "tools")
+
+
+def _calls(messages: list[dict[str, Any]], example: Mapping[str, Any], abilities: TemplateAbilities) -> Iterator[Fault]:
+    """Every call is well formed, and every tool message answers an earlier call."""
+    names = {tool["function"]["name"] for tool in example.get("tools") or []}
+    open_ids: set[str] = set()
+    for index, message in enumerate(messages):
+        if message.get("tool_calls"):
+            yield from _call_list(message["tool_calls"], f"messages[{index}].tool_calls", names, open_ids)
+        if message["role"] == "tool":
+            place = f"messages[{index}].tool_call_id"
+            if not isinstance(message.get("tool_call_id"), str):
+                yield Fault(
+                    "tool_call_id", "a tool message needs the `tool_call_id` of the call that it answers", place
+                )
+            elif message["tool_call_id"] not in open_ids:
+                yield Fault("tool_call_id", "the `tool_call_id` is that of no earlier call", place)
+    uses = any(message.get("tool_calls") or message["role"] == "tool" for message in messages)
+    if uses and not abilities.tool_calls:
+        text = "the model's chat template does not render tool calls; use a model that was made for tools"
+        yield Fault("template_tools", text)
+    elif uses and not names:
+        text = "tools are called but `tools` does not define them; the model sees them defined when it is used"
+        yield Fault("tools_missing", text, severity="warning")
+
+
+def _call_list(calls: Any, where: str, names: set[str], open_ids: set[str]) -> Iterator[Fault]:
+    if not isinstance(calls, list):
+        yield Fault("tool_calls", f"`tool_calls` must be a list, not {json_type(calls)}", where)
+        return
+    for index, call in enumerate(calls):
+        place = f"{where}[{index}]"
+        function = call.get("function") if isinstance(call, dict) and call.get("type") == "function" else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            text = "a tool call must be {'id': ..., 'type': 'function', 'function': {'name': ..., 'arguments': '...'}}"
+            yield Fault("tool_calls", text, place)
+            continue
+        if not isinstance(call.get("id"), str) or not call["id"]:
+            yield Fault("tool_calls", "a tool call needs an `id`", f"{place}.id")
+        elif call["id"] in open_ids:
+            yield Fault("tool_calls", "the `id` of a tool call is used twice in the conversation", f"{place}.id")
+        else:
+            open_ids.add(call["id"])
+        if names and function["name"] not in names:
+            yield Fault(
+                "unknown_tool", "a call names a function that `tools` does not define", f"{place}.function.name"
+            )
+        if _arguments(function.get("arguments")) is None:
+            text = '`arguments` must be a text that holds a JSON object, for example \'{"city": "Lisbon"}\''
+            yield Fault("tool_arguments", text, f"{place}.function.arguments")
+
+
+def _arguments(value: Any) -> dict[str, Any] | None:
+    """The arguments as an object; OpenAI has them as a JSON text, templates want the object."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            return None
+    return value if isinstance(value, dict) else None
+
+
+def _normalise_message(message: Mapping[str, Any], abilities: TemplateAbilities) -> dict[str, Any]:
+    role, content = message["role"], message.get("content")
+    if role == "developer" and not abilities.developer:
+        role = "system"
+    if isinstance(content, list):
+        content = "".join(part["text"] for part in content)
+    normal: dict[str, Any] = {"role": role, "content": content or ""}
+    for key in ("name", "tool_call_id"):
+        if message.get(key) is not None:
+            normal[key] = message[key]
+    if message.get("tool_calls"):
+        normal["tool_calls"] = [_normalise_call(call) for call in message["tool_calls"]]
+    if message.get("weight") == 0:
+        normal["weight"] = 0
+    return normal
+
+
+def _normalise_call(call: Mapping[str, Any]) -> dict[str, Any]:
+    function = {"name": call["function"]["name"], "arguments": _arguments(call["function"]["arguments"])}
+    return {"id": call["id"], "type": "function", "function": function}

@@ -1,0 +1,138 @@
+"""What is wrong with a dataset: every finding with its file and line, grouped for people.
+
+No finding carries text of the dataset; a key or a role is named only when it is a plain short word.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from finetune_api.status import Problem
+
+MAX_LINES = 20  # line numbers kept in the status; the report on the volume has all
+MAX_MESSAGE = 512  # characters of a status message
+MAX_PROBLEMS = 10  # kinds of problem kept in the status
+
+Severity = Literal["error", "warning"]
+FileName = Literal["train", "validation"]
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One thing wrong in one example. `where` is a path such as messages[2].weight."""
+
+    check: str
+    message: str
+    where: str = ""
+    severity: Severity = "error"
+
+
+@dataclass(slots=True)
+class Finding:
+    """One kind of problem in one file, with every line that has it."""
+
+    fault: Fault
+    file: FileName
+    lines: list[int] = field(default_factory=list)
+    places: list[str] = field(default_factory=list)
+
+    @property
+    def message(self) -> str:
+        first = f" (first: line {self.lines[0]}, {self.places[0]})" if self.lines and self.places[0] else ""
+        return self.fault.message + first
+
+
+class Findings:
+    """Collects faults. An example counts once for each kind of problem."""
+
+    def __init__(self) -> None:
+        self._kinds: dict[tuple[str, str], Finding] = {}
+
+    def add(self, file: FileName, line: int, faults: Iterable[Fault]) -> bool:
+        """Record the faults of one line (0: the file as a whole); return whether one of them is an error."""
+        refused = False
+        for fault in faults:
+            finding = self._kinds.setdefault((file, fault.check), Finding(fault, file))
+            if not finding.lines or finding.lines[-1] != line:
+                finding.lines.append(line)
+                finding.places.append(fault.where)
+            refused |= fault.severity == "error"
+        return refused
+
+    def sorted(self) -> list[Finding]:
+        """Errors before warnings, frequent before rare."""
+        return sorted(self._kinds.values(), key=lambda f: (f.fault.severity != "error", -len(f.lines), f.fault.check))
+
+    def errors(self) -> list[Finding]:
+        return [finding for finding in self.sorted() if finding.fault.severity == "error"]
+
+    def counts(self) -> Counter[str]:
+        return Counter({f"{f.file}:{f.fault.check}": len(f.lines) for f in self._kinds.values()})
+
+    def for_status(self) -> list[Problem]:
+        """The worst kinds, cut to what the status takes."""
+        return [
+            Problem(
+                check=finding.fault.check,
+                count=len(finding.lines),
+                lines=[line for line in finding.lines if line][:MAX_LINES],
+                file=finding.file,
+                message=f"{finding.fault.severity}: {finding.message}"[:MAX_MESSAGE],
+            )
+            for finding in self.sorted()[:MAX_PROBLEMS]
+        ]
+
+    def for_report(self) -> list[dict[str, Any]]:
+        """All kinds with all lines."""
+        return [
+            {
+                "check": finding.fault.check,
+                "severity": finding.fault.severity,
+                "file": finding.file,
+                "count": len(finding.lines),
+                "message": finding.fault.message,
+                "lines": [
+                    {"line": line, **({"where": where} if where else {})}
+                    for line, where in zip(finding.lines, finding.places, strict=True)
+                ],
+            }
+            for finding in self.sorted()
+        ]
+
+
+def line_list(lines: Iterable[int], limit: int = 10) -> str:
+    """`line 3`, `lines 3, 7 and 9`, `lines 3, 7, 9 and 41 more`; empty for the file as a whole."""
+    numbers = [line for line in lines if line]
+    if not numbers:
+        return ""
+    if len(numbers) == 1:
+        return f"line {numbers[0]}"
+    if len(numbers) > limit:
+        return f"lines {', '.join(map(str, numbers[:limit]))} and {len(numbers) - limit} more"
+    return f"lines {', '.join(map(str, numbers[:-1]))} and {numbers[-1]}"
+
+
+def plain_word(value: object) -> str:
+    """The value in quotes when it is a short plain word, which cannot be private text; otherwise what it is."""
+    if isinstance(value, str):
+        return f"'{value}'" if re.fullmatch(r"[A-Za-z_][\w.-]{0,31}", value, re.ASCII) else "another text"
+    return json_type(value)
+
+
+def json_type(value: object) -> str:
+    """The JSON name of a value's type."""
+    if value is None:
+        return "null"
+    names = {
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+        str: "a text",
+        list: "a list",
+        dict: "an object",
+    }
+    return names.get(type(value), type(value).__name__)

@@ -1,0 +1,153 @@
+"""The dataset report: in full for the artifact volume, short for the status, in plain words for the log."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from finetune_api.status import DatasetStatus, LengthStats
+from finetune_trainer import artifacts
+from finetune_trainer.data.examples import Example
+from finetune_trainer.data.problems import Findings, line_list
+from finetune_trainer.data.tokens import Cut
+from finetune_trainer.errors import UserInputError
+from finetune_trainer.masking import IGNORED
+from finetune_trainer.resolve import Resolution
+
+log = logging.getLogger(__name__)
+
+SHOWN_EXAMPLES = 3
+PROBLEMS_FILE = "dataset-problems.json"
+
+
+class CheckedData(Protocol):
+    @property
+    def duplicates(self) -> int: ...
+    @property
+    def overlap(self) -> int: ...
+    @property
+    def sha256(self) -> str: ...
+
+
+def refuse_errors(findings: Findings) -> None:
+    """Raise UserInputError (DatasetInvalid) that names the worst problems with their lines."""
+    errors = findings.errors()
+    if not errors:
+        return
+    texts = [f"{e.file} data, {line_list(e.lines)}: {e.message}" for e in errors[:3]]
+    more = f"; and {len(errors) - 3} more kinds of problem" if len(errors) > 3 else ""
+    raise UserInputError(
+        "; ".join(texts) + more,
+        advice=f"correct these lines; reports/{PROBLEMS_FILE} in the run's folder and the log have all of them",
+    )
+
+
+def refusal(error: UserInputError, findings: Findings, run_dir: Path) -> UserInputError:
+    """The error with the problems found so far; they are also logged, and kept in the run's folder."""
+    if findings.sorted():
+        log_problems(findings)
+        text = json.dumps({"error": error.message, "problems": findings.for_report()}, ensure_ascii=False, indent=1)
+        artifacts.write_json(run_dir / "reports" / PROBLEMS_FILE, text)
+    error.dataset = DatasetStatus(problems=findings.for_status())
+    return error
+
+
+def dataset_status(
+    data: CheckedData, train: Cut, validation: Cut, lengths: LengthStats, findings: Findings
+) -> DatasetStatus:
+    """Figures for the status. Tokens are those that are trained on, after the cut; lengths those before it."""
+    return DatasetStatus(
+        train_examples=len(train.kept),
+        validation_examples=len(validation.kept),
+        train_tokens=sum(len(example.input_ids) for example in train.kept),
+        loss_tokens=sum(example.loss_tokens for example in train.kept),
+        length=lengths,
+        truncated=len(train.truncated) + len(validation.truncated),
+        dropped=len(train.dropped) + len(validation.dropped),
+        duplicates=data.duplicates,
+        overlap=data.overlap,
+        sha256=data.sha256,
+        problems=findings.for_status(),
+    )
+
+
+def full_report(
+    status: DatasetStatus, resolution: Resolution, findings: Findings, examples: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """`dataset/report.json`: figures, every problem with every line, and a few examples as the model sees them."""
+    return {
+        "dataset": status.model_dump(mode="json", by_alias=True, exclude={"problems"}),
+        "resolved": resolution.values.model_dump(mode="json", by_alias=True),
+        "estimate": resolution.estimate.model_dump(mode="json", by_alias=True),
+        "notes": resolution.notes,
+        "problems": findings.for_report(),
+        "examples": examples,
+    }
+
+
+def shown(examples: Sequence[Example], tokenizer: Any) -> list[dict[str, Any]]:
+    """The first examples as text, in pieces that are trained on or not."""
+    return [{"line": example.line, "pieces": pieces(example, tokenizer)} for example in examples[:SHOWN_EXAMPLES]]
+
+
+def pieces(example: Example, tokenizer: Any) -> list[dict[str, Any]]:
+    """Runs of tokens with the same fate: [{"trained": bool, "text": str}]."""
+    runs: list[tuple[bool, list[int]]] = []
+    for token, label in zip(example.input_ids, example.labels, strict=True):
+        trained = label != IGNORED
+        if not runs or runs[-1][0] != trained:
+            runs.append((trained, []))
+        runs[-1][1].append(token)
+    return [{"trained": trained, "text": tokenizer.decode(ids)} for trained, ids in runs]
+
+
+def log_problems(findings: Findings) -> None:
+    for finding in findings.sorted():
+        level = logging.ERROR if finding.fault.severity == "error" else logging.WARNING
+        lines = line_list(finding.lines, limit=100)
+        log.log(level, "%s data%s: %s", finding.file, f", {lines}" if lines else "", finding.fault.message)
+
+
+def log_result(status: DatasetStatus, resolution: Resolution, findings: Findings) -> None:
+    """What a newcomer wants to read at the end of Prepare."""
+    log_problems(findings)
+    values, needs = resolution.values, resolution.estimate
+    length = status.length
+    log.info(
+        "data: %s tokens, of which %s (%.0f %%) are the answers that are trained on",
+        f"{status.train_tokens:,}",
+        f"{status.loss_tokens:,}",
+        100 * status.loss_tokens / max(1, status.train_tokens),
+    )
+    if length:
+        log.info(
+            "data: an example has %d to %d tokens, half have at most %d; cut at %d: %d cut, %d left out",
+            length.min,
+            length.max,
+            length.p50,
+            values.max_length,
+            status.truncated,
+            status.dropped,
+        )
+    log.info(
+        "training: %d epochs, %d steps of %d examples (%d at once), learning rate %g, %s",
+        values.epochs,
+        values.total_steps,
+        values.batch_size,
+        values.micro_batch_size,
+        values.learning_rate,
+        values.precision,
+    )
+    log.info("estimate: %.1f GiB of memory, %s of training", needs.memory_bytes / 2**30, duration(needs.train_seconds))
+    for note in resolution.notes:
+        log.warning("%s", note)
+
+
+def duration(seconds: int) -> str:
+    """`40 seconds`, `12 minutes`, `3.5 hours`."""
+    if seconds < 120:
+        return f"{seconds} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"

@@ -1,0 +1,173 @@
+"""What a training will need: peak memory and time, from shapes alone. docs/estimates.md has the derivation.
+
+Memory = weights + trained parameters (gradient and two Adam moments) + activations + output layer + runtime.
+Time = floating point operations / rate + steps * overhead.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from finetune_api.conditions import FailureReason
+from finetune_api.spec import MethodSpec, MethodType
+from finetune_api.status import Estimate
+from finetune_trainer.errors import UserInputError
+
+Precision = Literal["float32", "bfloat16"]
+BYTES = {"float32": 4, "bfloat16": 2}
+
+# Gradient and the two moments of Adam, 4 bytes each (the weight itself is counted as a weight).
+OPTIMIZER_BYTES = 12
+# CUDA context, kernels and cuBLAS workspace; Python with torch, transformers and the data loader.
+GPU_RUNTIME_BYTES = 1 * 2**30
+CPU_RUNTIME_BYTES = 700 * 2**20
+# Floating point operations a second that training really gets. GPU: 40 % of an A100's 312e12 in bfloat16, the share
+# that well-tuned trainers report (PaLM, arXiv 2204.02311, 46 %; NeMo, 41 %). CPU: 25e9 a core in float32.
+GPU_RATE = 125e12
+CPU_RATE = 25e9
+# Seconds a forward and backward pass cost however small it is: Python and kernel launches, a layer and once.
+PASS_OVERHEAD, LAYER_OVERHEAD = 0.02, 0.004
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """Sizes of a model. `kv_width` is the width of keys and of values; all widths are in elements."""
+
+    parameters: int
+    trainable: int
+    layers: int
+    width: int
+    inner_width: int
+    kv_width: int
+    vocabulary: int
+    context: int
+
+    @property
+    def lora(self) -> bool:
+        return self.trainable < self.parameters
+
+
+def measure_shape(folder: Path, method: MethodSpec, source: str) -> ModelShape:
+    """Build the model without weights (meta device) and count. Raises UserInputError.
+
+    ModelInvalid when the architecture is unknown, SpecInvalid when target_modules match nothing.
+    """
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        raise UserInputError(
+            f"{source} cannot be used as a causal language model: {str(error).splitlines()[0][:300]}",
+            advice="use a model whose architecture transformers itself knows; code from a repository is never run",
+            reason=FailureReason.MODEL_INVALID,
+        ) from error
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    linear = sorted(
+        {name.rsplit(".", 1)[-1] for name, part in model.named_modules() if isinstance(part, torch.nn.Linear)}
+    )
+    trainable = _count_adapter(model, method, linear) if method.type is MethodType.LORA else parameters
+    text = config.get_text_config()
+    heads = text.num_attention_heads
+    head_width = getattr(text, "head_dim", None) or text.hidden_size // heads
+    return ModelShape(
+        parameters=parameters,
+        trainable=trainable,
+        layers=text.num_hidden_layers,
+        width=text.hidden_size,
+        inner_width=getattr(text, "intermediate_size", None) or 4 * text.hidden_size,
+        kv_width=(getattr(text, "num_key_value_heads", None) or heads) * head_width,
+        vocabulary=text.vocab_size,
+        context=getattr(text, "max_position_embeddings", None) or 0,
+    )
+
+
+def _count_adapter(model: torch.nn.Module, method: MethodSpec, linear: list[str]) -> int:
+    """Parameters of the adapter that the method would train."""
+    targets = list(method.target_modules) if method.target_modules else "all-linear"
+    if "lm_head" in targets and isinstance(targets, list):
+        raise _bad_targets("lm_head cannot have an adapter", linear)
+    settings = LoraConfig(
+        r=method.resolved_rank, lora_alpha=method.resolved_alpha, target_modules=targets, task_type="CAUSAL_LM"
+    )
+    try:
+        adapted = get_peft_model(model, settings)
+    except ValueError as error:
+        raise _bad_targets(f"they match nothing in the model ({', '.join(targets)})", linear) from error
+    return sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
+
+
+def _bad_targets(problem: str, linear: list[str]) -> UserInputError:
+    names = ", ".join(name for name in linear if name != "lm_head")
+    return UserInputError(
+        f"method.targetModules: {problem}",
+        advice=f"leave it out for all linear layers, or choose among {names}",
+        reason=FailureReason.SPEC_INVALID,
+    )
+
+
+def memory_bytes(shape: ModelShape, *, rows: int, length: int, precision: Precision) -> int:
+    """Peak memory of the training process with micro batches of `rows` x `length` tokens.
+
+    On a GPU (bfloat16) the trainer recomputes: of each layer only the input is kept, and of one layer everything.
+    """
+    weights = (shape.parameters + (shape.trainable if shape.lora else 0)) * BYTES[precision]
+    if shape.lora and precision == "bfloat16":
+        weights += shape.trainable * 2  # adapters stay in float32
+    trained = shape.trainable * OPTIMIZER_BYTES
+    layer = activation_bytes(shape, precision)
+    kept = shape.layers * shape.width * 2 + layer if precision == "bfloat16" else shape.layers * layer
+    activations = rows * length * kept
+    output = rows * length * shape.vocabulary * BYTES[precision] + 2 * rows * length * shape.width * 4
+    runtime = GPU_RUNTIME_BYTES if precision == "bfloat16" else CPU_RUNTIME_BYTES
+    return weights + trained + activations + output + runtime
+
+
+def activation_bytes(shape: ModelShape, precision: Precision) -> int:
+    """Bytes kept for the backward pass, a token and layer, with attention that keeps no score matrix."""
+    wide, kv, inner = shape.width, shape.kv_width, shape.inner_width
+    # Per block: two norms (their float32 input and normalised value), inputs of the projections and of the gated
+    # unit, queries, keys, values and the attention's result; gate, its activation, up and their product.
+    elements = 4 * wide + 2 * kv + 4 * inner
+    norms = 2 * (2 * 4 * wide)
+    adapter = 6 * wide + inner if shape.lora else 0  # the inputs of A, cast once more
+    return norms + (elements + adapter) * BYTES[precision]
+
+
+def step_seconds(shape: ModelShape, *, tokens: float, passes: int, gpus: int, cores: int) -> float:
+    """Seconds of one optimizer step over `tokens` tokens in `passes` forward and backward passes.
+
+    6 operations a parameter and token, and 4 with LoRA, which needs no gradient of the frozen weights
+    (Kaplan et al., arXiv 2001.08361, section 2.1); on a GPU 2 more, for the forward pass that is done again.
+    """
+    operations = ((4 if shape.lora else 6) + (2 if gpus else 0)) * shape.parameters * tokens
+    rate = GPU_RATE * gpus if gpus else CPU_RATE * cores
+    return operations / rate + passes * (PASS_OVERHEAD + LAYER_OVERHEAD * shape.layers)
+
+
+def estimate(
+    shape: ModelShape,
+    *,
+    rows: int,
+    length: int,
+    precision: Precision,
+    seconds_per_step: float,
+    steps: int,
+    evaluations: int,
+    evaluation_tokens: int,
+    train_tokens_per_step: float,
+) -> Estimate:
+    """Peak memory in bytes and training time in seconds, evaluations included (a third of the operations a token)."""
+    share = evaluation_tokens / train_tokens_per_step if train_tokens_per_step else 0.0
+    seconds = seconds_per_step * (steps + evaluations * share / (2 if shape.lora else 3))
+    return Estimate(
+        memory_bytes=memory_bytes(shape, rows=rows, length=length, precision=precision),
+        train_seconds=math.ceil(seconds),
+    )

@@ -1,0 +1,173 @@
+"""Which tokens are trained on, for any chat template and without changing it.
+
+A conversation is rendered once, as the server will render it, and tokenised once. What the assistant said is then
+found in the text by comparing renderings: messages[:i] with the generation prompt is where answer i begins, and
+messages[:i+1] is where it ends. Where a template renders earlier turns differently from the last one (it may strip
+the thinking of earlier turns, for example), the place is found by putting a marker into message i instead, and
+the answer ends with the first stop token after it.
+
+A label is the token's own id where it is trained on, and -100 (IGNORED) elsewhere; the shift by one is the model's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+IGNORED = -100  # the index that PyTorch's cross entropy leaves out
+
+# Two markers that share neither their first nor their last character: a text can then not agree with both by chance.
+MARKERS = ("Ω marker one ж", "Ж marker two ω")
+
+
+class MaskingError(ValueError):
+    """The example cannot be masked. `check` names the problem in the dataset report; the text has no dataset text."""
+
+    def __init__(self, check: str, message: str, where: str = "") -> None:
+        super().__init__(message)
+        self.check = check
+        self.message = message
+        self.where = where
+
+
+@dataclass(frozen=True, slots=True)
+class MaskedTokens:
+    """input_ids and labels have the same length, in tokens."""
+
+    input_ids: list[int]
+    labels: list[int]
+
+    @property
+    def loss_tokens(self) -> int:
+        return sum(label != IGNORED for label in self.labels)
+
+
+@dataclass(frozen=True, slots=True)
+class ChatMasker:
+    """Renders and masks conversations for one tokenizer. `stop_ids` are the tokens that end a generation."""
+
+    tokenizer: Any
+    stop_ids: frozenset[int]
+
+    def mask(self, example: Mapping[str, Any]) -> MaskedTokens:
+        """`example` has `messages` in the form that templates take, and perhaps `tools`. Raises MaskingError."""
+        messages, tools = example["messages"], example.get("tools")
+        full = self._render_whole(messages, tools)
+        # verbose=False: that an example is longer than the context is reported by us, with its line
+        tokens = self.tokenizer(full, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        ids, offsets = list(tokens["input_ids"]), list(tokens["offset_mapping"])
+        labels = [IGNORED] * len(ids)
+        for index in trainable(messages):
+            span = self._span(full, messages, tools, index)
+            for position in self._answer_positions(ids, offsets, span, index):
+                labels[position] = ids[position]
+        return MaskedTokens(ids, labels)
+
+    def _render_whole(self, messages: Sequence[Any], tools: Any) -> str:
+        try:
+            return self._render(messages, tools, prompt=False)
+        except Exception as error:
+            raise MaskingError("template", f"the model's chat template refuses this conversation: {error}") from error
+
+    def _render(self, messages: Sequence[Any], tools: Any, *, prompt: bool) -> str:
+        text = self.tokenizer.apply_chat_template(
+            list(messages), tools=tools, tokenize=False, add_generation_prompt=prompt
+        )
+        assert isinstance(text, str)
+        return text
+
+    def _span(self, full: str, messages: Sequence[Any], tools: Any, index: int) -> tuple[int, int]:
+        """First character of answer `index`, and the character before which its last token must begin."""
+        start = self._prefix_length(full, messages[:index], tools, prompt=True)
+        if start is None:
+            start = self._marked_position(full, messages, tools, index)
+        end = self._prefix_length(full, messages[: index + 1], tools, prompt=False)
+        if end is None or end <= start:
+            last = index + 1 == len(messages)
+            end = len(full) if last else self._marked_position(full, messages, tools, index + 1)
+        return start, end
+
+    def _prefix_length(self, full: str, messages: Sequence[Any], tools: Any, *, prompt: bool) -> int | None:
+        """Characters of the rendering of the first messages, or None when the whole does not begin with it."""
+        try:
+            text = self._render(messages, tools, prompt=prompt)
+        except Exception:  # templates raise what they like, for example on a conversation without a user
+            return None
+        return len(text) if text and full.startswith(text) else None
+
+    def _marked_position(self, full: str, messages: Sequence[Any], tools: Any, index: int) -> int:
+        """Character at which the content of message `index` begins in the whole rendering."""
+        begins = []
+        for marker in MARKERS:
+            marked = [*messages[:index], {**messages[index], "content": marker}, *messages[index + 1 :]]
+            try:
+                text = self._render(marked, tools, prompt=False)
+            except Exception as error:
+                raise MaskingError("template", f"the model's chat template refuses it: {error}") from error
+            if marker not in text:
+                raise MaskingError(
+                    "not_rendered",
+                    "the model's chat template leaves this message out; split the conversation or use another model",
+                    f"messages[{index}]",
+                )
+            begins.append(_agreement(full, text))
+        return min(begins)
+
+    def _answer_positions(
+        self, ids: Sequence[int], offsets: Sequence[tuple[int, int]], span: tuple[int, int], index: int
+    ) -> range:
+        """Positions of the answer's tokens, up to and with its end-of-turn token.
+
+        A token that lies across the border counts as the answer's when any of its characters do.
+        """
+        inside = [n for n, (low, high) in enumerate(offsets) if max(high, low + 1) > span[0] and low < span[1]]
+        stops = [n for n in inside if ids[n] in self.stop_ids]
+        if not stops:
+            raise MaskingError(
+                "end_of_turn",
+                "the model's chat template does not end an answer with a stop token of the model, so it would never "
+                "learn to stop; use the model's instruct variant, or put the template's end-of-turn token into "
+                "eos_token_id of its generation_config.json",
+                f"messages[{index}]",
+            )
+        return range(inside[0], stops[-1] + 1)
+
+
+def trainable(messages: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Indices of the messages that are trained on: the assistant's, unless their weight is 0."""
+    return [n for n, message in enumerate(messages) if message["role"] == "assistant" and message.get("weight") != 0]
+
+
+def mask_completion(tokenizer: Any, prompt: str, completion: str) -> MaskedTokens:
+    """Tokens of prompt and completion; trained on are the completion and the end-of-sequence token after it.
+
+    The prompt is tokenised as a server tokenises it, with the beginning-of-sequence token where the model has one.
+    Raises MaskingError when the tokenizer has no end-of-sequence token.
+    """
+    end = tokenizer.eos_token_id
+    if end is None:
+        raise MaskingError(
+            "end_of_turn", "the model's tokenizer has no end-of-sequence token, so nothing would stop it"
+        )
+    begin = _begin_ids(tokenizer)
+    prompt_ids = begin + tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    joint = begin + tokenizer(prompt + completion, add_special_tokens=False)["input_ids"]
+    if joint[: len(prompt_ids)] == prompt_ids:
+        answer = joint[len(prompt_ids) :]
+    else:  # a token lies across the border: the server will tokenise the prompt alone, and so do we
+        answer = tokenizer(completion, add_special_tokens=False)["input_ids"]
+    return MaskedTokens([*prompt_ids, *answer, end], [*[IGNORED] * len(prompt_ids), *answer, end])
+
+
+def _agreement(one: str, other: str) -> int:
+    """Number of characters in which two texts agree from their beginning."""
+    for position, (left, right) in enumerate(zip(one, other, strict=False)):
+        if left != right:
+            return position
+    return min(len(one), len(other))
+
+
+def _begin_ids(tokenizer: Any) -> list[int]:
+    first = tokenizer("a")["input_ids"][:1]
+    return list(first) if first and first[0] == tokenizer.bos_token_id else []

@@ -1,0 +1,197 @@
+"""What `auto` means. Every rule is a pure function of the data's and the model's sizes; docs/data.md has the table.
+
+epochs          OpenAI's rule (cookbook, "Data preparation and analysis for chat model fine-tuning"): 3, more when
+                that is fewer than 100 examples in all (at most 25), fewer when it is more than 25,000.
+batch size      the largest power of two, at most 32, that leaves at least 100 optimizer steps. 32: LoRA loses
+                quality with larger batches (Thinking Machines, "LoRA Without Regret", 2025).
+learning rate   2e-4 for LoRA, ten times the 2e-5 of full fine-tuning (TRL's guide; "LoRA Without Regret"), times
+                learningRateMultiplier.
+max length      the 99th percentile of the rendered examples, rounded up to 128, at most the model's context.
+micro batch     the largest divisor of the batch within 8,192 tokens, 32 rows and 80 % of the memory.
+warm-up         3 % of the steps, at least 1 where there are more than 10.
+evaluation      ten times in a training, and in long ones about every 15 minutes; checkpoints likewise.
+packing         where flash attention is installed and a GPU is asked for: it keeps the examples of a row apart at
+                no cost. With PyTorch's own attention transformers builds a mask of length squared instead: right,
+                but slower than padding, so only when asked for.
+precision       bfloat16 on a GPU, float32 on a CPU.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from dataclasses import dataclass
+
+from finetune_api.conditions import FailureReason
+from finetune_api.run_config import RunConfig
+from finetune_api.spec import MethodType, Packing
+from finetune_api.status import Estimate, LengthStats, ResolvedValues
+from finetune_trainer.errors import UserInputError
+from finetune_trainer.estimate import ModelShape, Precision, estimate, memory_bytes, step_seconds
+
+TARGET_EPOCHS, MIN_TARGET, MAX_TARGET, MAX_EPOCHS = 3, 100, 25_000, 25
+MAX_BATCH = 32
+MIN_STEPS = 100
+BASE_RATE = {MethodType.LORA: 2e-4, MethodType.FULL: 2e-5}
+LENGTH_STEP = 128  # tokens; a multiple of what matrix units want
+MICRO_TOKENS = 8_192  # a GPU is busy with so many tokens; more only costs memory
+MAX_MICRO_GPU, MAX_MICRO_CPU = 32, 8
+MEMORY_SHARE = 0.8  # of the memory: estimates are not exact, and allocators fragment
+ASSUMED_GPU_BYTES = 24 * 2**30  # Prepare sees no GPU; 24 GiB is the smallest that data centers offer (L4, A10)
+WARMUP_SHARE = 0.03
+EVALUATIONS = 10
+LONGEST_INTERVAL = 900  # seconds of work that an interruption may cost
+
+
+@dataclass(frozen=True, slots=True)
+class DataSizes:
+    """Examples and tokens after the cut to max_length; `longest` is the longest kept example."""
+
+    train_examples: int
+    train_tokens: int
+    validation_tokens: int
+    longest: int
+
+
+@dataclass(frozen=True, slots=True)
+class Resolution:
+    values: ResolvedValues
+    estimate: Estimate
+    notes: list[str]
+
+
+def resolve_epochs(examples: int) -> int:
+    if examples * TARGET_EPOCHS < MIN_TARGET:
+        return min(MAX_EPOCHS, math.ceil(MIN_TARGET / examples))
+    if examples * TARGET_EPOCHS > MAX_TARGET:
+        return max(1, MAX_TARGET // examples)
+    return TARGET_EPOCHS
+
+
+def resolve_batch(examples: int, epochs: int) -> int:
+    most = examples * epochs // MIN_STEPS
+    return min(MAX_BATCH, 1 << max(0, most.bit_length() - 1))
+
+
+def resolve_max_length(wanted: int | str, lengths: LengthStats, context: int) -> int:
+    """Tokens. Raises UserInputError (SpecInvalid) when more is asked for than the model's context takes."""
+    if isinstance(wanted, int):
+        if context and wanted > context:
+            raise UserInputError(
+                f"hyperparameters.maxLength {wanted} is more than the {context} tokens of the model's context",
+                advice=f"set it to at most {context}, or use a model with a longer context",
+                reason=FailureReason.SPEC_INVALID,
+            )
+        return wanted
+    rounded = math.ceil(lengths.p99 / LENGTH_STEP) * LENGTH_STEP
+    return min(rounded, context) if context else rounded
+
+
+def resolve_micro_batch(batch: int, length: int, shape: ModelShape, config: RunConfig, precision: Precision) -> int:
+    """Rows of a forward pass: a divisor of the batch. One row is taken even when the estimate says it is too much."""
+    most = min(MAX_MICRO_GPU if config.gpus else MAX_MICRO_CPU, max(1, MICRO_TOKENS // length))
+    limit = ASSUMED_GPU_BYTES if config.gpus else config.memory_limit_bytes
+    for rows in range(min(batch, most), 1, -1):
+        fits = (
+            limit is None or memory_bytes(shape, rows=rows, length=length, precision=precision) <= MEMORY_SHARE * limit
+        )
+        if batch % rows == 0 and fits:
+            return rows
+    return 1
+
+
+def flash_attention_installed() -> bool:
+    """Whether examples in one row can be kept apart without a mask; the image is the same in Train."""
+    return importlib.util.find_spec("flash_attn") is not None
+
+
+def resolve(
+    config: RunConfig, data: DataSizes, shape: ModelShape, max_length: int, revision: str, cores: int
+) -> Resolution:
+    """All values of the run, and what it will need. Sizes are those after the cut to `max_length`."""
+    wanted = config.hyperparameters
+    precision: Precision = "bfloat16" if config.gpus else "float32"
+    epochs = wanted.epochs if isinstance(wanted.epochs, int) else resolve_epochs(data.train_examples)
+    batch = wanted.batch_size if isinstance(wanted.batch_size, int) else resolve_batch(data.train_examples, epochs)
+    longest = min(max_length, data.longest)
+    micro = resolve_micro_batch(batch, longest, shape, config, precision)
+    accumulation = batch // micro
+    # As the trainer counts: the last micro batch of an epoch, and the last step, may be smaller.
+    steps = epochs * math.ceil(math.ceil(data.train_examples / micro) / accumulation)
+    step_tokens = data.train_tokens * epochs / steps
+    seconds = step_seconds(shape, tokens=step_tokens, passes=accumulation, gpus=config.gpus, cores=cores)
+    evaluation_steps, checkpoint_steps = _intervals(config, steps, seconds)
+    lora = config.method.type is MethodType.LORA
+    values = ResolvedValues(
+        epochs=epochs,
+        batch_size=batch,
+        micro_batch_size=micro,
+        gradient_accumulation=accumulation,
+        learning_rate=BASE_RATE[config.method.type] * multiplier(wanted.learning_rate_multiplier),
+        max_length=max_length,
+        total_steps=steps,
+        warmup_steps=warmup_steps(steps),
+        evaluation_steps=evaluation_steps,
+        checkpoint_steps=checkpoint_steps,
+        packing=_packing(config),
+        precision=precision,
+        lora_rank=config.method.resolved_rank if lora else None,
+        lora_alpha=config.method.resolved_alpha if lora else None,
+        revision=revision,
+        model_parameters=shape.parameters,
+        trainable_parameters=shape.trainable,
+    )
+    needs = estimate(
+        shape,
+        rows=micro,
+        length=longest,
+        precision=precision,
+        seconds_per_step=seconds,
+        steps=steps,
+        evaluations=math.ceil(steps / evaluation_steps),
+        evaluation_tokens=data.validation_tokens,
+        train_tokens_per_step=step_tokens,
+    )
+    return Resolution(values, needs, _notes(config, needs))
+
+
+def multiplier(value: str | int) -> float:
+    """`auto` is 1. Raises UserInputError (SpecInvalid) when it is not above 0."""
+    factor = 1.0 if value == "auto" else float(value)
+    if factor <= 0:
+        raise UserInputError(
+            f"hyperparameters.learningRateMultiplier {value} must be above 0",
+            advice="set it to auto, or to a number such as 0.5 or 2",
+            reason=FailureReason.SPEC_INVALID,
+        )
+    return factor
+
+
+def warmup_steps(steps: int) -> int:
+    return max(round(WARMUP_SHARE * steps), 1 if steps > 10 else 0)
+
+
+def _intervals(config: RunConfig, steps: int, seconds: float) -> tuple[int, int]:
+    """Optimizer steps between evaluations, and between checkpoints. One that is `auto` follows the other."""
+    evaluation, checkpoint = config.hyperparameters.evaluation_steps, config.hyperparameters.checkpoint_steps
+    auto = max(1, min(math.ceil(steps / EVALUATIONS), max(50, int(LONGEST_INTERVAL / seconds))))
+    if not isinstance(evaluation, int):
+        evaluation = checkpoint if isinstance(checkpoint, int) else auto
+    return evaluation, checkpoint if isinstance(checkpoint, int) else evaluation
+
+
+def _packing(config: RunConfig) -> bool:
+    choice = config.hyperparameters.packing
+    if choice is Packing.AUTO:
+        return config.gpus > 0 and flash_attention_installed()
+    return choice is Packing.ENABLED
+
+
+def _notes(config: RunConfig, needs: Estimate) -> list[str]:
+    limit = config.memory_limit_bytes
+    if config.gpus or limit is None or needs.memory_bytes <= limit:
+        return []
+    return [
+        f"training is expected to need {needs.memory_bytes / 2**30:.1f} GiB, and its pod is limited to "
+        f"{limit / 2**30:.1f} GiB: raise compute.resources.limits.memory, or lower hyperparameters.maxLength"
+    ]

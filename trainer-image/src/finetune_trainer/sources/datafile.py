@@ -1,0 +1,60 @@
+"""One data file as a local path, wherever it comes from."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+from finetune_api.conditions import FailureReason
+from finetune_api.run_config import SourcePolicy
+from finetune_api.spec import DataFile
+from finetune_trainer.errors import UserInputError
+from finetune_trainer.sources import https, hub, mounted, s3
+from finetune_trainer.sources.location import S3, Https, Hub, Pvc, parse_source
+
+log = logging.getLogger(__name__)
+
+
+def describe(data: DataFile) -> str:
+    """The source in words, for people."""
+    if data.config_map_ref:
+        return f"key {data.config_map_ref.key} of ConfigMap {data.config_map_ref.name}"
+    return data.source or "nowhere"
+
+
+def fetch_data(data: DataFile, *, sources: Path, scratch: Path, policy: SourcePolicy) -> Path:
+    """A local path of the file: in place for claims and ConfigMaps, downloaded into `scratch` otherwise.
+
+    Raises UserInputError (SourceUnavailable, SpecInvalid) that names the source and the remedy.
+    """
+    path = _fetch(data, sources, scratch, policy)
+    if not path.is_file():
+        raise UserInputError(
+            f"{describe(data)} is not a file",
+            advice="name the JSON Lines file itself",
+            reason=FailureReason.SOURCE_UNAVAILABLE,
+        )
+    size = path.stat().st_size
+    if size > policy.max_bytes:
+        raise UserInputError(
+            f"{describe(data)} has {size} bytes, and {policy.max_bytes} are allowed",
+            advice="use a smaller file, or ask the platform for a higher limit",
+        )
+    log.info("data: %s, %s bytes", describe(data), f"{size:,}")
+    return path
+
+
+def _fetch(data: DataFile, sources: Path, scratch: Path, policy: SourcePolicy) -> Path:
+    if data.config_map_ref:
+        return mounted.config_map_path(sources, data.config_map_ref)
+    location = parse_source(data.source or "")
+    match location:
+        case Pvc():
+            return mounted.claim_path(sources, location)
+        case Hub():
+            return hub.fetch_file(location, scratch, policy)
+        case S3():
+            return s3.fetch_file(location, scratch / "data", policy)
+        case Https():
+            return https.fetch_file(location, scratch / "data", policy, os.environ.get("HTTPS_AUTHORIZATION"))

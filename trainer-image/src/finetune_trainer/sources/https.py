@@ -1,0 +1,176 @@
+"""https:// sources: one file of a host that the platform allows, and of no other.
+
+The host's addresses are looked up once and checked; the connection then goes to the checked address, so that a
+second look-up cannot lead elsewhere. Certificates are verified for the host's name.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import http.client
+import ipaddress
+import logging
+import socket
+import ssl
+import time
+from pathlib import Path
+from typing import NoReturn
+from urllib.parse import SplitResult, urljoin, urlsplit
+
+from finetune_api.conditions import FailureReason
+from finetune_api.run_config import SourcePolicy
+from finetune_trainer.errors import UserInputError
+from finetune_trainer.sources.location import Https
+
+log = logging.getLogger(__name__)
+
+MAX_REDIRECTS = 5
+CHUNK = 2**20  # bytes read at once
+SOCKET_SECONDS = 30.0  # without a byte for so long, the server is taken as gone
+REDIRECTS = (301, 302, 303, 307, 308)
+LATER = (408, 425, 429, 500, 502, 503, 504)  # worth another try
+
+
+def fetch_file(location: Https, target: Path, policy: SourcePolicy, authorization: str | None = None) -> Path:
+    """Download the file to `target`; return it. `authorization` becomes the Authorization header.
+
+    Raises UserInputError (SourceUnavailable) when the host is not allowed, the address is private, a redirect leads
+    to another host, or the file is too large or takes too long.
+    """
+    deadline = time.monotonic() + policy.timeout_seconds
+    url = location.url
+    for _ in range(MAX_REDIRECTS + 1):
+        parts = _allowed(url, policy)
+        connection = _connect(parts, policy)
+        try:
+            next_url = _get(connection, parts, target, policy, authorization, deadline)
+        finally:
+            connection.close()
+        if next_url is None:
+            return target
+        url = _same_host(urljoin(url, next_url), parts)
+    _refuse(f"{_name(urlsplit(url))}: more than {MAX_REDIRECTS} redirects", "name the file's final address")
+
+
+def _allowed(url: str, policy: SourcePolicy) -> SplitResult:
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    if parts.scheme != "https":
+        _refuse(f"{_name(parts)}: only https is allowed", "use an https:// address")
+    if not any(fnmatch.fnmatchcase(host, pattern.lower()) for pattern in policy.https_hosts):
+        allowed = ", ".join(policy.https_hosts) or "none"
+        _refuse(
+            f"{_name(parts)}: the host {host} is not among those that the platform allows ({allowed})",
+            "use pvc://, s3:// or hf://, or ask the platform to allow the host",
+        )
+    return parts
+
+
+def _connect(parts: SplitResult, policy: SourcePolicy) -> http.client.HTTPSConnection:
+    host, port = parts.hostname or "", parts.port or 443
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except socket.gaierror as error:
+        _refuse(f"{_name(parts)}: the host {host} has no address ({error.strerror})", "correct the host's name")
+    for entry in found:
+        address = ipaddress.ip_address(str(entry[4][0]).partition("%")[0])
+        if not address.is_global and not policy.allow_private_addresses:
+            _refuse(
+                f"{_name(parts)}: the host {host} has the private address {address}, which is not allowed",
+                "use a public host, or ask the platform to allow private addresses",
+            )
+    return _PinnedConnection(host, port, str(found[0][4][0]))
+
+
+class _PinnedConnection(http.client.HTTPSConnection):
+    """Connects to one address, and verifies the certificate for the host's name."""
+
+    def __init__(self, host: str, port: int, address: str) -> None:
+        # The environment's SSL_CERT_FILE is honoured: a private mirror has a private authority.
+        self._verifier = ssl.create_default_context()
+        super().__init__(host, port, timeout=SOCKET_SECONDS, context=self._verifier)
+        self._address = address
+
+    def connect(self) -> None:
+        plain = socket.create_connection((self._address, self.port), self.timeout)
+        self.sock = self._verifier.wrap_socket(plain, server_hostname=self.host)
+
+
+def _get(
+    connection: http.client.HTTPSConnection,
+    parts: SplitResult,
+    target: Path,
+    policy: SourcePolicy,
+    authorization: str | None,
+    deadline: float,
+) -> str | None:
+    """Ask for the file. Returns where a redirect leads, or None when the file is there."""
+    headers = {"User-Agent": "finetune-trainer", "Accept-Encoding": "identity"}
+    if authorization:
+        headers["Authorization"] = authorization
+    try:
+        connection.request("GET", (parts.path or "/") + (f"?{parts.query}" if parts.query else ""), headers=headers)
+        response = connection.getresponse()
+    except ssl.SSLCertVerificationError as error:
+        _refuse(
+            f"{_name(parts)}: the certificate is not valid: {error.verify_message}",
+            "correct the host's name, or ask the platform to trust its authority",
+        )
+    if response.status in REDIRECTS and response.headers.get("Location"):
+        return response.headers["Location"]
+    if response.status in LATER:
+        raise ConnectionError(f"{_name(parts)} answered HTTP {response.status}")
+    if response.status != 200:
+        advice = (
+            "correct the address"
+            if response.status in (404, 410)
+            else "put HTTPS_AUTHORIZATION into secretRef's Secret"
+        )
+        _refuse(f"{_name(parts)} answered HTTP {response.status}", advice)
+    _save(response, parts, target, policy, deadline)
+    return None
+
+
+def _save(
+    response: http.client.HTTPResponse, parts: SplitResult, target: Path, policy: SourcePolicy, deadline: float
+) -> None:
+    expected = int(response.headers.get("Content-Length") or -1)
+    if expected > policy.max_bytes:
+        _refuse_size(parts, policy)
+    total = 0
+    with target.open("wb") as file:
+        while chunk := response.read1(CHUNK):
+            total += len(chunk)
+            if total > policy.max_bytes:
+                _refuse_size(parts, policy)
+            if time.monotonic() > deadline:
+                seconds = policy.timeout_seconds
+                _refuse(
+                    f"{_name(parts)}: not complete after {seconds} seconds", "use a smaller file or a nearer source"
+                )
+            file.write(chunk)
+    if expected >= 0 and total != expected:
+        raise ConnectionError(f"{_name(parts)}: the connection ended after {total} of {expected} bytes")
+
+
+def _same_host(url: str, before: SplitResult) -> str:
+    after = urlsplit(url)
+    if (after.scheme, after.hostname, after.port) != ("https", before.hostname, before.port):
+        _refuse(
+            f"{_name(before)} redirects to another host ({after.hostname}), which is not followed",
+            "name the file's final address, if the platform allows that host",
+        )
+    return url
+
+
+def _refuse_size(parts: SplitResult, policy: SourcePolicy) -> NoReturn:
+    _refuse(f"{_name(parts)}: larger than the {policy.max_bytes} bytes that are allowed", "use a smaller file")
+
+
+def _name(parts: SplitResult) -> str:
+    """The address without its query, which may hold a signature."""
+    return f"{parts.scheme}://{parts.netloc}{parts.path}"
+
+
+def _refuse(message: str, advice: str) -> NoReturn:
+    raise UserInputError(message, advice=advice, reason=FailureReason.SOURCE_UNAVAILABLE)

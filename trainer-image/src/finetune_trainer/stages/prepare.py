@@ -1,0 +1,231 @@
+"""Prepare: fetch model and data once, check every example, decide what `auto` means.
+
+Input that cannot be trained on ends here, before a GPU is asked for. What is left behind is whole or not there:
+the dataset folder is built under another name and renamed when its manifest is written.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import secrets
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+
+from finetune_api.conditions import FailureReason, Stage
+from finetune_api.reports import Summary
+from finetune_api.spec import Task
+from finetune_trainer import artifacts
+from finetune_trainer.context import StageContext
+from finetune_trainer.data import report, split, tokens
+from finetune_trainer.data.examples import Example, ExampleFormat, example_format, load_examples, write_jsonl
+from finetune_trainer.data.problems import Findings
+from finetune_trainer.data.tokens import Cut
+from finetune_trainer.errors import UserInputError
+from finetune_trainer.estimate import ModelShape, measure_shape
+from finetune_trainer.resolve import DataSizes, resolve, resolve_max_length
+from finetune_trainer.sources.datafile import describe, fetch_data
+from finetune_trainer.sources.model import BaseModel, fetch_model
+from finetune_trainer.training.device import cpu_limit
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """The examples of both files after all checks, and the digest of the files as read."""
+
+    train: list[Example]
+    validation: list[Example]
+    duplicates: int
+    overlap: int
+    sha256: str
+
+
+def run(context: StageContext) -> Summary:
+    """Do the stage. Raises UserInputError on anything that the user has to change."""
+    config = context.config
+    _remove_leftovers(context)
+    base = _model(context)
+    shape = measure_shape(base.path, config.method, config.base_model.source)
+    log.info(
+        "base model: %s parameters, of which %s are trained; context %s tokens",
+        f"{shape.parameters:,}",
+        f"{shape.trainable:,}",
+        f"{shape.context:,}",
+    )
+    tokenizer = load_tokenizer(base.path, config.base_model.source, config.task)
+    form = example_format(config.task, tokenizer, stop_tokens(base.path, tokenizer))
+    scratch = context.run_dir / f".prepare-{secrets.token_hex(4)}"
+    scratch.mkdir(parents=True)
+    try:
+        findings = Findings()
+        try:
+            data = _read(context, scratch, form, findings)
+            return _finish(context, base, shape, tokenizer, data, findings, scratch)
+        except UserInputError as error:
+            raise report.refusal(error, findings, context.run_dir) from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def load_tokenizer(folder: Path, source: str, task: Task) -> PreTrainedTokenizerBase:
+    """The model's tokenizer. Raises UserInputError (ModelInvalid) when it cannot do what the task needs."""
+    advice = "use the model's instruct variant, which has a chat template, or set spec.task to Completion"
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # a broken tokenizer file raises whatever its parser raises
+        raise _model_invalid(f"{source}: the tokenizer cannot be loaded: {error}", "upload the model again") from error
+    if not tokenizer.is_fast:
+        raise _model_invalid(f"{source} has no tokenizer.json", "add one: save the tokenizer with transformers 5")
+    if task is Task.CHAT and not tokenizer.chat_template:
+        raise _model_invalid(f"{source} has no chat template", advice)
+    return tokenizer
+
+
+def stop_tokens(folder: Path, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """The tokens that end a generation: the tokenizer's, and those of the model's generation settings."""
+    configs: list[Any] = [AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)]
+    if (folder / "generation_config.json").exists():
+        configs = [GenerationConfig.from_pretrained(folder, local_files_only=True)]
+    ids = {tokenizer.eos_token_id}
+    for config in configs:
+        value = getattr(config, "eos_token_id", None)
+        ids.update(value if isinstance(value, list) else [value])
+    return frozenset(token for token in ids if isinstance(token, int))
+
+
+def _model(context: StageContext) -> BaseModel:
+    config = context.config
+    log.info("base model: %s", config.base_model.source)
+    base = fetch_model(
+        config.base_model,
+        models=context.models_dir,
+        sources=context.sources,
+        policy=config.policy,
+        owner=f"{config.job}-r{config.run}",
+    )
+    log.info("base model: ready in %s", base.path.relative_to(context.artifacts))
+    return base
+
+
+def _read(context: StageContext, scratch: Path, form: ExampleFormat, findings: Findings) -> Data:
+    """Read both files, check them, and decide which example is on which side."""
+    spec, policy = context.config.dataset, context.config.policy
+    path = fetch_data(spec.train, sources=context.sources, scratch=_folder(scratch / "train"), policy=policy)
+    digests = [artifacts.sha256_of(path)]
+    train = load_examples(path, "train", form, findings, max_bytes=policy.max_bytes)
+    validation: list[Example] = []
+    if spec.validation.fraction is None:
+        held = fetch_data(spec.validation, sources=context.sources, scratch=_folder(scratch / "held"), policy=policy)
+        digests.append(artifacts.sha256_of(held))
+        validation = load_examples(held, "validation", form, findings, max_bytes=policy.max_bytes)
+    report.refuse_errors(findings)
+    _refuse_empty(train, "train", describe(spec.train))
+    duplicates = split.find_duplicates(train)
+    split.note_duplicates(duplicates, findings)
+    overlap: list[int] = []
+    if spec.validation.fraction is None:
+        _refuse_empty(validation, "validation", describe(spec.validation))
+        validation, overlap = split.without_overlap(train, validation)
+        split.note_overlap(overlap, findings)
+        if not validation:
+            raise UserInputError(
+                "validation data: every held-out example is also a training example, so nothing could be measured",
+                advice="hold out examples that are not trained on, or set dataset.validation.fraction",
+            )
+    else:
+        train, validation = split.hold_out(train, spec.validation.fraction, context.config.hyperparameters.seed)
+    split.note_few(train, findings)
+    log.info("data: %d training examples, %d held out", len(train), len(validation))
+    sha256 = digests[0] if len(digests) == 1 else hashlib.sha256(":".join(digests).encode()).hexdigest()
+    return Data(train, validation, len(duplicates), len(overlap), sha256)
+
+
+def _finish(
+    context: StageContext,
+    base: BaseModel,
+    shape: ModelShape,
+    tokenizer: Any,
+    data: Data,
+    findings: Findings,
+    scratch: Path,
+) -> Summary:
+    """Cut, resolve, write the dataset folder, and sum up."""
+    config = context.config
+    lengths = tokens.length_stats(data.train)
+    max_length = resolve_max_length(config.hyperparameters.max_length, lengths, shape.context)
+    train, validation = tokens.cut(data.train, max_length), tokens.cut(data.validation, max_length)
+    tokens.note_cut(train, "train", max_length, findings)
+    tokens.note_cut(validation, "validation", max_length, findings)
+    tokens.refuse_great_loss(train, max_length, config.dataset.max_lost_percent, shape.context)
+    _refuse_empty(validation.kept, "validation", f"what is left after the cut to {max_length} tokens")
+    resolution = resolve(config, _sizes(train, validation), shape, max_length, base.revision, cpu_limit())
+    status = report.dataset_status(data, train, validation, lengths, findings)
+    folder = scratch / "dataset"
+    _write(folder, train, validation)
+    text = report.full_report(status, resolution, findings, report.shown(train.kept, tokenizer))
+    artifacts.write_json(folder / "report.json", json.dumps(text, ensure_ascii=False, indent=1))
+    artifacts.finish(folder)
+    _put_in_place(folder, context.dataset_dir)
+    report.log_result(status, resolution, findings)
+    return Summary(
+        stage=Stage.PREPARE,
+        ok=True,
+        dataset=status,
+        resolved=resolution.values,
+        estimate=resolution.estimate,
+        base_path=base.path.relative_to(context.artifacts).as_posix(),
+        notes=resolution.notes,
+    )
+
+
+def _sizes(train: Cut, validation: Cut) -> DataSizes:
+    return DataSizes(
+        train_examples=len(train.kept),
+        train_tokens=sum(len(example.input_ids) for example in train.kept),
+        validation_tokens=sum(len(example.input_ids) for example in validation.kept),
+        longest=max(len(example.input_ids) for example in [*train.kept, *validation.kept]),
+    )
+
+
+def _write(folder: Path, train: Cut, validation: Cut) -> None:
+    folder.mkdir()
+    for name, part in (("train", train), ("validation", validation)):
+        tokens.save_tokens(part.kept, folder / name)
+        write_jsonl(folder / f"{name}.jsonl", part.kept)
+
+
+def _put_in_place(folder: Path, target: Path) -> None:
+    """Swap the finished folder in. Killed in between, there is no dataset, and the next attempt makes it again."""
+    (target / artifacts.MANIFEST).unlink(missing_ok=True)
+    shutil.rmtree(target, ignore_errors=True)
+    folder.rename(target)
+
+
+def _remove_leftovers(context: StageContext) -> None:
+    """What a killed attempt of this run left half done."""
+    for leftover in context.run_dir.glob(".prepare-*"):
+        log.info("removes what an interrupted attempt left")
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _folder(path: Path) -> Path:
+    path.mkdir()
+    return path
+
+
+def _refuse_empty(examples: list[Example], file: str, where: str) -> None:
+    if not examples:
+        raise UserInputError(
+            f"{file} data: there are no examples in {where}", advice="add examples, one JSON object a line"
+        )
+
+
+def _model_invalid(message: str, advice: str) -> UserInputError:
+    return UserInputError(message, advice=advice, reason=FailureReason.MODEL_INVALID)
