@@ -15,9 +15,12 @@ RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
     python3 -m venv /build && /build/bin/python -m pip install --quiet "pip==26.3" "hatchling==1.27.0" \
     && python3 -m venv --without-pip /venv
 COPY requirements/operator.txt requirements/
+# The kubernetes package is 75 MB of generated sources: it is shipped as bytecode only.
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf --mount=type=cache,target=/root/.cache/pip \
     /build/bin/pip --python /venv/bin/python install --quiet --no-deps --require-hashes -r requirements/operator.txt \
     && find /venv -type d \( -name tests -o -name test \) -path '*/site-packages/*' -prune -exec rm -rf {} + \
+    && python3 -m compileall -q -b /venv/lib/python3.*/site-packages/kubernetes \
+    && find /venv/lib/python3.*/site-packages/kubernetes \( -name '*.py' -o -name __pycache__ \) -prune -exec rm -rf {} + \
     && for site in /venv/lib/python3.*/site-packages; do echo /app > "$site/app.pth"; done
 
 FROM dependencies AS sources

@@ -118,6 +118,19 @@ def locked(name: str) -> Iterator[None]:
         yield
 
 
+def unlocked(name: str) -> bool:
+    """Whether no process holds this lock now."""
+    path = cache_root() / "locks" / f"{name}.lock"
+    if not path.exists():
+        return True
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
+
+
 def _installed(name: str, package: str, cold: str) -> Path:
     def build(folder: Path) -> None:
         run("go", "install", "-trimpath", package, env={**_go_environment(), "GOBIN": str(folder)}, timeout=1800)

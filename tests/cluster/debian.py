@@ -50,7 +50,7 @@ def require_programs(programs: dict[str, str]) -> None:
 
 def cni_plugins() -> Path:
     """The folder with the bridge plugin."""
-    return next((path for path in (Path("/usr/lib/cni"), Path("/opt/cni/bin")) if (path / "bridge").exists()))
+    return next(path for path in (Path("/usr/lib/cni"), Path("/opt/cni/bin")) if (path / "bridge").exists())
 
 
 def _present(program: str) -> bool:

@@ -9,11 +9,14 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.cluster.control_plane import ControlPlane, start_control_plane
+from tests.cluster.environment import Cluster, ForeignCluster, LocalCluster
 from tests.cluster.errors import Unavailable
+from tests.cluster.node import Node, start_node
 
 
 @contextlib.contextmanager
@@ -45,3 +48,36 @@ def control_plane_with_controllers(request: pytest.FixtureRequest) -> Iterator[C
         plane = start_control_plane(controller_manager=True)
     yield plane
     plane.stop()
+
+
+@pytest.fixture(scope="session")
+def node(request: pytest.FixtureRequest) -> Iterator[Node]:
+    """A whole Kubernetes node on this machine (root)."""
+    with _available(request):
+        node = start_node()
+    yield node
+    node.stop()
+
+
+@pytest.fixture(scope="session")
+def node_cluster(request: pytest.FixtureRequest) -> Cluster:
+    """A whole cluster: the one of KUBECONFIG_E2E when that is set, or else the node on this machine."""
+    own = os.environ.get("KUBECONFIG_E2E")
+    if own:
+        with _available(request):
+            return ForeignCluster(Path(own))
+    return LocalCluster(request.getfixturevalue("node"))
+
+
+@pytest.fixture(scope="session")
+def operator_image(request: pytest.FixtureRequest, node_cluster: Cluster) -> str:
+    """The name of the operator's image, loaded into the cluster."""
+    with _available(request):
+        return node_cluster.operator_image()
+
+
+@pytest.fixture(scope="session")
+def trainer_image(request: pytest.FixtureRequest, node_cluster: Cluster) -> str:
+    """The name of the trainer's image, loaded into the cluster."""
+    with _available(request):
+        return node_cluster.trainer_image()

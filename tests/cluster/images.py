@@ -22,10 +22,18 @@ from tests.cluster.processes import run, say
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SUITE = "bookworm"
-# A container needs neither manuals nor translations nor package lists; libstdc++6 is what PyTorch links against.
-RUNTIME_PACKAGES = "python3,ca-certificates,libstdc++6"
-BUILD_PACKAGES = "python3,python3-venv,ca-certificates,libstdc++6"
-UNWANTED = ("/usr/share/doc/*", "/usr/share/man/*", "/usr/share/info/*", "/usr/share/locale/*", "/usr/share/lintian/*")
+# libstdc++6 is what PyTorch links against; usr-is-merged, with the hook, keeps a whole Perl out.
+RUNTIME_PACKAGES = "python3,ca-certificates,libstdc++6,usr-is-merged"
+BUILD_PACKAGES = f"{RUNTIME_PACKAGES},python3-venv"
+MERGED_USR = "--hook-dir=/usr/share/mmdebstrap/hooks/merged-usr"
+# A container needs neither manuals nor translations.
+UNWANTED = (
+    "/usr/share/doc/*",
+    "/usr/share/man/*",
+    "/usr/share/info/*",
+    "/usr/share/locale/*",
+    "/usr/share/lintian/*",
+)
 CERTIFICATES = Path("/etc/ssl/certs")
 KEPT_ARCHIVES = 2
 
@@ -74,6 +82,16 @@ def trainer_image() -> Image:
     return _image(TRAINER)
 
 
+def build_all() -> list[Image]:
+    """Both of the product's images."""
+    return [operator_image(), trainer_image()]
+
+
+def reference(name: str) -> str:
+    """The full name, with its tag, of the image `operator` or `trainer` for the sources as they are now."""
+    return _reference({"operator": OPERATOR, "trainer": TRAINER}[name])
+
+
 def python_image() -> Image:
     """A plain Python image: for pods that a test makes up."""
     _require()
@@ -88,9 +106,7 @@ def _require() -> None:
 def _image(source: Source) -> Image:
     """Builds in layers, so that a change of our sources does not install the dependencies again."""
     _require()
-    files = _files(source)
-    tag = _digest([*files, *_torch_choice(source)], REPOSITORY)
-    name = f"localhost/{source.name}:{tag}"
+    name = _reference(source)
     done = _archive_path(name)
     if done.exists():
         return Image(name, done)
@@ -116,10 +132,20 @@ def _image(source: Source) -> Image:
         return image
 
 
+def _reference(source: Source) -> str:
+    bases = (*_debian_command(RUNTIME_PACKAGES), *_debian_command(BUILD_PACKAGES))
+    tag = _digest([*_files(source), *bases, *_torch_choice(source)], REPOSITORY)
+    return f"localhost/{source.name}:{tag}"
+
+
+def _debian_command(packages: str) -> list[str]:
+    options = [f"--dpkgopt=path-exclude={pattern}" for pattern in UNWANTED]
+    return ["mmdebstrap", "--variant=essential", MERGED_USR, f"--include={packages}", *options, SUITE]
+
+
 def _base(name: str, packages: str) -> str:
     """A Debian with these packages as an image of buildah's; returns its name."""
-    options = [f"--dpkgopt=path-exclude={pattern}" for pattern in UNWANTED]
-    command = ["mmdebstrap", "--variant=essential", f"--include={packages}", *options, SUITE]
+    command = _debian_command(packages)
     tag = hashlib.sha256(" ".join(command).encode()).hexdigest()[:12]
     image = f"localhost/{name}:{tag}"
     with binaries.locked(f"image-{name}"):
@@ -200,9 +226,9 @@ def _pip_options() -> dict[str, str]:
     for line in run(sys.executable, "-m", "pip", "config", "list").splitlines():
         name, _, value = line.partition("=")
         section, _, option = name.rpartition(".")
-        if section in ("global", "install", ":env:"):  # listed in this order or not: the environment wins
-            if section == ":env:" or option not in options:
-                options[option] = str(ast.literal_eval(value))
+        from_environment = section == ":env:"  # which wins over the files
+        if from_environment or (section in ("global", "install") and option not in options):
+            options[option] = str(ast.literal_eval(value))
     return options
 
 

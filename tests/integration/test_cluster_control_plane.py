@@ -7,7 +7,6 @@ from pathlib import Path
 
 import jwt
 import pytest
-
 from tests.cluster.control_plane import ISSUER, ControlPlane, start_control_plane
 from tests.cluster.errors import CommandFailed, Unavailable, WaitTimeout
 from tests.cluster.kubectl import Kubectl

@@ -1,0 +1,73 @@
+"""A folder of this machine as the volume behind a PersistentVolumeClaim."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from tests.cluster.kubectl import Kubectl
+
+# The user and group that our pods run as. hostPath volumes do not take over fsGroup, so the files must be theirs.
+POD_ID = 65532
+
+
+def bind(
+    kubectl: Kubectl, *, namespace: str, claim: str, folder: Path, size: str = "20Gi", access: str = "ReadWriteOnce"
+) -> None:
+    """Makes a PersistentVolume on the folder, and the claim bound to it; pods of ours may write everything in it."""
+    give_to_pods(folder)
+    volume = f"{namespace}-{claim}"
+    kubectl.apply(_volume(volume, folder, namespace, claim, size, access))
+    kubectl.apply(claim_manifest(namespace, claim, size=size, access=access, storage_class="", volume=volume))
+
+    def bound() -> bool:
+        found = kubectl.get("persistentvolumeclaim", claim, namespace=namespace)
+        return found is not None and found["status"].get("phase") == "Bound"
+
+    kubectl.wait_until(bound, 60, f"PersistentVolumeClaim {namespace}/{claim} bound", namespace)
+
+
+def give_to_pods(folder: Path) -> None:
+    """Makes folder and content belong to the pods' user; new files in it get the pods' group."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for place, _, names in os.walk(folder):
+        os.chown(place, POD_ID, POD_ID)
+        os.chmod(place, 0o2775)
+        for name in names:
+            os.chown(os.path.join(place, name), POD_ID, POD_ID, follow_symlinks=False)
+
+
+def claim_manifest(
+    namespace: str,
+    claim: str,
+    *,
+    size: str = "20Gi",
+    access: str = "ReadWriteOnce",
+    storage_class: str | None = None,
+    volume: str | None = None,
+) -> dict[str, Any]:
+    """A PersistentVolumeClaim; without a storage class the cluster's default one is meant."""
+    spec: dict[str, Any] = {"accessModes": [access], "resources": {"requests": {"storage": size}}}
+    if storage_class is not None:
+        spec["storageClassName"] = storage_class
+    if volume is not None:
+        spec["volumeName"] = volume
+    metadata = {"name": claim, "namespace": namespace}
+    return {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": metadata, "spec": spec}
+
+
+def _volume(name: str, folder: Path, namespace: str, claim: str, size: str, access: str) -> dict[str, Any]:
+    return {
+        "apiVersion": "v1",
+        "kind": "PersistentVolume",
+        "metadata": {"name": name},
+        "spec": {
+            "capacity": {"storage": size},
+            "accessModes": [access],
+            "persistentVolumeReclaimPolicy": "Retain",
+            "storageClassName": "",
+            "hostPath": {"path": str(folder.resolve()), "type": "Directory"},
+            "claimRef": {"namespace": namespace, "name": claim},
+        },
+    }
