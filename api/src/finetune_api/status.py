@@ -219,6 +219,9 @@ class RunStatus(StatusModel):
     evaluation: EvaluationStatus | None = Field(default=None, description="The proof.")
     gate: GateStatus | None = Field(default=None, description="The verdict.")
     failure: Failure | None = Field(default=None, description="What is wrong.")
+    notes: list[Annotated[str, Field(max_length=512)]] = Field(
+        default=[], max_length=8, description="What the trainer wants known, for example a halved micro batch."
+    )
     model: ModelStatus | None = Field(default=None, description="What it made.")
 
 

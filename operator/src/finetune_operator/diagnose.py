@@ -85,7 +85,8 @@ def deployment_trouble(deployment: Manifest, pods: Sequence[Manifest], now: date
     for pod in pods:
         finding = None if is_ready(pod) else first_finding(pod, now)
         if finding and finding.reason is not Reason.INTERRUPTED:
-            return finding
+            known = finding.reason is not Reason.SYSTEM_FAULT
+            return finding if known else Finding(Reason.NOT_READY, finding.message, finding.advice)
     status = deployment.get("status") or {}
     for condition in status.get("conditions") or ():
         if condition.get("type") == "ReplicaFailure" and condition.get("status") == "True":
@@ -111,6 +112,13 @@ def summary_of(pods: Sequence[Manifest]) -> Summary | None:
     return None
 
 
+def last_summary(pods: Sequence[Manifest]) -> Summary | None:
+    """What the newest pod that ended says of itself, good or bad."""
+    pod = newest([pod for pod in pods if is_over(pod)])
+    ended = terminated(pod) if pod else None
+    return parse_summary(ended.get("message")) if ended else None
+
+
 def job_condition(job: Manifest, kind: str) -> Mapping[str, Any] | None:
     """The Job's condition of this type, if it is True."""
     for condition in (job.get("status") or {}).get("conditions") or ():
@@ -122,6 +130,12 @@ def job_condition(job: Manifest, kind: str) -> Mapping[str, Any] | None:
 def is_over(pod: Manifest) -> bool:
     """Whether the pod has ended, one way or the other."""
     return _status(pod).get("phase") in ("Succeeded", "Failed") or terminated(pod) is not None
+
+
+def has_failed(pod: Manifest) -> bool:
+    """Whether the pod has ended without success."""
+    ended = terminated(pod)
+    return _status(pod).get("phase") == "Failed" or (ended is not None and ended.get("exitCode") != ExitCode.DONE)
 
 
 def is_ready(pod: Manifest) -> bool:

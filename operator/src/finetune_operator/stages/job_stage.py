@@ -14,9 +14,11 @@ from finetune_operator.builders.stage_job import inputs_hash, stage_job
 from finetune_operator.diagnose import (
     Finding,
     ever_ran,
+    has_failed,
     is_over,
     job_condition,
     job_failure,
+    last_summary,
     mount_check_after,
     newest,
     parse_time,
@@ -43,11 +45,13 @@ FOREIGN_SECONDS = 5.0  # how soon to look again whether the garbage collector ha
 
 @dataclass(frozen=True, slots=True)
 class JobStage:
-    """A stage as data: its name, what its summary must hold, and what is live while it runs."""
+    """A stage as data: its name, what its summary brings (None: it lacks the stage's part), what is live while
+    it runs, and what of a failed stage's summary is worth keeping."""
 
     stage: Stage
     absorb: Callable[[View, RunStatus, Summary], RunStatus | None]
     live: Callable[[View, RunStatus], tuple[RunStatus, float | None]] | None = None
+    salvage: Callable[[RunStatus, Summary], RunStatus] | None = None
 
 
 def advance(view: View, run: RunStatus, stage: JobStage) -> Step:
@@ -60,14 +64,12 @@ def advance(view: View, run: RunStatus, stage: JobStage) -> Step:
         return Step(run)
     if ended_with_failure(run):
         return _try_again(view, run, stage.stage, job)
-    if f"Job/{name}" in view.foreign:
-        return _blocked(view, run, stage.stage, name)
     if job is None:
-        return _create(view, run, stage.stage)
+        return _blocked(view, run, stage.stage) or _create(view, run, stage.stage)
     if job_condition(job, "Complete") or job_condition(job, "SuccessCriteriaMet"):
         return _collect(view, run, stage, job)
     if job_condition(job, "Failed") or job_condition(job, "FailureTarget"):
-        return _fail(view, run, stage.stage, job)
+        return _fail(view, run, stage, job)
     return _watch(view, run, stage, job)
 
 
@@ -110,8 +112,14 @@ def _refusal(view: View, run: RunStatus, stage: Stage) -> Failure | None:
     return to_failure(finding, stage, view.time, waiting=True, previous=run.failure)
 
 
-def _blocked(view: View, run: RunStatus, stage: Stage, name: str) -> Step:
-    text = f"The Job {name} belongs to an earlier FineTuneJob of this name and has not been removed yet."
+def _blocked(view: View, run: RunStatus, stage: Stage) -> Step | None:
+    """Waits where a name is taken: mostly by a predecessor of the job that the garbage collector still removes."""
+    name = view.job.metadata.name
+    wanted = {f"Job/{names.stage_name(name, run.number, stage)}", f"ConfigMap/{names.run_name(name, run.number)}"}
+    taken = sorted(wanted & view.foreign)
+    if not taken:
+        return None
+    text = f"{', '.join(taken)} is not this job's, perhaps an earlier one's of the same name, and is still there."
     finding = Finding(FailureReason.NAME_CONFLICT, text)
     failure = to_failure(finding, stage, view.time, waiting=True, previous=run.failure)
     return Step(run.model_copy(update={"failure": failure}), requeue_after=FOREIGN_SECONDS)
@@ -159,14 +167,17 @@ def _pods_lag(view: View, job: Manifest, pods: list[Manifest]) -> bool:
     return fresh and (last is None or not is_over(last))
 
 
-def _fail(view: View, run: RunStatus, stage: Stage, job: Manifest) -> Step:
+def _fail(view: View, run: RunStatus, stage: JobStage, job: Manifest) -> Step:
     pods = pods_of(view, job)
     condition = job_condition(job, "Failed") or job_condition(job, "FailureTarget") or {}
     if condition.get("reason") != "DeadlineExceeded" and _pods_lag(view, job, pods):
         return Step(run, requeue_after=GRACE_SECONDS)
     if _inputs_changed(view, job):
         return _replace(view, run, job)
-    return _end(view, run, stage, job_failure(job, pods, view.now))
+    summary = last_summary(pods)
+    if summary is not None and stage.salvage is not None:
+        run = stage.salvage(run, summary)
+    return _end(view, run, stage.stage, job_failure(job, pods, view.now))
 
 
 def _end(view: View, run: RunStatus, stage: Stage, finding: Finding) -> Step:
@@ -197,9 +208,9 @@ def _is_outdated(view: View, run: RunStatus, stage: Stage, job: Manifest) -> boo
 
 
 def _attempt(run: RunStatus, job: Manifest, pods: list[Manifest]) -> int:
-    """The Job's own attempt and one more for each of its pods that ended or is ending."""
+    """The Job's own attempt and one more for each of its pods that failed or is being deleted."""
     first = names.number(names.label(job, names.LABEL_ATTEMPT)) or 1
-    spent = sum(1 for pod in pods if is_deleting(pod) or is_over(pod))
+    spent = sum(1 for pod in pods if is_deleting(pod) or has_failed(pod))
     failed = int((job.get("status") or {}).get("failed") or 0)
     return max(run.attempt, first + max(spent, failed))
 

@@ -2,49 +2,51 @@
 
 from __future__ import annotations
 
+import math
+
+from pydantic import BaseModel
+
 from finetune_api.conditions import Stage
 from finetune_api.reports import Summary, model_status
-from finetune_api.status import DatasetStatus, Progress, RunStatus
+from finetune_api.status import Progress, RunStatus
 from finetune_operator import names
 from finetune_operator.conditions import shorten
 from finetune_operator.diagnose import parse_time
 from finetune_operator.stages.job_stage import JobStage
 from finetune_operator.stages.view import View
 
-PROBLEMS, PROBLEM_LINES, PROBLEM_MESSAGE = 10, 20, 512  # bounds of status.py
+NOTES, NOTE_LENGTH = 8, 512  # bounds of status.run.notes
+
+
+def is_finite(value: object) -> bool:
+    """Whether all numbers in a report are numbers: JSON in a Kubernetes status knows no NaN and no infinity."""
+    if isinstance(value, BaseModel):
+        return all(is_finite(part) for _, part in value)
+    if isinstance(value, list):
+        return all(is_finite(part) for part in value)
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def prepared(view: View, run: RunStatus, summary: Summary) -> RunStatus | None:
     """The data's figures, what `auto` became, the estimate."""
-    if summary.dataset is None:
+    if summary.dataset is None or not is_finite(summary):
         return None
     update = {
-        "dataset": bounded_dataset(summary.dataset),
+        "dataset": summary.dataset,
         "resolved": summary.resolved,
         "estimate": summary.estimate,
     }
     return run.model_copy(update=update)
 
 
-def bounded_dataset(dataset: DatasetStatus) -> DatasetStatus:
-    """Within the bounds of the status, whatever a pod wrote."""
-    problems = [
-        problem.model_copy(
-            update={
-                "lines": problem.lines[:PROBLEM_LINES],
-                "check": shorten(problem.check, 253),
-                "file": shorten(problem.file, 253),
-                "message": shorten(problem.message, PROBLEM_MESSAGE),
-            }
-        )
-        for problem in dataset.problems[:PROBLEMS]
-    ]
-    return dataset.model_copy(update={"problems": problems})
+def kept_dataset(run: RunStatus, summary: Summary) -> RunStatus:
+    """The line numbers, when the data was refused."""
+    return run.model_copy(update={"dataset": summary.dataset}) if summary.dataset else run
 
 
 def trained(view: View, run: RunStatus, summary: Summary) -> RunStatus | None:
     """The verified model, and the progress at its end."""
-    if summary.model is None:
+    if summary.model is None or not is_finite(summary):
         return None
     spec, meta = view.job.spec, view.job.metadata
     model = model_status(
@@ -66,13 +68,19 @@ def trained(view: View, run: RunStatus, summary: Summary) -> RunStatus | None:
             "update_time": view.time,
         }
     )
-    update = {"model": model, "progress": progress, "checkpoint": summary.checkpoint or run.checkpoint}
+    update = {
+        "model": model,
+        "progress": progress,
+        "checkpoint": summary.checkpoint or run.checkpoint,
+        "resolved": summary.resolved or run.resolved,
+        "notes": [shorten(note, NOTE_LENGTH) for note in summary.notes[:NOTES]],
+    }
     return run.model_copy(update=update)
 
 
 def evaluated(view: View, run: RunStatus, summary: Summary) -> RunStatus | None:
     """The proof against the base model."""
-    if summary.evaluation is None:
+    if summary.evaluation is None or not is_finite(summary):
         return None
     return run.model_copy(update={"evaluation": summary.evaluation})
 
@@ -82,7 +90,7 @@ def training_progress(view: View, run: RunStatus) -> tuple[RunStatus, float | No
     report = view.observed.progress
     if report is None or report.run != run.number:
         return run, None
-    shown = report.progress.model_copy(update={"update_time": None})
+    shown = _finite(report.progress)
     if run.progress is not None and run.progress.model_copy(update={"update_time": None}) == shown:
         return run, None
     if run.progress is not None and run.progress.update_time:
@@ -91,12 +99,18 @@ def training_progress(view: View, run: RunStatus) -> tuple[RunStatus, float | No
         if 0 < left <= view.settings.progress_interval_seconds:
             return run, left
     # The time of writing, not of reporting: the interval bounds our writes, and a pod's clock may be wrong.
-    progress = report.progress.model_copy(update={"update_time": view.time})
+    progress = shown.model_copy(update={"update_time": view.time})
     return run.model_copy(update={"progress": progress, "checkpoint": report.checkpoint or run.checkpoint}), None
 
 
+def _finite(progress: Progress) -> Progress:
+    """Without its time, and without what is not a number: a diverging loss may be reported as NaN."""
+    dropped = [name for name, value in progress if not is_finite(value)]
+    return progress.model_copy(update=dict.fromkeys([*dropped, "update_time"]))
+
+
 PIPELINE = (
-    JobStage(Stage.PREPARE, prepared),
+    JobStage(Stage.PREPARE, prepared, salvage=kept_dataset),
     JobStage(Stage.TRAIN, trained, live=training_progress),
     JobStage(Stage.EVALUATE, evaluated),
 )

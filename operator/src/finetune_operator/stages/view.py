@@ -16,7 +16,7 @@ from finetune_operator.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """The input of every stage. `observed` holds only what belongs to the job; `foreign` the names in its way."""
+    """The input of every stage. `observed` holds only what belongs to the job; `foreign` the KIND/NAME in its way."""
 
     job: FineTuneJob
     observed: Observed
@@ -45,21 +45,21 @@ def own_children(job: FineTuneJob, observed: Observed) -> tuple[Observed, frozen
     """The observed children without those of a predecessor of the same name, and the names of those."""
     foreign: set[str] = set()
 
-    def owned(manifests: Mapping[str, Manifest]) -> dict[str, Manifest]:
+    def owned(kind: str, manifests: Mapping[str, Manifest]) -> dict[str, Manifest]:
         kept = {}
         for name, manifest in manifests.items():
             if is_owned(job, manifest):
                 kept[name] = manifest
             else:
-                foreign.add(f"{manifest.get('kind') or 'object'}/{name}")
+                foreign.add(f"{kind}/{name}")
         return kept
 
     mine = replace(
         observed,
-        jobs=owned(observed.jobs),
-        config_maps=owned(observed.config_maps),
-        deployments=owned(observed.deployments),
-        services=owned(observed.services),
+        jobs=owned("Job", observed.jobs),
+        config_maps=owned("ConfigMap", observed.config_maps),
+        deployments=owned("Deployment", observed.deployments),
+        services=owned("Service", observed.services),
     )
     return mine, frozenset(foreign)
 

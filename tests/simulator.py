@@ -1,0 +1,288 @@
+"""A cluster of a hundred lines: what Job controller, Deployment controller and kubelet do to the objects that
+`decide` asks for, one move at a time, so that tests choose the order, the moment of a crash, and the fate of a pod.
+
+It refuses what a real API server refuses (a change of an immutable Job or ConfigMap), so a plan that no cluster
+would take fails here, too.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from finetune_api.job import FineTuneJob
+from finetune_api.reports import Summary
+from finetune_api.status import FineTuneJobStatus
+from finetune_operator.decide import decide
+from finetune_operator.plan import Manifest, ObjectRef, Observed, Plan, ProgressReport
+from finetune_operator.settings import Settings
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+Answer = Callable[[Manifest], tuple[int, str]]
+"""From a pod to its container's exit code and termination message."""
+
+SPEC: dict[str, Any] = {
+    "baseModel": {"source": "pvc://models/tiny-base"},
+    "dataset": {"train": {"configMapRef": {"name": "travel-data", "key": "train.jsonl"}}},
+    "compute": {"gpus": 0},
+    "output": {"claimName": "models"},
+}
+
+
+def make_job(name: str = "travel", generation: int = 1, uid: str = "job-uid", **spec: Any) -> FineTuneJob:
+    """A job with the smallest spec, and the given parts of the spec on top."""
+    meta = {"name": name, "namespace": "team-a", "uid": uid, "generation": generation}
+    return FineTuneJob.model_validate({"metadata": meta, "spec": {**copy.deepcopy(SPEC), **spec}})
+
+
+def stamp(moment: datetime) -> str:
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def scores(loss: float) -> dict[str, float]:
+    return {"loss": loss, "perplexity": 2.0**loss, "tokenAccuracy": 0.5}
+
+
+def good_summary(stage: str, run: int, *, tuned: float = 1.0, base: float = 2.0) -> str:
+    """What a stage that went well leaves as termination message."""
+    parts: dict[str, dict[str, Any]] = {
+        "Prepare": {
+            "dataset": {"trainExamples": 180, "validationExamples": 20, "trainTokens": 9000, "lossTokens": 4000},
+            "basePath": "team-a/models/tiny-base@0123456789ab",
+        },
+        "Train": {
+            "model": {
+                "path": f"team-a/travel/runs/{run}/model",
+                "basePath": "team-a/models/tiny-base@0123456789ab",
+                "kind": "Adapter",
+                "sha256": "ab" * 32,
+            },
+            "steps": 40,
+            "trainLoss": 0.9,
+            "checkpoint": {"step": 40, "time": stamp(START)},
+        },
+        "Evaluate": {"evaluation": {"examples": 20, "base": scores(base), "tuned": scores(tuned)}},
+    }
+    return Summary.model_validate({"stage": stage, "ok": True, "run": run, **parts[stage]}).to_message()
+
+
+def succeed(pod: Manifest) -> tuple[int, str]:
+    labels = pod["metadata"]["labels"]
+    return 0, good_summary(labels["finetune-operator.io/stage"], int(labels["finetune-operator.io/run"]))
+
+
+class RefusedError(Exception):
+    """What the API server would answer to an impossible write."""
+
+
+class Cluster:
+    """The objects, the clock, and the moves that are possible."""
+
+    def __init__(self, job: FineTuneJob, settings: Settings | None = None, answer: Answer = succeed) -> None:
+        self.job = job
+        self.settings = settings or Settings()
+        self.answer = answer
+        self.now = START
+        self.objects: dict[tuple[str, str], Manifest] = {}
+        self.pods: list[Manifest] = []
+        self.progress: ProgressReport | None = None
+        self.plans: list[Plan] = []
+        self.created: list[str] = []
+        self._ids = itertools.count(1)
+
+    # The control plane's side
+
+    def observed(self) -> Observed:
+        def of(kind: str) -> dict[str, Manifest]:
+            return {name: copy.deepcopy(m) for (k, name), m in self.objects.items() if k == kind}
+
+        return Observed(
+            jobs=of("Job"),
+            pods=copy.deepcopy(self.pods),
+            config_maps=of("ConfigMap"),
+            deployments=of("Deployment"),
+            services=of("Service"),
+            progress=self.progress,
+        )
+
+    def plan(self) -> Plan:
+        return decide(self.job, self.observed(), self.now, self.settings)
+
+    def execute(self, plan: Plan, writes: int | None = None) -> None:
+        """All of the plan, or only its first writes, as when the operator dies in between."""
+        steps: list[Callable[[], None]] = [lambda m=m: self.apply(m) for m in plan.apply]  # type: ignore[misc]
+        steps += [lambda r=r: self.delete(r) for r in plan.delete]  # type: ignore[misc]
+        steps.append(lambda: self.write_status(plan.status))
+        for step in steps[: len(steps) if writes is None else writes]:
+            step()
+        if writes is None:
+            self.plans.append(plan)
+
+    def write_status(self, status: FineTuneJobStatus) -> None:
+        """Through JSON and back, as the API server has it."""
+        wire = FineTuneJobStatus.model_validate(status.to_wire())
+        self.job = self.job.model_copy(update={"status": wire})
+
+    def apply(self, manifest: Manifest) -> None:
+        key = (manifest["kind"], manifest["metadata"]["name"])
+        old = self.objects.get(key)
+        new = copy.deepcopy(manifest)
+        if old is None:
+            new["metadata"] |= {"uid": f"uid-{next(self._ids)}", "creationTimestamp": stamp(self.now), "generation": 1}
+            self.created.append("/".join(key))
+            self.objects[key] = new
+            return
+        if manifest["kind"] in ("Job", "ConfigMap"):
+            if {**old, "metadata": 0, "status": 0} != {**new, "metadata": 0, "status": 0}:
+                raise RefusedError(f"{key} is immutable")
+            return
+        changed = old.get("spec") != new.get("spec")
+        kept = {field: old["metadata"][field] for field in ("uid", "creationTimestamp")}
+        new["metadata"] |= {**kept, "generation": old["metadata"]["generation"] + changed}
+        self.objects[key] = {**new, "status": old.get("status", {})}
+
+    def delete(self, ref: ObjectRef) -> None:
+        manifest = self.objects.get((ref.kind, ref.name))
+        if manifest and ref.uid in ("", manifest["metadata"]["uid"]):
+            manifest["metadata"].setdefault("deletionTimestamp", stamp(self.now))
+
+    # The cluster's side
+
+    def moves(self) -> list[Callable[[], None]]:
+        """Everything that could happen next."""
+        result: list[Callable[[], None]] = []
+        for (kind, name), manifest in self.objects.items():
+            if manifest["metadata"].get("deletionTimestamp"):
+                result.append(lambda k=kind, n=name: self.vanish(k, n))  # type: ignore[misc]
+            elif kind == "Job":
+                result += self._job_moves(manifest)
+            elif kind == "Deployment" and self._deployment_status(manifest) != manifest.get("status"):
+                result.append(lambda m=manifest: self._roll(m))  # type: ignore[misc]
+        return result
+
+    def vanish(self, kind: str, name: str) -> None:
+        manifest = self.objects.pop((kind, name))
+        uid = manifest["metadata"]["uid"]
+        self.pods = [p for p in self.pods if p["metadata"]["ownerReferences"][0]["uid"] != uid]
+
+    def _job_moves(self, job: Manifest) -> list[Callable[[], None]]:
+        conditions = job.get("status", {}).get("conditions")
+        if conditions:
+            return []
+        pods = self.pods_of(job)
+        live = [p for p in pods if p["status"]["phase"] in ("Pending", "Running")]
+        if not pods:
+            return [lambda: self.start_pod(job)]
+        if live:
+            return [lambda: self.step_pod(live[0])]
+        return [lambda: self.judge_job(job)]
+
+    def pods_of(self, job: Manifest) -> list[Manifest]:
+        uid = job["metadata"]["uid"]
+        return [p for p in self.pods if p["metadata"]["ownerReferences"][0]["uid"] == uid]
+
+    def start_pod(self, job: Manifest) -> Manifest:
+        template = job["spec"]["template"]
+        meta = {
+            "name": f"{job['metadata']['name']}-{next(self._ids)}",
+            "labels": dict(template["metadata"]["labels"]),
+            "creationTimestamp": stamp(self.now),
+            "ownerReferences": [{"uid": job["metadata"]["uid"], "controller": True}],
+        }
+        pod: Manifest = {"metadata": meta, "spec": template["spec"], "status": {"phase": "Pending"}}
+        self.pods.append(pod)
+        job.setdefault("status", {})["active"] = 1
+        return pod
+
+    def step_pod(self, pod: Manifest) -> None:
+        if pod["status"]["phase"] == "Pending":
+            set_state(pod, "Running", {"running": {"startedAt": stamp(self.now)}})
+            return
+        code, message = self.answer(pod)
+        ended = {"exitCode": code, "message": message, "finishedAt": stamp(self.now)}
+        ended["reason"] = "Completed" if code == 0 else "OOMKilled" if code == 137 else "Error"
+        set_state(pod, "Failed" if code else "Succeeded", {"terminated": ended})
+
+    def judge_job(self, job: Manifest) -> None:
+        """The Job controller: retry, give up, or done."""
+        status = job.setdefault("status", {})
+        ended = self.pods_of(job)[-1]["status"]["containerStatuses"][0]["state"]["terminated"]
+        code = ended["exitCode"]
+        if code == 0:
+            status |= {"succeeded": 1, "active": 0, "completionTime": stamp(self.now)}
+            self._conclude(job, "Complete", "CompletionsReached", "")
+            return
+        if code in (10, 11, 12, 13):
+            status |= {"failed": 1, "active": 0}
+            text = f"Container main for pod x failed with exit code {code} matching FailJob rule at index 0"
+            self._conclude(job, "Failed", "PodFailurePolicy", text)
+            return
+        if code != 75:
+            status["failed"] = status.get("failed", 0) + 1
+        if status.get("failed", 0) > job["spec"]["backoffLimit"]:
+            self._conclude(job, "Failed", "BackoffLimitExceeded", "Job has reached the specified backoff limit")
+            return
+        self.start_pod(job)
+
+    def _conclude(self, job: Manifest, kind: str, reason: str, message: str) -> None:
+        entry = {"type": kind, "status": "True", "reason": reason, "message": message}
+        job["status"]["conditions"] = [{**entry, "lastTransitionTime": stamp(self.now)}]
+
+    def _deployment_status(self, deployment: Manifest) -> dict[str, Any]:
+        replicas = deployment["spec"]["replicas"]
+        return {
+            "observedGeneration": deployment["metadata"]["generation"],
+            "replicas": replicas,
+            "updatedReplicas": replicas,
+            "readyReplicas": replicas,
+            "availableReplicas": replicas,
+        }
+
+    def _roll(self, deployment: Manifest) -> None:
+        """Two steps: a surge of new servers that are not ready yet, then only new ones."""
+        done = self._deployment_status(deployment)
+        status = deployment.get("status") or {}
+        surge = {**done, "updatedReplicas": 1, "unavailableReplicas": 1, "replicas": status.get("replicas", 0) + 1}
+        surge |= {key: status.get(key, 0) for key in ("readyReplicas", "availableReplicas")}
+        deployment["status"] = done if status.get("unavailableReplicas") else surge
+
+    # Both
+
+    def run(self, *, until: Callable[[Cluster], bool] = lambda _: False, limit: int = 200) -> Cluster:
+        """Pass and move in turn, until nothing moves any more."""
+        for _ in range(limit):
+            self.execute(self.plan())
+            if until(self):
+                return self
+            moves = self.moves()
+            if not moves:
+                if self.plan().requeue_after is None and self.plan().status == self.job.status:
+                    return self
+                self.now += timedelta(seconds=15)
+                continue
+            self.now += timedelta(seconds=1)
+            moves[0]()
+        raise AssertionError(f"not steady after {limit} moves: {self.job.status.to_wire()}")
+
+    def change(self, **spec: Any) -> Cluster:
+        """The user applies another spec."""
+        wire = {**self.job.spec.to_wire(), **spec}
+        wire = {key: value for key, value in wire.items() if value is not None}
+        changed = make_job(self.job.metadata.name, self.job.metadata.generation + 1, self.job.metadata.uid, **wire)
+        self.job = changed.model_copy(update={"status": self.job.status})
+        return self
+
+    def condition(self, kind: str) -> tuple[str, str]:
+        """Status and reason."""
+        found = next(c for c in self.job.status.conditions if c.type == kind)
+        return found.status, found.reason
+
+    def events(self) -> list[str]:
+        return [event.reason for plan in self.plans for event in plan.events]
+
+
+def set_state(pod: Manifest, phase: str, state: dict[str, Any]) -> None:
+    pod["status"] |= {"phase": phase, "containerStatuses": [{"name": "main", "state": state}]}
