@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -49,22 +52,25 @@ def verify_adapter(directory: Path, rank: int) -> None:
 
 
 def verify_weights(directory: Path, base_dir: Path) -> None:
-    """Check a whole model's files. Raises ArtifactInvalidError: none, other names or shapes than the base's, not
-    finite, or nothing changed."""
-    tuned, base = _weights(directory), _weights(base_dir)
+    """Check a whole model's files, one tensor at a time: two models need not fit into memory.
+
+    Raises ArtifactInvalidError: no weights, other names or shapes than the base's, not finite, or nothing changed.
+    """
     changed = False
-    for name, tensor in tuned.items():
-        if not torch.isfinite(tensor).all():
-            raise _invalid(f"{directory}: {name} is not finite")
-        if name in base:
-            if base[name].shape != tensor.shape:
-                raise _invalid(f"{directory}: {name} is {tuple(tensor.shape)}, the base's {tuple(base[name].shape)}")
-            changed = changed or not torch.equal(tensor.float(), base[name].float())
-    if missing := sorted(base.keys() - tuned.keys()):
+    with _Weights(directory) as tuned, _Weights(base_dir) as base:
         # A tied output layer is saved by some libraries and left out by others.
-        untied = [name for name in missing if "lm_head" not in name]
-        if untied:
-            raise _invalid(f"{directory} lacks {untied[0]} and {len(untied) - 1} more of the base's weights")
+        missing = sorted(name for name in base.names - tuned.names if "lm_head" not in name)
+        if missing:
+            raise _invalid(f"{directory} lacks {missing[0]} and {len(missing) - 1} more of the base's weights")
+        for name in sorted(tuned.names):
+            tensor = tuned.read(name)
+            if not torch.isfinite(tensor).all():
+                raise _invalid(f"{directory}: {name} is not finite")
+            if name in base.names:
+                before = base.read(name)
+                if before.shape != tensor.shape:
+                    raise _invalid(f"{directory}: {name} is {tuple(tensor.shape)}, the base's {tuple(before.shape)}")
+                changed = changed or not torch.equal(tensor.float(), before.float())
     if not changed:
         raise _invalid(f"{directory} equals the base model: training changed nothing")
 
@@ -111,17 +117,38 @@ def _check_pair(path: Path, name: str, a: torch.Tensor, b: torch.Tensor | None, 
         raise _invalid(f"{path}: {name} has shapes {tuple(a.shape)} and {tuple(b.shape)}, not of rank {rank}")
 
 
-def _weights(directory: Path) -> dict[str, torch.Tensor]:
-    files = sorted(directory.glob("*.safetensors"))
-    if not files:
-        raise _invalid(f"{directory} holds no safetensors weights")
-    return {name: tensor for path in files for name, tensor in _read(path).items()}
+class _Weights(ExitStack):
+    """The tensors of a model folder, by name, read when asked for."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__()
+        self._directory = directory
+        self._files: dict[str, Any] = {}
+
+    def __enter__(self) -> _Weights:
+        for path in sorted(self._directory.glob("*.safetensors")):
+            try:
+                file = self.enter_context(safe_open(path, framework="pt"))
+            except (OSError, SafetensorError) as error:
+                raise _invalid(f"{path} cannot be read: {error}") from error
+            self._files.update(dict.fromkeys(file.keys(), file))
+        if not self._files:
+            raise _invalid(f"{self._directory} holds no safetensors weights")
+        return self
+
+    @property
+    def names(self) -> set[str]:
+        return set(self._files)
+
+    def read(self, name: str) -> torch.Tensor:
+        tensor: torch.Tensor = self._files[name].get_tensor(name)
+        return tensor
 
 
 def _read(path: Path) -> dict[str, torch.Tensor]:
     try:
         tensors: dict[str, torch.Tensor] = load_file(path)
-    except Exception as error:  # safetensors raises its own type, OSError or ValueError, by what is broken
+    except (OSError, SafetensorError) as error:
         raise _invalid(f"{path} cannot be read: {error}") from error
     return tensors
 

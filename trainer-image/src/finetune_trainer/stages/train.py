@@ -104,7 +104,14 @@ def _finish_model(
     config = context.config
     adapter = config.method.type is MethodType.LORA
     tokenizer = load_tokenizer(prepared.base_dir)
-    assemble(best.path, context.model_dir, config, prepared.resolved.revision, tokenizer)
+    assemble(
+        best.path,
+        context.model_dir,
+        config,
+        tokenizer,
+        base_dir=prepared.base_dir,
+        revision=prepared.resolved.revision,
+    )
     if adapter:
         verification.verify_adapter(context.model_dir, prepared.resolved.lora_rank or config.method.resolved_rank)
     else:

@@ -6,30 +6,42 @@ import json
 import shutil
 from pathlib import Path
 
-from transformers import PreTrainedTokenizerBase
+import torch
+from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from finetune_api.run_config import RunConfig
 from finetune_api.spec import MethodType
+from finetune_trainer.training.device import Device
+from finetune_trainer.training.inputs import load_model
 
+CPU = Device("cpu", "float32", "cpu")
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
-MODEL_FILES = ("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index.json")
 
 
 def assemble(
-    checkpoint: Path, directory: Path, config: RunConfig, revision: str | None, tokenizer: PreTrainedTokenizerBase
+    checkpoint: Path,
+    directory: Path,
+    config: RunConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    base_dir: Path,
+    revision: str | None,
 ) -> None:
-    """Copy what a server needs from the checkpoint into `directory`, replacing what an earlier attempt left.
+    """Put what a server needs from the checkpoint into `directory`, replacing what an earlier attempt left.
 
     Optimizer and random states stay behind: they are pickles, and no one serves them.
     """
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
-    for pattern in ADAPTER_FILES if config.method.type is MethodType.LORA else MODEL_FILES:
-        for path in checkpoint.glob(pattern):
-            shutil.copyfile(path, directory / path.name)
-    tokenizer.save_pretrained(directory)
     if config.method.type is MethodType.LORA:
+        for name in ADAPTER_FILES:
+            shutil.copyfile(checkpoint / name, directory / name)
         _name_base(directory / "adapter_config.json", config, revision)
+    else:
+        # Trained in float32, served as the base came: a server of twice the size would be a surprise.
+        dtype = AutoConfig.from_pretrained(base_dir, local_files_only=True).dtype or torch.float32
+        load_model(checkpoint, CPU, dtype).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
 
 
 def portable_base_name(config: RunConfig) -> str:

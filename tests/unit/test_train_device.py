@@ -1,0 +1,69 @@
+"""Device and threads: as much as the container has, and no silent fallback in a pod."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from finetune_trainer.errors import TrainerError
+from finetune_trainer.training import device
+
+ALLOWED = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@pytest.mark.parametrize(
+    ("quota", "expected"),
+    [
+        ("max 100000", ALLOWED),
+        ("50000 100000", 1),
+        ("100000 100000", 1),
+        (f"{100_000 * ALLOWED * 4} 100000", ALLOWED),
+        ("nonsense", ALLOWED),
+        (None, ALLOWED),
+    ],
+)
+def test_cpus_are_the_quota_of_the_container(tmp_path: Path, quota: str | None, expected: int) -> None:
+    file = tmp_path / "cpu.max"
+    if quota is not None:
+        file.write_text(quota + "\n")
+    assert device.cpu_limit(file) == expected
+
+
+def test_no_gpu_asked_for_is_float32_on_the_cpu() -> None:
+    assert device.choose_device(0, "bfloat16") == device.Device("cpu", "float32", "cpu")
+    assert device.choose_device(0, "float32").dtype == torch.float32
+
+
+def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    assert "computes on the CPU" in device.choose_device(1, "bfloat16").note
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    with pytest.raises(TrainerError, match="was given a GPU") as caught:
+        device.choose_device(1, "bfloat16")
+    assert "driver" in caught.value.advice
+
+
+@pytest.mark.parametrize(("supported", "precision"), [(True, "bfloat16"), (False, "float32")])
+def test_bfloat16_only_where_the_gpu_has_it(monkeypatch: pytest.MonkeyPatch, supported: bool, precision: str) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "V100")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: supported)
+    chosen = device.choose_device(1, "bfloat16")
+    assert (chosen.kind, chosen.precision) == ("cuda", precision)
+    assert bool(chosen.note) is not supported
+
+
+def test_omp_threads_are_obeyed(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_num_threads()
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert device.limit_threads() == before
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr(device, "cpu_limit", lambda: 1)
+    try:
+        assert device.limit_threads() == 1
+    finally:
+        torch.set_num_threads(before)
