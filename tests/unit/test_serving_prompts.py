@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from tests.tiny_models import ASSISTANT, END, SYSTEM, USER, make_tiny_tokenizer
+
 from finetune_trainer.serving.errors import InvalidRequest
 from finetune_trainer.serving.prompts import cut_special, free_mark, render_chat, special_tokens
-
-from tests.tiny_models import ASSISTANT, END, SYSTEM, USER, make_tiny_tokenizer
 
 TOKENIZER = make_tiny_tokenizer()
 CONTROL = set(TOKENIZER.all_special_ids)

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+
 from finetune_trainer.serving.errors import InvalidRequest
 from finetune_trainer.serving.protocol import ChatRequest, CompletionRequest, parse
 
@@ -87,9 +88,7 @@ def test_what_asks_for_nothing_is_accepted(change: dict[str, Any]) -> None:
 
 def test_parts_and_roles_become_what_templates_know() -> None:
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
-    request = parse(
-        ChatRequest, json.dumps({**CHAT, "messages": [{"role": "developer", "content": parts}]}).encode()
-    )
+    request = parse(ChatRequest, json.dumps({**CHAT, "messages": [{"role": "developer", "content": parts}]}).encode())
     assert request.messages[0].to_template() == {"role": "system", "content": "ab"}
 
 

@@ -6,12 +6,15 @@ from collections import Counter
 
 import pytest
 import torch
+
 from finetune_trainer.serving.sampling import Sampling, choose, make_generator
 
 SCORES = torch.tensor([1.0, 3.0, 2.0, -1.0])
 
 
-def draw(sampling: Sampling, times: int = 200, seen: Counter[int] | None = None, scores: torch.Tensor = SCORES) -> set[int]:
+def draw(
+    sampling: Sampling, times: int = 200, seen: Counter[int] | None = None, scores: torch.Tensor = SCORES
+) -> set[int]:
     generator = make_generator(0)
     return {choose(scores, sampling, seen or Counter(), generator) for _ in range(times)}
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from finetune_trainer.serving.text import Detokenizer, StopScanner, overlap
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from tests.tiny_models import make_tiny_tokenizer
+
+from finetune_trainer.serving.text import Detokenizer, StopScanner, overlap
 
 TOKENIZER = make_tiny_tokenizer()
 
@@ -20,7 +20,9 @@ def ids_of(text: str) -> list[int]:
     return TOKENIZER(text, add_special_tokens=False)["input_ids"]
 
 
-@pytest.mark.parametrize("text", ["plain words here", " leading space", "🚢🌊🚀", "Grüße, 東京!", "a\n\n b  c", "e\u0301🏳️‍🌈"])
+@pytest.mark.parametrize(
+    "text", ["plain words here", " leading space", "🚢🌊🚀", "Grüße, 東京!", "a\n\n b  c", "e\u0301🏳️‍🌈"]
+)
 def test_pieces_make_the_whole_text(text: str) -> None:
     detokenizer = Detokenizer(decode)
     pieces = [detokenizer.push(token) for token in ids_of(text)]
@@ -92,6 +94,8 @@ def test_scanning_by_letters_shows_what_stands_before_the_first_stop_found(text:
     assert scanner.hit == any(stop in text for stop in stops)
 
 
-@pytest.mark.parametrize(("text", "stop", "length"), [("xEN", "END", 2), ("xEND", "END", 0), ("aa", "aab", 2), ("", "a", 0)])
+@pytest.mark.parametrize(
+    ("text", "stop", "length"), [("xEN", "END", 2), ("xEND", "END", 0), ("aa", "aab", 2), ("", "a", 0)]
+)
 def test_overlap(text: str, stop: str, length: int) -> None:
     assert overlap(text, stop) == length
