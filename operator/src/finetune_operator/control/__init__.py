@@ -1,0 +1,1 @@
+"""The control plane in a cluster: watch -> cache -> queue -> observe -> decide -> apply."""

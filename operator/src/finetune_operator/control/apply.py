@@ -1,0 +1,223 @@
+"""Executes a Plan. The only module that writes to the API server.
+
+A child is created by POST, the one verb with which the API server refuses to touch an object of the same name
+that somebody else made: server-side apply would merge into it silently, owner reference included, and the
+garbage collector would later delete it. A changed child is replaced by PUT against the version that was seen.
+The status is applied server-side against the version that was decided on, so that a leader that was frozen and
+comes back late cannot overwrite what its successor wrote.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from finetune_api import API_VERSION, GROUP, KIND
+from finetune_api.conditions import FailureReason
+from finetune_operator import FIELD_MANAGER
+from finetune_operator.control.api_client import Api, ApiError
+from finetune_operator.control.cache import Cache, name_of
+from finetune_operator.control.metrics import APPLY_FAILURES
+from finetune_operator.control.resources import (
+    CONFIG_MAP,
+    EVENT,
+    FINE_TUNE_JOB,
+    SERVICE,
+    Resource,
+    controller_uid,
+    resource_of,
+)
+from finetune_operator.plan import ApplyFailure, Event, Manifest, ObjectRef
+
+SPEC_HASH = f"{GROUP}/spec-hash"
+NOTE_LENGTH = 1024  # characters; the API server's limit for the note of an Event
+SERVICE_ALLOCATED = ("clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy", "healthCheckNodePort")
+
+
+class StaleError(Exception):
+    """The job changed since it was read; its event brings the next pass."""
+
+
+class GoneError(Exception):
+    """The job or its namespace is being deleted."""
+
+
+class Applier:
+    """Writes children, status and events of jobs. Raises ApiError for what may be over at the next attempt."""
+
+    def __init__(self, api: Api, cache: Cache, instance: str) -> None:
+        self._api = api
+        self._cache = cache
+        self._instance = instance
+        self._posted: dict[str, None] = {}  # names of Events that are there, oldest first
+
+    async def children(self, job_uid: str, manifests: Sequence[Manifest]) -> ApplyFailure | None:
+        """Creates or updates all children at the same time; what was refused for good, or None.
+
+        Everything is attempted before the first error is raised: one that hangs does not hold up the others.
+        """
+        results = await asyncio.gather(*(self._child(job_uid, each) for each in manifests), return_exceptions=True)
+        for result in results:
+            if isinstance(result, BaseException):
+                raise result
+        failures = [result for result in results if isinstance(result, ApplyFailure)]
+        for failure in failures:
+            APPLY_FAILURES.labels(failure.reason).inc()
+        return failures[0] if failures else None
+
+    async def delete(self, refs: Sequence[ObjectRef]) -> None:
+        """Deletes children in the foreground, unless they are gone or being deleted already."""
+        await asyncio.gather(*(self._delete(each) for each in refs))
+
+    async def status(self, job: Manifest, status: dict[str, Any]) -> bool:
+        """Writes the whole status, when it differs from what is stored. Returns whether it wrote."""
+        if job.get("status", {}) == status:
+            return False
+        metadata = {key: job["metadata"][key] for key in ("name", "namespace", "uid", "resourceVersion")}
+        body = {"apiVersion": API_VERSION, "kind": KIND, "metadata": metadata, "status": status}
+        try:
+            stored = await self._api.apply_status(FINE_TUNE_JOB, body)
+        except ApiError as error:
+            if error.status == 409:
+                raise StaleError(error.message) from error
+            if error.status == 404:
+                self._cache.drop(FINE_TUNE_JOB, name_of(job))
+                raise GoneError(error.message) from error
+            raise
+        self._cache.store(FINE_TUNE_JOB, stored)
+        return True
+
+    async def events(self, job: Manifest, events: Sequence[Event]) -> None:
+        """Posts Events. The name is made of their content, so that a repeated one is posted once, whoever repeats."""
+        await asyncio.gather(*(self._event(job, each) for each in events))
+
+    async def _child(self, job_uid: str, manifest: Manifest) -> ApplyFailure | None:
+        resource = resource_of(manifest)
+        known = self._cache.get(resource, name_of(manifest))
+        try:
+            if known is None or controller_uid(known) != job_uid:
+                return await self._create(resource, job_uid, manifest)
+            return await self._update(resource, manifest, known)
+        except ApiError as error:
+            return _refused(resource, manifest, error)
+
+    async def _create(self, resource: Resource, job_uid: str, manifest: Manifest) -> ApplyFailure | None:
+        try:
+            self._cache.store(resource, await self._api.create(resource, manifest))
+            return None
+        except ApiError as error:
+            if error.reason != "AlreadyExists":
+                raise
+        namespace, name = name_of(manifest)
+        live = await self._api.get(resource, namespace, name)
+        if controller_uid(live) != job_uid:
+            return ApplyFailure(
+                FailureReason.NAME_CONFLICT,
+                f"{resource.kind} {name} exists in namespace {namespace} and is not this job's",
+            )
+        self._cache.store(resource, live)
+        return await self._update(resource, manifest, live)
+
+    async def _update(self, resource: Resource, manifest: Manifest, live: Manifest) -> ApplyFailure | None:
+        if live["metadata"].get("deletionTimestamp"):
+            return None  # the event of its end brings the next pass, which creates it anew
+        if not _differs(resource, manifest, live):
+            return None
+        self._cache.store(resource, await self._api.replace(resource, _overlaid(resource, manifest, live)))
+        return None
+
+    async def _delete(self, ref: ObjectRef) -> None:
+        resource = resource_of({"kind": ref.kind})
+        known = self._cache.get(resource, (ref.namespace, ref.name))
+        if known is None or known["metadata"].get("deletionTimestamp"):
+            return
+        uid = ref.uid or known["metadata"]["uid"]
+        try:
+            answer = await self._api.delete(resource, ref.namespace, ref.name, uid)
+        except ApiError as error:
+            if error.status not in (404, 409):  # gone, or another one of that name: what was meant is gone
+                raise
+            return
+        if answer.get("kind") == resource.kind:
+            self._cache.store(resource, answer)
+
+    async def _event(self, job: Manifest, event: Event) -> None:
+        body = event_manifest(job, event, self._instance)
+        name = body["metadata"]["name"]
+        if name in self._posted:
+            return
+        try:
+            await self._api.create(EVENT, body)
+        except ApiError as error:
+            if error.reason != "AlreadyExists" and error.status not in (403, 404):  # 403: the namespace is ending
+                raise
+        self._posted[name] = None
+        if len(self._posted) > 10_000:  # about 1 MiB
+            self._posted.pop(next(iter(self._posted)))
+
+
+def _differs(resource: Resource, manifest: Manifest, live: Manifest) -> bool:
+    """By the hash of the manifest that made it: defaults that the API server added are no difference."""
+    wanted, found = ((each["metadata"].get("annotations") or {}).get(SPEC_HASH) for each in (manifest, live))
+    if wanted is not None or found is not None:
+        return bool(wanted != found)
+    return resource is not CONFIG_MAP or manifest.get("data") != live.get("data")
+
+
+def _overlaid(resource: Resource, manifest: Manifest, live: Manifest) -> Manifest:
+    """Our manifest as a replacement: labels and annotations of others stay, everything else is ours."""
+    metadata = {**live["metadata"], **manifest["metadata"]}
+    metadata.pop("managedFields", None)
+    for part in ("labels", "annotations"):
+        both = {**(live["metadata"].get(part) or {}), **(manifest["metadata"].get(part) or {})}
+        if both:
+            metadata[part] = both
+    body = {**manifest, "metadata": metadata}
+    if resource is SERVICE:  # what the API server allotted may not be taken away
+        allotted = {key: live["spec"][key] for key in SERVICE_ALLOCATED if key in live["spec"]}
+        body["spec"] = {**allotted, **manifest["spec"]}
+    return body
+
+
+def _refused(resource: Resource, manifest: Manifest, error: ApiError) -> ApplyFailure:
+    """What the user can do something about; raises what only needs another attempt."""
+    if error.transient or error.status == 409:
+        raise error
+    if "NamespaceTerminating" in error.message or "being terminated" in error.message or error.status == 404:
+        raise GoneError(error.message) from error
+    reason = FailureReason.SYSTEM_FAULT
+    if error.status == 403 and "exceeded quota" in error.message:
+        reason = FailureReason.QUOTA_EXCEEDED
+    elif error.status in (400, 422):
+        reason = FailureReason.SPEC_INVALID
+    return ApplyFailure(reason, f"{resource.kind} {manifest['metadata']['name']}: {error.message}"[:1000])
+
+
+def event_manifest(job: Manifest, event: Event, instance: str) -> Manifest:
+    """The Event object. A name cut to 200 characters and 16 digits of the content's hash fit the limit of 253."""
+    metadata = job["metadata"]
+    content = "\n".join((metadata["uid"], event.type, event.reason, event.message))
+    digest = hashlib.sha256(content.encode()).hexdigest()[:16]
+    return {
+        "apiVersion": EVENT.api_version,
+        "kind": EVENT.kind,
+        "metadata": {"namespace": metadata["namespace"], "name": f"{metadata['name'][:200].rstrip('.-')}.{digest}"},
+        "eventTime": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+        "reportingController": f"{GROUP}/operator",
+        "reportingInstance": (instance or FIELD_MANAGER)[:128],
+        "action": "Reconcile",
+        "type": event.type,
+        "reason": event.reason[:128],
+        "note": event.message[:NOTE_LENGTH],
+        "regarding": {
+            "apiVersion": API_VERSION,
+            "kind": KIND,
+            "namespace": metadata["namespace"],
+            "name": metadata["name"],
+            "uid": metadata["uid"],
+            "resourceVersion": metadata["resourceVersion"],
+        },
+    }

@@ -1,0 +1,161 @@
+"""What the watches have told. The only memory that decisions are made from.
+
+Entries only move forward: an event that is older than what is known (our own write's answer may overtake
+its event) is ignored, and an equal one is no news, so that our own writes cause no second pass.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from finetune_operator.control.resources import FINE_TUNE_JOB, JOB_LABEL, POD, Resource, controller_uid
+from finetune_operator.plan import Manifest
+
+K = TypeVar("K")
+V = TypeVar("V")
+Name = tuple[str, str]  # namespace, name
+LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"  # a copy of the whole spec; nothing reads it
+
+
+def name_of(body: Manifest) -> Name:
+    metadata = body["metadata"]
+    return metadata.get("namespace", ""), metadata["name"]
+
+
+def _version(body: Manifest) -> int:
+    text = str(body["metadata"].get("resourceVersion", ""))
+    return int(text) if text.isdigit() else 0
+
+
+def slim(body: Manifest) -> Manifest:
+    """The object without what nobody reads: half of a Job is managedFields."""
+    metadata = {key: value for key, value in body["metadata"].items() if key != "managedFields"}
+    annotations = metadata.get("annotations")
+    if annotations and LAST_APPLIED in annotations:
+        metadata["annotations"] = {key: value for key, value in annotations.items() if key != LAST_APPLIED}
+    return {**body, "metadata": metadata}
+
+
+@dataclass
+class Relist:
+    """What happened while a list was under way: the watch is right about those, the list may be late."""
+
+    touched: set[Name] = field(default_factory=set)
+
+
+class Cache:
+    """Objects by kind and name, children by the uid of their owner, pods by namespace and job label."""
+
+    def __init__(self) -> None:
+        self._objects: dict[str, dict[Name, Manifest]] = defaultdict(dict)
+        self._by_owner: dict[str, set[tuple[str, Name]]] = defaultdict(set)
+        self._by_label: dict[Name, set[Name]] = defaultdict(set)
+        self._job_names: dict[str, Name] = {}  # uid of a FineTuneJob -> its name
+        self._label_owner: dict[Name, str] = {}  # namespace, job label -> uid of the FineTuneJob
+        self._relists: dict[str, list[Relist]] = defaultdict(list)
+        self.told: Counter[str] = Counter()  # plural -> events that its watch has told
+
+    def get(self, resource: Resource, name: Name) -> Manifest | None:
+        return self._objects[resource.kind].get(name)
+
+    def names(self, resource: Resource) -> Collection[Name]:
+        return list(self._objects[resource.kind])
+
+    def objects(self, resource: Resource) -> Collection[Manifest]:
+        return self._objects[resource.kind].values()
+
+    def children(self, owner_uid: str) -> Iterator[Manifest]:
+        """Everything whose controlling owner has this uid."""
+        for kind, name in self._by_owner.get(owner_uid, ()):
+            yield self._objects[kind][name]
+
+    def pods(self, namespace: str, label: str) -> Iterator[Manifest]:
+        """The pods that carry this value of the job label."""
+        for name in self._by_label.get((namespace, label), ()):
+            yield self._objects[POD.kind][name]
+
+    def job_of(self, body: Manifest) -> Name | None:
+        """The FineTuneJob that a child belongs to. A pod's owner is a Job, so for pods the label tells."""
+        owner = controller_uid(body)
+        if owner is None or owner not in self._job_names:
+            metadata = body["metadata"]
+            label = (metadata.get("labels") or {}).get(JOB_LABEL, "")
+            owner = self._label_owner.get((metadata.get("namespace", ""), label), "")
+        return self._job_names.get(owner)
+
+    def store(self, resource: Resource, body: Manifest, *, from_watch: bool = True) -> bool:
+        """Remembers an object; False when nothing new was learnt."""
+        name = name_of(body)
+        if from_watch:
+            self._touch(resource, name)
+        known = self._objects[resource.kind].get(name)
+        if known is not None:
+            same = known["metadata"].get("uid") == body["metadata"].get("uid")
+            if same and _version(body) <= _version(known):
+                return False
+            if not same and _version(body) < _version(known):
+                return False
+            self._forget(resource, name)
+        self._remember(resource, name, slim(body))
+        return True
+
+    def remove(self, resource: Resource, body: Manifest) -> bool:
+        """Forgets an object; False when another one of that name is there already."""
+        name = name_of(body)
+        self._touch(resource, name)
+        known = self._objects[resource.kind].get(name)
+        if known is None or known["metadata"].get("uid") != body["metadata"].get("uid"):
+            return False
+        self._forget(resource, name)
+        return True
+
+    def drop(self, resource: Resource, name: Name) -> None:
+        """Forgets whatever has this name."""
+        if name in self._objects[resource.kind]:
+            self._forget(resource, name)
+
+    def begin_relist(self, resource: Resource) -> Relist:
+        relist = Relist()
+        self._relists[resource.kind].append(relist)
+        return relist
+
+    def end_relist(self, resource: Resource, relist: Relist) -> None:
+        self._relists[resource.kind].remove(relist)
+
+    def _touch(self, resource: Resource, name: Name) -> None:
+        for relist in self._relists[resource.kind]:
+            relist.touched.add(name)
+
+    def _remember(self, resource: Resource, name: Name, body: Manifest) -> None:
+        self._objects[resource.kind][name] = body
+        if resource is FINE_TUNE_JOB:
+            self._job_names[body["metadata"]["uid"]] = name
+        label = (name[0], (body["metadata"].get("labels") or {}).get(JOB_LABEL, ""))
+        if resource is POD:
+            self._by_label[label].add(name)
+        elif owner := controller_uid(body):
+            self._by_owner[owner].add((resource.kind, name))
+            self._label_owner[label] = owner
+
+    def _forget(self, resource: Resource, name: Name) -> None:
+        body = self._objects[resource.kind].pop(name)
+        label = (name[0], (body["metadata"].get("labels") or {}).get(JOB_LABEL, ""))
+        if resource is FINE_TUNE_JOB:
+            self._job_names.pop(body["metadata"]["uid"], None)
+        if resource is POD:
+            _discard(self._by_label, label, name)
+        elif owner := controller_uid(body):
+            _discard(self._by_owner, owner, (resource.kind, name))
+            if owner not in self._by_owner and self._label_owner.get(label) == owner:
+                del self._label_owner[label]
+
+
+def _discard(index: dict[K, set[V]], key: K, value: V) -> None:
+    values = index.get(key)
+    if values is not None:
+        values.discard(value)
+        if not values:
+            del index[key]

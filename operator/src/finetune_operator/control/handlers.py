@@ -1,0 +1,77 @@
+"""The glue to kopf: its watches fill the cache, nothing more.
+
+Only `on.event` handlers: they write nothing to the objects (no finalizer, no annotation), and what they learn is
+level-triggered by our own queue. kopf's retries, timers, daemons and indexes are not used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import kopf
+from kubernetes.aio.client import Configuration
+
+from finetune_operator.control.api_client import CHUNK, kopf_credentials
+from finetune_operator.control.cache import Cache, Name, name_of
+from finetune_operator.control.metrics import EVENTS_SEEN
+from finetune_operator.control.resources import FINE_TUNE_JOB, WATCHED, Resource
+from finetune_operator.plan import Manifest
+
+Enqueue = Callable[[Name], None]
+
+
+def kopf_settings() -> kopf.OperatorSettings:
+    """How kopf watches."""
+    settings = kopf.OperatorSettings()
+    settings.posting.enabled = False  # Events are ours to post, deduplicated
+    settings.peering.standalone = True  # a `default` peering of another operator would pause us
+    settings.scanning.disabled = True  # no right to list CRDs and namespaces needed
+    settings.watching.chunk_size = CHUNK
+    # The server ends a watch after 5 min, so that a half-dead connection cannot last; the client waits a bit longer.
+    settings.watching.server_timeout = 300
+    settings.watching.client_timeout = 310
+    settings.watching.connect_timeout = 5
+    settings.networking.request_timeout = 30
+    settings.queueing.idle_timeout = 1.0  # a worker task per object: end those of a burst soon
+    settings.queueing.exit_timeout = 0.5
+    for resource in WATCHED:
+        if resource.selector:
+            key = (resource.group, resource.version, resource.plural)
+            settings.watching.label_selectors[key] = resource.selector
+    return settings
+
+
+def take_event(cache: Cache, resource: Resource, kind: str | None, body: Manifest, enqueue: Enqueue) -> None:
+    """Brings the cache up to date and asks for a pass over the job that is concerned, if anything is new."""
+    EVENTS_SEEN.labels(resource.plural).inc()
+    cache.told[resource.plural] += 1
+    job = name_of(body) if resource is FINE_TUNE_JOB else cache.job_of(body)
+    if kind == "DELETED":
+        changed = cache.remove(resource, body)
+    else:
+        body.setdefault("apiVersion", resource.api_version)
+        body.setdefault("kind", resource.kind)
+        changed = cache.store(resource, body)
+        job = job or cache.job_of(body)
+    if changed and job:
+        enqueue(job)
+
+
+def make_registry(configuration: Configuration, cache: Cache, enqueue: Enqueue) -> kopf.OperatorRegistry:
+    """kopf's registry with one event handler a kind."""
+    registry = kopf.OperatorRegistry()
+
+    @kopf.on.login(registry=registry)
+    async def login(**_: Any) -> kopf.ConnectionInfo:
+        return await kopf_credentials(configuration)
+
+    for resource in WATCHED:
+        _register(registry, resource, cache, enqueue)
+    return registry
+
+
+def _register(registry: kopf.OperatorRegistry, resource: Resource, cache: Cache, enqueue: Enqueue) -> None:
+    @kopf.on.event(resource.group, resource.version, resource.plural, id=resource.plural, registry=registry)
+    async def on_event(event: Any, **_: Any) -> None:
+        take_event(cache, resource, event["type"], dict(event["object"]), enqueue)

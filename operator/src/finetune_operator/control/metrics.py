@@ -1,0 +1,54 @@
+"""Prometheus metrics. docs/operations.md has the table of what each tells the person on call."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.process_collector import ProcessCollector
+
+# A registry of our own: several operators can run in one test process, and nothing foreign is exported.
+REGISTRY = CollectorRegistry()
+ProcessCollector(registry=REGISTRY)
+
+RECONCILE_SECONDS = Histogram(
+    "finetune_reconcile_seconds",
+    "Duration of a pass over one job, seconds.",
+    ["outcome"],
+    buckets=(0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10),
+    registry=REGISTRY,
+)
+QUEUE_DEPTH = Gauge("finetune_queue_depth", "Jobs that wait for a pass.", registry=REGISTRY)
+QUEUE_OLDEST_SECONDS = Gauge("finetune_queue_oldest_seconds", "Age of the longest waiting job.", registry=REGISTRY)
+API_REQUESTS = Counter(
+    "finetune_api_requests_total",
+    "Requests to the API server, by verb, resource and status code (0: no answer).",
+    ["verb", "resource", "code"],
+    registry=REGISTRY,
+)
+JOBS = Gauge("finetune_jobs", "FineTuneJobs by stage and readiness.", ["stage", "ready"], registry=REGISTRY)
+STAGE_SECONDS = Histogram(
+    "finetune_stage_seconds",
+    "Duration of succeeded stages, seconds.",
+    ["stage"],
+    buckets=(5, 15, 60, 300, 900, 3600, 4 * 3600, 12 * 3600, 48 * 3600),
+    registry=REGISTRY,
+)
+RUNS = Counter("finetune_runs_total", "Runs that ended, by result.", ["result"], registry=REGISTRY)
+PERCENT = Gauge(
+    "finetune_training_percent", "Progress of running trainings.", ["namespace", "job", "run"], registry=REGISTRY
+)
+LOSS = Gauge(
+    "finetune_training_loss", "Last training loss of running trainings.", ["namespace", "job", "run"], registry=REGISTRY
+)
+EVENTS_SEEN = Counter("finetune_watch_events_total", "Watch events, by resource.", ["resource"], registry=REGISTRY)
+WATCH_MISSED = Counter(
+    "finetune_watch_missed_total",
+    "Changes that a relist found and no watch had told, by resource. Above 0: a watch is broken.",
+    ["resource"],
+    registry=REGISTRY,
+)
+RESYNC_TIME = Gauge("finetune_resync_timestamp_seconds", "When the last relist ended, Unix time.", registry=REGISTRY)
+LEADER = Gauge("finetune_leader", "1 when this replica acts.", registry=REGISTRY)
+PROGRESS_POSTS = Counter("finetune_progress_posts_total", "Progress reports, by answer.", ["code"], registry=REGISTRY)
+APPLY_FAILURES = Counter(
+    "finetune_apply_failures_total", "Writes that the API server refused, by reason.", ["reason"], registry=REGISTRY
+)

@@ -1,0 +1,197 @@
+"""One pass over one job: what is known -> what shall be -> make it so."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+from pydantic import ValidationError
+
+from finetune_api.conditions import ConditionType, FailureReason
+from finetune_api.job import FineTuneJob
+from finetune_operator.control.api_client import ApiError
+from finetune_operator.control.apply import Applier, GoneError, StaleError
+from finetune_operator.control.cache import Cache, Name
+from finetune_operator.control.metrics import RECONCILE_SECONDS
+from finetune_operator.control.observe import observe
+from finetune_operator.control.outcomes import count_outcomes
+from finetune_operator.control.resources import FINE_TUNE_JOB
+from finetune_operator.control.workqueue import WorkQueue
+from finetune_operator.plan import ApplyFailure, Event, Manifest, Observed, Plan, ProgressReport
+from finetune_operator.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+Decide = Callable[[FineTuneJob, Observed, datetime, Settings], Plan]
+
+
+class ProgressSource(Protocol):
+    """What the training pods said last."""
+
+    def report(self, name: Name) -> ProgressReport | None: ...
+
+    def forget(self, name: Name) -> None: ...
+
+
+class StatusUnreadableError(Exception):
+    """The stored status is not one of ours. It is not overwritten: it may hold the only record of the runs."""
+
+
+class Reconciler:
+    """Passes over jobs. `may_act` says whether this replica still leads; asked before every pass."""
+
+    def __init__(
+        self,
+        *,
+        cache: Cache,
+        queue: WorkQueue[Name],
+        applier: Applier,
+        decide: Decide,
+        settings: Settings,
+        progress: ProgressSource,
+        may_act: Callable[[], bool] = lambda: True,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._cache = cache
+        self._queue = queue
+        self._applier = applier
+        self._decide = decide
+        self._settings = settings
+        self._progress = progress
+        self._may_act = may_act
+        self._clock = clock
+        self._refused: dict[str, ApplyFailure] = {}  # uid of the job -> what the API server refused last
+
+    async def __call__(self, name: Name) -> None:
+        """Never raises: what failed is tried again, later and later."""
+        start = time.perf_counter()
+        try:
+            outcome = await self._guarded(name)
+        except ApiError as error:
+            delay = self._queue.retry(name, error.retry_after or 0.0)
+            outcome = "api_error"
+            logger.warning("job=%s/%s retry_in=%.1f error=%r", *name, delay, str(error))
+        except Exception:
+            delay = self._queue.retry(name)
+            outcome = "fault"
+            logger.exception("job=%s/%s retry_in=%.1f error=unexpected", *name, delay)
+        RECONCILE_SECONDS.labels(outcome).observe(time.perf_counter() - start)
+
+    async def _guarded(self, name: Name) -> str:
+        if not self._may_act():
+            return "not_leader"
+        try:
+            await self._pass(name)
+        except StaleError:
+            self._queue.add_after(name, 1.0)  # in case its event has been handled already
+            return "stale"
+        except GoneError:
+            return "gone"
+        return "done"
+
+    async def _pass(self, name: Name) -> None:
+        body = self._cache.get(FINE_TUNE_JOB, name)
+        if body is None or body["metadata"].get("deletionTimestamp"):
+            self._forget(name, body)
+            return
+        job = _parsed(body)
+        if isinstance(job, ValidationError):
+            await self._report_invalid(body, job)
+            return
+        await self._execute(body, job)
+
+    async def _execute(self, body: Manifest, job: FineTuneJob) -> None:
+        name = (job.metadata.namespace, job.metadata.name)
+        now = self._clock()
+        observed = self._observe(job, self._refused.get(job.metadata.uid))
+        plan = self._decide(job, observed, now, self._settings)
+        refused = await self._applier.children(job.metadata.uid, plan.apply)
+        if refused != observed.apply_failure:
+            plan = self._reconsider(job, refused, plan, now)
+        await self._applier.delete(plan.delete)
+        status = plan.status.to_wire()
+        if await self._applier.status(body, status):
+            self._log(job, plan)
+            count_outcomes(job.status, plan.status)
+            await self._applier.events(body, plan.events)
+        if refused:
+            self._queue.retry(name)
+        else:
+            self._queue.succeeded(name)
+        if plan.requeue_after is not None:
+            self._queue.add_after(name, plan.requeue_after)
+
+    def _observe(self, job: FineTuneJob, refused: ApplyFailure | None) -> Observed:
+        name = (job.metadata.namespace, job.metadata.name)
+        return observe(self._cache, job.metadata.uid, self._progress.report(name), refused)
+
+    def _reconsider(self, job: FineTuneJob, refused: ApplyFailure | None, first: Plan, now: datetime) -> Plan:
+        """The writes went otherwise than the last time: the status shall say so at once, not a pass later."""
+        if refused:
+            self._refused[job.metadata.uid] = refused
+        else:
+            self._refused.pop(job.metadata.uid, None)
+            self._queue.add((job.metadata.namespace, job.metadata.name))
+        plan = self._decide(job, self._observe(job, refused), now, self._settings)
+        return replace(plan, apply=(), delete=first.delete)
+
+    async def _report_invalid(self, body: Manifest, error: ValidationError) -> None:
+        """The stored spec is older or newer than our rules: say so, touch nothing that runs."""
+        status = invalid_status(body, error, self._clock())
+        if await self._applier.status(body, status):
+            message = status["conditions"][-1]["message"]
+            event = Event("Warning", FailureReason.SPEC_INVALID, message)
+            await self._applier.events(body, [event])
+
+    def _forget(self, name: Name, body: Manifest | None) -> None:
+        self._queue.forget(name)
+        self._progress.forget(name)
+        if body is not None:
+            self._refused.pop(body["metadata"]["uid"], None)
+
+    def _log(self, job: FineTuneJob, plan: Plan) -> None:
+        run = plan.status.run
+        failure = run.failure.reason if run and run.failure else None
+        logger.info(
+            "job=%s run=%s stage=%s failure=%s status=written",
+            job.key,
+            run.number if run else None,
+            plan.status.stage,
+            failure,
+        )
+
+
+def _parsed(body: Manifest) -> FineTuneJob | ValidationError:
+    try:
+        return FineTuneJob.model_validate(body)
+    except ValidationError as error:
+        if any(each["loc"][:1] != ("spec",) for each in error.errors()):
+            raise StatusUnreadableError(str(error)) from error
+        return error
+
+
+def invalid_status(body: Manifest, error: ValidationError, now: datetime) -> dict[str, Any]:
+    """The stored status with Stalled=True, Ready=False for a spec that this version cannot read."""
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"])
+    message = f"{place}: {first['msg']}; correct the field (kubectl explain finetunejob.{place.split('.')[0]})"[:4096]
+    stored = body.get("status", {})
+    kept = {each["type"]: each for each in stored.get("conditions", ())}
+    generation = body["metadata"].get("generation", 0)
+    wanted = ((ConditionType.READY, "False"), (ConditionType.RECONCILING, "False"), (ConditionType.STALLED, "True"))
+    for kind, value in wanted:
+        since = kept.get(kind, {}).get("lastTransitionTime") if kept.get(kind, {}).get("status") == value else None
+        kept.pop(kind, None)
+        kept[kind] = {
+            "type": str(kind),
+            "status": value,
+            "reason": str(FailureReason.SPEC_INVALID),
+            "message": message,
+            "lastTransitionTime": since or now.strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "observedGeneration": generation,
+        }
+    return {**stored, "observedGeneration": generation, "conditions": list(kept.values())}

@@ -1,0 +1,62 @@
+"""The kinds of objects that the control plane watches and writes, and where the API server keeps them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from finetune_api import GROUP, KIND, PLURAL, VERSION
+
+MANAGED_BY = "app.kubernetes.io/managed-by=finetune-operator"
+JOB_LABEL = f"{GROUP}/job"
+RUN_LABEL = f"{GROUP}/run"
+STAGE_LABEL = f"{GROUP}/stage"
+
+
+@dataclass(frozen=True, slots=True)
+class Resource:
+    """One kind: its group ("" is the core), version, plural name, and what of it is watched."""
+
+    kind: str
+    group: str
+    version: str
+    plural: str
+    selector: str = ""
+
+    @property
+    def api_version(self) -> str:
+        return f"{self.group}/{self.version}" if self.group else self.version
+
+    def path(self, namespace: str | None = None, name: str | None = None, subresource: str | None = None) -> str:
+        """The URL path; without a namespace that of all namespaces."""
+        root = f"/apis/{self.group}/{self.version}" if self.group else f"/api/{self.version}"
+        middle = f"/namespaces/{namespace}/{self.plural}" if namespace else f"/{self.plural}"
+        return root + middle + "".join(f"/{part}" for part in (name, subresource) if part)
+
+
+FINE_TUNE_JOB = Resource(KIND, GROUP, VERSION, PLURAL)
+JOB = Resource("Job", "batch", "v1", "jobs", MANAGED_BY)
+POD = Resource("Pod", "", "v1", "pods", MANAGED_BY)
+CONFIG_MAP = Resource("ConfigMap", "", "v1", "configmaps", MANAGED_BY)
+DEPLOYMENT = Resource("Deployment", "apps", "v1", "deployments", MANAGED_BY)
+SERVICE = Resource("Service", "", "v1", "services", MANAGED_BY)
+EVENT = Resource("Event", "events.k8s.io", "v1", "events")
+LEASE = Resource("Lease", "coordination.k8s.io", "v1", "leases")
+
+WATCHED = (FINE_TUNE_JOB, JOB, POD, CONFIG_MAP, DEPLOYMENT, SERVICE)
+CHILDREN = (JOB, CONFIG_MAP, DEPLOYMENT, SERVICE)
+BY_KIND: Mapping[str, Resource] = {each.kind: each for each in (*WATCHED, EVENT, LEASE)}
+
+
+def resource_of(manifest: Mapping[str, Any]) -> Resource:
+    """The resource of a manifest. Raises KeyError for a kind that the control plane does not write."""
+    return BY_KIND[manifest["kind"]]
+
+
+def controller_uid(body: Mapping[str, Any]) -> str | None:
+    """The uid of the object's controlling owner."""
+    for reference in body.get("metadata", {}).get("ownerReferences") or ():
+        if reference.get("controller"):
+            return str(reference["uid"])
+    return None
