@@ -6,6 +6,7 @@ second look-up cannot lead elsewhere. Certificates are verified for the host's n
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import http.client
 import ipaddress
@@ -13,13 +14,14 @@ import logging
 import socket
 import ssl
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 from finetune_api.conditions import FailureReason
 from finetune_api.run_config import SourcePolicy
-from finetune_trainer.errors import UserInputError
+from finetune_trainer.errors import TrainerError, UserInputError
 from finetune_trainer.sources.location import Https
 
 log = logging.getLogger(__name__)
@@ -72,28 +74,40 @@ def _connect(parts: SplitResult, policy: SourcePolicy) -> http.client.HTTPSConne
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except socket.gaierror as error:
         _refuse(f"{_name(parts)}: the host {host} has no address ({error.strerror})", "correct the host's name")
-    for entry in found:
-        address = ipaddress.ip_address(str(entry[4][0]).partition("%")[0])
+    addresses = [str(entry[4][0]) for entry in found]
+    for address in map(_plain_address, addresses):
         if not address.is_global and not policy.allow_private_addresses:
             _refuse(
                 f"{_name(parts)}: the host {host} has the private address {address}, which is not allowed",
                 "use a public host, or ask the platform to allow private addresses",
             )
-    return _PinnedConnection(host, port, str(found[0][4][0]))
+    return _PinnedConnection(host, port, addresses)
+
+
+def _plain_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    """Without a zone, and as IPv4 where it is that in IPv6's clothes: ::ffff:127.0.0.1 is private too."""
+    address = ipaddress.ip_address(text.partition("%")[0])
+    return getattr(address, "ipv4_mapped", None) or address
 
 
 class _PinnedConnection(http.client.HTTPSConnection):
-    """Connects to one address, and verifies the certificate for the host's name."""
+    """Connects to the first of these addresses that answers, and verifies the certificate for the host's name."""
 
-    def __init__(self, host: str, port: int, address: str) -> None:
+    def __init__(self, host: str, port: int, addresses: Sequence[str]) -> None:
         # The environment's SSL_CERT_FILE is honoured: a private mirror has a private authority.
         self._verifier = ssl.create_default_context()
         super().__init__(host, port, timeout=SOCKET_SECONDS, context=self._verifier)
-        self._address = address
+        self._addresses = addresses
 
     def connect(self) -> None:
-        plain = socket.create_connection((self._address, self.port), self.timeout)
-        self.sock = self._verifier.wrap_socket(plain, server_hostname=self.host)
+        self.sock = self._verifier.wrap_socket(self._first_that_answers(), server_hostname=self.host)
+
+    def _first_that_answers(self) -> socket.socket:
+        *others, last = self._addresses
+        for address in others:
+            with contextlib.suppress(OSError):
+                return socket.create_connection((address, self.port), self.timeout)
+        return socket.create_connection((last, self.port), self.timeout)
 
 
 def _get(
@@ -116,10 +130,12 @@ def _get(
             f"{_name(parts)}: the certificate is not valid: {error.verify_message}",
             "correct the host's name, or ask the platform to trust its authority",
         )
+    except (OSError, http.client.HTTPException) as error:
+        raise _later(parts, f"{type(error).__name__}: {error}") from error
     if response.status in REDIRECTS and response.headers.get("Location"):
         return response.headers["Location"]
     if response.status in LATER:
-        raise ConnectionError(f"{_name(parts)} answered HTTP {response.status}")
+        raise _later(parts, f"HTTP {response.status}")
     if response.status != 200:
         advice = (
             "correct the address"
@@ -139,7 +155,7 @@ def _save(
         _refuse_size(parts, policy)
     total = 0
     with target.open("wb") as file:
-        while chunk := response.read1(CHUNK):
+        while chunk := _read(response, parts):
             total += len(chunk)
             if total > policy.max_bytes:
                 _refuse_size(parts, policy)
@@ -150,12 +166,28 @@ def _save(
                 )
             file.write(chunk)
     if expected >= 0 and total != expected:
-        raise ConnectionError(f"{_name(parts)}: the connection ended after {total} of {expected} bytes")
+        raise _later(parts, f"the connection ended after {total} of {expected} bytes")
+
+
+def _read(response: http.client.HTTPResponse, parts: SplitResult) -> bytes:
+    try:
+        return response.read1(CHUNK)
+    except (OSError, http.client.HTTPException) as error:
+        raise _later(parts, f"{type(error).__name__}: {error}") from error
+
+
+def _later(parts: SplitResult, what: str) -> TrainerError:
+    """A server that does not answer now may do so later: a fault of the system, so that the stage is tried again."""
+    return TrainerError(
+        f"{_name(parts)}: {what}",
+        advice="it is tried again; see that the host can be reached from the prepare pod",
+        reason=FailureReason.SOURCE_UNAVAILABLE,
+    )
 
 
 def _same_host(url: str, before: SplitResult) -> str:
     after = urlsplit(url)
-    if (after.scheme, after.hostname, after.port) != ("https", before.hostname, before.port):
+    if (after.scheme, after.hostname, after.port or 443) != ("https", before.hostname, before.port or 443):
         _refuse(
             f"{_name(before)} redirects to another host ({after.hostname}), which is not followed",
             "name the file's final address, if the platform allows that host",

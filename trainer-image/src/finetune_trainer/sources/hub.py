@@ -9,19 +9,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx2  # the HTTP library of huggingface_hub
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import (
-    EntryNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
+    LocalEntryNotFoundError,
+    RemoteEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
 
 from finetune_api.conditions import FailureReason
 from finetune_api.run_config import SourcePolicy
-from finetune_trainer.errors import UserInputError
+from finetune_trainer.errors import TrainerError, UserInputError
 from finetune_trainer.sources.location import Hub
 from finetune_trainer.sources.model_files import wanted_files
 
@@ -116,7 +118,7 @@ def _explained(location: Hub, reason: FailureReason) -> Iterator[None]:
         ) from error
     except RevisionNotFoundError as error:
         raise _error(f"{name} has no such revision", "correct baseModel.revision", reason) from error
-    except EntryNotFoundError as error:
+    except RemoteEntryNotFoundError as error:
         raise _error(f"{name} lacks a file that it lists", "upload the model again", reason) from error
     except RepositoryNotFoundError as error:
         raise _error(
@@ -130,6 +132,8 @@ def _explained(location: Hub, reason: FailureReason) -> Iterator[None]:
         ) from error
     except HfHubHTTPError as error:
         _raise_for_status(name, error, reason)
+    except (httpx2.TransportError, LocalEntryNotFoundError) as error:  # the latter: no answer, and nothing cached
+        raise _later(name, error) from error
 
 
 def _raise_for_status(name: str, error: HfHubHTTPError, reason: FailureReason) -> None:
@@ -141,7 +145,16 @@ def _raise_for_status(name: str, error: HfHubHTTPError, reason: FailureReason) -
             "put an HF_TOKEN that may read it into the Secret of secretRef",
             reason,
         ) from error
-    raise error  # a hub that does not answer may answer later: a system fault, tried again
+    raise _later(name, error) from error
+
+
+def _later(name: str, error: Exception) -> TrainerError:
+    """A hub that does not answer now may do so later: the stage ends with a fault of the system, and is tried again."""
+    return TrainerError(
+        f"{endpoint()} does not answer for {name}: {error}",
+        advice="it is tried again; see that the hub can be reached from the prepare pod, and HF_ENDPOINT is right",
+        reason=FailureReason.SOURCE_UNAVAILABLE,
+    )
 
 
 def _error(message: str, advice: str, reason: FailureReason) -> UserInputError:

@@ -40,7 +40,7 @@ def fetch_model(spec: BaseModelSpec, *, models: Path, sources: Path, policy: Sou
     """
     location = parse_source(spec.source)
     models.mkdir(parents=True, exist_ok=True)
-    for leftover in models.glob(f".{owner}.*.part"):
+    for leftover in models.glob(f".{owner}.{'[0-9a-f]' * 8}*.part"):
         shutil.rmtree(leftover, ignore_errors=True)
     part = models / f".{owner}.{secrets.token_hex(4)}.part"
     try:

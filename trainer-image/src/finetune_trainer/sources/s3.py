@@ -10,18 +10,28 @@ from typing import Any
 
 import boto3
 from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    NoCredentialsError,
+    NoRegionError,
+    ParamValidationError,
+    PartialCredentialsError,
+)
 
 from finetune_api.conditions import FailureReason
 from finetune_api.run_config import SourcePolicy
-from finetune_trainer.errors import UserInputError
+from finetune_trainer.errors import TrainerError, UserInputError
 from finetune_trainer.sources.location import S3
 from finetune_trainer.sources.model_files import wanted_files
 
 log = logging.getLogger(__name__)
 
-CREDENTIALS = "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, for a server of your own, AWS_ENDPOINT_URL"
-DENIED = {"AccessDenied", "403", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"}
+CREDENTIALS = "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION and, for a server of your own, AWS_ENDPOINT_URL"
+DENIED = {
+    *("AccessDenied", "403", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"),
+    *("400", "301", "PermanentRedirect", "AuthorizationHeaderMalformed"),  # the wrong region, or an expired token
+}
 MISSING = {"NoSuchKey", "404", "NotFound"}
 
 
@@ -102,7 +112,15 @@ def _explained(location: S3, reason: FailureReason) -> Iterator[None]:
             ) from error
         raise
     except BotoCoreError as error:
-        if type(error).__name__ in ("NoRegionError", "InvalidEndpointURLError", "ParamValidationError"):
-            advice = f"complete the Secret of secretRef ({CREDENTIALS}, AWS_REGION)"
+        if isinstance(error, NoRegionError | ParamValidationError):
+            advice = f"complete the Secret of secretRef ({CREDENTIALS})"
             raise UserInputError(f"{name}: {error}", advice=advice, reason=reason) from error
-        raise
+        raise TrainerError(
+            f"{name}: {error}",
+            advice="it is tried again; see that the prepare pod can reach the server, and AWS_ENDPOINT_URL is right",
+            reason=FailureReason.SOURCE_UNAVAILABLE,
+        ) from error
+    except ValueError as error:  # an endpoint that is no URL
+        raise UserInputError(
+            f"{name}: {error}", advice="correct AWS_ENDPOINT_URL in the Secret of secretRef", reason=reason
+        ) from error
