@@ -14,8 +14,8 @@ import sys
 
 from tests.cluster import binaries, images
 from tests.cluster.errors import ClusterError, Unavailable
-from tests.cluster.node import clear_remains, node_folder, start_node
-from tests.cluster.processes import recorded, say
+from tests.cluster.node import clear_remains, node_folder, running, start_node
+from tests.cluster.processes import say
 
 
 def build() -> None:
@@ -52,20 +52,9 @@ def env() -> None:
 
 def down() -> None:
     """Ends the node; the lock keeps this from ending one that a test run is using."""
-    if running() and not left_alone():
+    if running() and not binaries.unlocked("node"):
         raise Unavailable("a test run is using the node; end that first")
     clear_remains()
-
-
-def running() -> bool:
-    """Whether the node's API server is alive."""
-    log = node_folder() / "kubernetes" / "log"
-    return any(each.name == "kube-apiserver" and each.running() for each in recorded(log))
-
-
-def left_alone() -> bool:
-    """Whether no process holds the node."""
-    return binaries.unlocked("node")
 
 
 def main(arguments: list[str]) -> int:

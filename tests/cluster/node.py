@@ -18,7 +18,7 @@ from tests.cluster.archive import docker_archive
 from tests.cluster.containerd import PAUSE_IMAGE, Containerd, unmount_below
 from tests.cluster.control_plane import Address, ControlPlane, start_control_plane
 from tests.cluster.credentials import User
-from tests.cluster.errors import ComponentDied
+from tests.cluster.errors import ComponentDied, Unavailable
 from tests.cluster.kubectl import Kubectl
 from tests.cluster.processes import Component, recorded, run, say, start, tails, wait_until
 
@@ -27,6 +27,7 @@ SCHEDULER = User("kube-scheduler", user="system:kube-scheduler")
 PROXY = User("kube-proxy", user="system:kube-proxy")
 KUBELET = User("kubelet", ("system:nodes",), user=f"system:node:{NODE}")
 READY_SECONDS = 120
+KEPT = "kept-by-hand"
 
 
 @dataclass
@@ -87,11 +88,16 @@ def start_node(*, die_with_parent: bool = True) -> Node:
     assets, coredns, pause = binaries.kube_assets(), binaries.coredns(), binaries.pause()
     lock = contextlib.ExitStack()
     lock.enter_context(binaries.locked("node"))
+    if kept_by_hand():
+        lock.close()
+        raise Unavailable("a node that was started by hand is running; end it: `python -m tests.cluster down`")
     try:
         clear_remains()
         network.check_free()
         folder = node_folder()
         folder.mkdir(parents=True)
+        if not die_with_parent:
+            (folder / KEPT).touch()
         network.make_bridge(folder / "settings-before.json")
         address = Address(network.GATEWAY, "0.0.0.0", for_pods=True)
         plane = start_control_plane(
@@ -109,6 +115,17 @@ def start_node(*, die_with_parent: bool = True) -> Node:
         lock.close()
         raise
     return node
+
+
+def running() -> bool:
+    """Whether the node's API server is alive."""
+    log = node_folder() / "kubernetes" / "log"
+    return any(each.name == "kube-apiserver" and each.running() for each in recorded(log))
+
+
+def kept_by_hand() -> bool:
+    """Whether a developer's own node runs, which tests must not end."""
+    return running() and (node_folder() / KEPT).exists()
 
 
 def clear_remains() -> None:
