@@ -49,7 +49,7 @@ integration: setup ## Tests on a real API server and the local loop with real tr
 
 test: lint verify unit integration ## Everything that needs neither root nor a node
 
-e2e: setup ## The whole product on a real node: kubelet, containerd, images (root, Debian; or E2E_KUBECONFIG)
+e2e: setup ## The whole product on a real node: kubelet, containerd, images (root, Debian; or KUBECONFIG_E2E)
 	@echo "==> end-to-end tests on a real cluster"; $(PYTEST) tests/e2e --timeout=2400
 
 images: setup ## Both images, by buildah
