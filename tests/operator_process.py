@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from finetune_api.crd import crd_yaml
+from finetune_operator.control.permissions import WATCHED_NAMESPACES, own_namespace, rules
 from tests.cluster.control_plane import ControlPlane
+from tests.cluster.credentials import User, write_kubeconfig
 from tests.cluster.processes import Component, free_ports, start, wait_until
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -89,7 +91,7 @@ class OperatorProcess:
 
 
 def start_operator(
-    plane: ControlPlane, folder: Path, name: str = "operator", user: str = "admin", **variables: str
+    plane: ControlPlane, folder: Path, name: str = "operator", user: str = "operator", **variables: str
 ) -> OperatorProcess:
     """Starts a replica; returns when it answers its probes."""
     (port,) = free_ports(1)
@@ -126,6 +128,55 @@ def running_operator(plane: ControlPlane, folder: Path, **variables: str) -> Ite
         yield operator
     finally:
         operator.kill()
+
+
+HOME = "finetune-system"
+
+
+def prepared(plane: ControlPlane) -> ControlPlane:
+    """The CRD, the operator's namespace and its service account, with nothing but the declared rights."""
+    install_crd(plane)
+    plane.kubectl.make_namespace(HOME)
+    account = {"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "operator", "namespace": HOME}}
+    plane.kubectl.apply(account)
+    _grant(plane, HOME, rules(own_namespace()))
+    token = plane.kubectl("create", "token", "operator", "--duration=24h", namespace=HOME).strip()
+    write_kubeconfig(plane.kubeconfig_of("operator"), plane.url, plane.ca, User("operator", token=token))
+    return plane
+
+
+def make_namespace(plane: ControlPlane, name: str) -> str:
+    """A namespace in which the operator has its declared rights."""
+    plane.kubectl.make_namespace(name)
+    _grant(plane, name, rules(WATCHED_NAMESPACES))
+    return name
+
+
+def _grant(plane: ControlPlane, namespace: str | None, granted: list[dict[str, Any]]) -> None:
+    """A Role and its binding in the namespace; a ClusterRole when it is None."""
+    prefix = "" if namespace else "Cluster"
+    metadata = {"name": "operator", **({"namespace": namespace} if namespace else {})}
+    api = "rbac.authorization.k8s.io"
+    plane.kubectl.apply(
+        {"apiVersion": f"{api}/v1", "kind": f"{prefix}Role", "metadata": metadata, "rules": granted},
+        {
+            "apiVersion": f"{api}/v1",
+            "kind": f"{prefix}RoleBinding",
+            "metadata": metadata,
+            "roleRef": {"apiGroup": api, "kind": f"{prefix}Role", "name": "operator"},
+            "subjects": [{"kind": "ServiceAccount", "name": "operator", "namespace": HOME}],
+        },
+    )
+
+
+@contextlib.contextmanager
+def cluster_wide_rights(plane: ControlPlane) -> Iterator[None]:
+    """The declared rights in all namespaces, for the length of a test."""
+    _grant(plane, None, rules(WATCHED_NAMESPACES))
+    try:
+        yield
+    finally:
+        plane.kubectl("delete", "clusterrole,clusterrolebinding", "operator")
 
 
 def install_crd(plane: ControlPlane) -> None:

@@ -1,36 +1,151 @@
-"""From `kubectl apply` to Ready on a real API server with its controllers; the kubelet alone is played."""
+"""From `kubectl apply` to Ready on a real API server with its controllers; the kubelet alone is played.
+
+The operator runs as its service account with the declared rights and nothing more.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from tests.cluster.control_plane import ControlPlane
+from tests.cluster.processes import wait_until
 from tests.operator_process import (
+    GROUP,
+    HOME,
     PATIENCE,
+    Kubelet,
+    OperatorProcess,
     children,
     condition,
-    install_crd,
     job_manifest,
+    make_namespace,
+    prepared,
     running_operator,
+    start_operator,
     status_of,
 )
+from tests.simulator import good_summary
+
+CHILDREN = [
+    ("ConfigMap", "travel-r1"),
+    ("Deployment", "travel-serve"),
+    ("Job", "travel-r1-evaluate"),
+    ("Job", "travel-r1-prepare"),
+    ("Job", "travel-r1-train"),
+    ("Service", "travel-serve"),
+]
 
 
-def test_apply_makes_the_config_the_job_and_the_status(
-    control_plane_with_controllers: ControlPlane, tmp_path: Path
-) -> None:
-    plane = control_plane_with_controllers
-    install_crd(plane)
-    namespace = plane.kubectl.make_namespace("thin-path")
-    with running_operator(plane, tmp_path):
+@pytest.fixture(scope="module")
+def plane(control_plane_with_controllers: ControlPlane) -> ControlPlane:
+    return prepared(control_plane_with_controllers)
+
+
+def stage_selector(stage: str, job: str = "travel") -> str:
+    return f"{GROUP}/job={job},{GROUP}/stage={stage}"
+
+
+def finish_all_stages(kubelet: Kubelet) -> None:
+    for stage in ("Prepare", "Train", "Evaluate"):
+        kubelet.end(stage_selector(stage), good_summary(stage, 1))
+    kubelet.run(stage_selector("Serve"))
+
+
+def wait_ready(plane: ControlPlane, namespace: str, name: str = "travel") -> None:
+    plane.kubectl.wait_until(
+        lambda: condition(status_of(plane, namespace, name), "Ready")[0] == "True", PATIENCE, "Ready", namespace
+    )
+
+
+def wait_idle(operator: OperatorProcess) -> None:
+    """No pass for a while that is longer than the echo of any write."""
+    seen = [operator.passes(), 0]
+
+    def quiet() -> bool:
+        now = operator.passes()
+        seen[:] = [now, seen[1] + 1 if now == seen[0] else 0]
+        return seen[1] >= 10
+
+    wait_until(quiet, PATIENCE, "no more passes", operator.component.tail)
+
+
+def test_a_job_becomes_ready_and_then_nothing_is_written_or_read(plane: ControlPlane, tmp_path: Path) -> None:
+    namespace = make_namespace(plane, "lifecycle")
+    variables = {"FINETUNE_WATCH_NAMESPACES": namespace, "FINETUNE_RESYNC_SECONDS": "3600"}
+    with running_operator(plane, tmp_path, **variables) as operator:
+        operator.wait_for_log("resync=done")
         plane.kubectl.apply(job_manifest("travel", namespace))
-        plane.kubectl.wait_until(
-            lambda: condition(status_of(plane, namespace, "travel"), "Reconciling")[0] == "True",
-            PATIENCE,
-            "the first status",
-            namespace,
-        )
-        assert [each[:2] for each in children(plane, namespace)] == [
-            ("ConfigMap", "travel-r1"),
-            ("Job", "travel-r1-prepare"),
-        ]
+        finish_all_stages(Kubelet(plane, namespace))
+        wait_ready(plane, namespace)
+        wait_idle(operator)
+        assert [each[:2] for each in children(plane, namespace)] == CHILDREN
+        posts = operator.metric("finetune_api_requests_total", verb="POST", code="200")
+        status_writes = operator.metric("finetune_api_requests_total", verb="PATCH", code="200")
+        events = operator.metric("finetune_api_requests_total", verb="POST", resource="events")
+        assert posts - events == 6
+        assert status_writes <= 8
+        assert events <= 8
+        before = (operator.writes(), operator.reads(), operator.passes())
+        for number in range(5):
+            plane.kubectl(
+                "annotate", "--overwrite", "finetunejob", "travel", f"example.com/n={number}", namespace=namespace
+            )
+        wait_until(lambda: operator.passes() > before[2], PATIENCE, "a pass after the annotation")
+        wait_idle(operator)
+        assert (operator.writes(), operator.reads()) == before[:2]
+        assert operator.get("/healthz") == (200, "ok\n")
+        assert operator.metric("finetune_jobs", stage="Serve", ready="True") == 1
+        assert operator.metric("finetune_runs_total", result="Promoted") == 1
+    with running_operator(plane, tmp_path, name="restarted", **variables) as restarted:
+        wait_until(lambda: restarted.passes() > 0, PATIENCE, "a pass after the restart")
+        wait_idle(restarted)
+        assert restarted.writes() == 0
+
+
+def test_each_event_is_posted_once(plane: ControlPlane, tmp_path: Path) -> None:
+    namespace = make_namespace(plane, "events")
+    with running_operator(plane, tmp_path, FINETUNE_WATCH_NAMESPACES=namespace):
+        plane.kubectl.apply(job_manifest("travel", namespace))
+        finish_all_stages(Kubelet(plane, namespace))
+        wait_ready(plane, namespace)
+    found = plane.kubectl.json("get", "events.events.k8s.io", namespace=namespace)["items"]
+    ours = [each["reason"] for each in found if each["regarding"]["kind"] == "FineTuneJob"]
+    assert len(ours) == len(set(ours))
+    assert {"RunStarted", "Promoted"} <= set(ours)
+
+
+def test_deleting_the_job_deletes_its_children_and_an_operator_has_no_say(plane: ControlPlane, tmp_path: Path) -> None:
+    namespace = make_namespace(plane, "deletion")
+    with running_operator(plane, tmp_path, FINETUNE_WATCH_NAMESPACES=namespace):
+        plane.kubectl.apply(job_manifest("travel", namespace))
+        plane.kubectl.wait_until(lambda: len(children(plane, namespace)) == 2, PATIENCE, "two children", namespace)
+    plane.kubectl("delete", "finetunejob", "travel", "--timeout=20s", namespace=namespace)
+    plane.kubectl.wait_until(lambda: not children(plane, namespace), PATIENCE, "no children", namespace)
+
+
+def test_sigterm_ends_in_order_and_releases_the_lease(plane: ControlPlane, tmp_path: Path) -> None:
+    namespace = make_namespace(plane, "sigterm")
+    operator = start_operator(
+        plane,
+        tmp_path,
+        FINETUNE_WATCH_NAMESPACES=namespace,
+        FINETUNE_LEASE_NAMESPACE=HOME,
+    )
+    try:
+        operator.wait_for_log("resync=done")
+        assert operator.stop() == 0
+    finally:
+        operator.kill()
+    lease = plane.kubectl.get("lease", "finetune-operator", namespace=HOME)
+    assert lease is not None
+    assert not lease["spec"].get("holderIdentity")
+
+
+def test_only_the_named_namespaces_are_served(plane: ControlPlane, tmp_path: Path) -> None:
+    served, other = make_namespace(plane, "served"), make_namespace(plane, "not-served")
+    with running_operator(plane, tmp_path, FINETUNE_WATCH_NAMESPACES=served):
+        plane.kubectl.apply(job_manifest("travel", other), job_manifest("travel", served))
+        plane.kubectl.wait_until(lambda: children(plane, served), PATIENCE, "children", served)
+        assert status_of(plane, other, "travel") == {}
+        assert not children(plane, other)
