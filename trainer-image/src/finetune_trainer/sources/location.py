@@ -81,7 +81,7 @@ def slug(location: Location) -> str:
             words = f"{bucket}/{key}"
         case Https(url):
             words = url.removeprefix("https://")
-    return re.sub(r"[^A-Za-z0-9._]+", "--", words).strip("-.")[:100]
+    return re.sub(r"[^A-Za-z0-9._-]+", "--", words).strip("-.")[:100]
 
 
 def _invalid(source: str, advice: str) -> UserInputError:
