@@ -28,6 +28,12 @@ IMAGE_REASONS = {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrIma
                  "RegistryUnavailable"}  # fmt: skip
 KILLED = 128 + 9
 
+FINAL_CODES = (
+    ExitCode.USER_INPUT,
+    ExitCode.GPU_OUT_OF_MEMORY,
+    ExitCode.LOSS_NOT_FINITE,
+    ExitCode.ARTIFACT_INVALID,
+)
 EXIT_REASONS = {
     ExitCode.USER_INPUT: Reason.SPEC_INVALID,
     ExitCode.GPU_OUT_OF_MEMORY: Reason.CUDA_OUT_OF_MEMORY,
@@ -60,9 +66,12 @@ def to_failure(finding: Finding, stage: Stage, now: str, *, waiting: bool, previ
 
 
 def pod_trouble(pods: Sequence[Manifest], now: datetime) -> Finding | None:
-    """What keeps the newest pod from running, while it lasts. None: all is well, or it only begins."""
+    """What keeps the newest pod from running, while it lasts. None: all is well, or it only
+    begins, or it is about to end: a final exit code becomes the Job's failure in a moment, and is said once."""
     pod = newest(pods)
-    return first_finding(pod, now) if pod else None
+    if pod is None or (terminated(pod) or {}).get("exitCode") in FINAL_CODES:
+        return None
+    return first_finding(pod, now)
 
 
 def job_failure(job: Manifest, pods: Sequence[Manifest], now: datetime) -> Finding:
@@ -147,7 +156,7 @@ def ever_ran(pod: Manifest) -> bool:
     """Whether the pod's container has been started at least once."""
     container = _container(pod)
     states = [container.get(part) or {} for part in ("state", "lastState")]
-    return any(state.get("running") or state.get("terminated") for state in states)
+    return any(state.get(kind) is not None for state in states for kind in ("running", "terminated"))
 
 
 def terminated(pod: Manifest) -> Mapping[str, Any] | None:

@@ -13,6 +13,7 @@ from finetune_operator import names
 from finetune_operator.builders import pod
 from finetune_operator.builders.metadata import digest, metadata, sealed
 from finetune_operator.builders.run_config_map import CA_CRT
+from finetune_operator.diagnose import FINAL_CODES
 from finetune_operator.plan import Manifest
 from finetune_operator.settings import Settings
 
@@ -49,14 +50,8 @@ def inputs_hash(job: FineTuneJob) -> str:
 
 def failure_rules() -> list[dict[str, Any]]:
     """podFailurePolicy: what is never retried, and what is retried without being counted."""
-    final = [
-        ExitCode.USER_INPUT,
-        ExitCode.GPU_OUT_OF_MEMORY,
-        ExitCode.LOSS_NOT_FINITE,
-        ExitCode.ARTIFACT_INVALID,
-    ]
     return [
-        {"action": "FailJob", "onExitCodes": _exit_codes(final)},
+        {"action": "FailJob", "onExitCodes": _exit_codes(list(FINAL_CODES))},
         {"action": "Ignore", "onExitCodes": _exit_codes([ExitCode.INTERRUPTED])},
         {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
     ]

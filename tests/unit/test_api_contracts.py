@@ -1,0 +1,175 @@
+"""What other programs rely on: the run's hash, the termination message, the snapshot."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from finetune_api.conditions import FailureReason, Stage
+from finetune_api.job import FineTuneJob, run_hash, training_inputs
+from finetune_api.reports import MAX_MESSAGE_BYTES, StageFailure, Summary, parse_summary
+from finetune_api.run_config import RunConfig
+from finetune_api.spec import FineTuneJobSpec
+from finetune_api.status import DatasetStatus, Problem
+
+SMALL: dict[str, Any] = {
+    "baseModel": {"source": "hf://Qwen/Qwen3-0.6B"},
+    "dataset": {"train": {"source": "pvc://datasets/travel.jsonl"}},
+    "output": {"claimName": "models"},
+}
+FULL: dict[str, Any] = {
+    **SMALL,
+    "task": "Completion",
+    "baseModel": {"source": "hf://Qwen/Qwen3-0.6B", "revision": "a" * 40, "secretRef": {"name": "hf"}},
+    "dataset": {
+        "train": {"configMapRef": {"name": "data", "key": "train.jsonl"}},
+        "validation": {"fraction": 0.2},
+        "maxLostPercent": 0,
+    },
+    "method": {"type": "LoRA", "rank": 8, "targetModules": ["q_proj", "v_proj"]},
+    "hyperparameters": {"epochs": 3, "learningRateMultiplier": "1.8"},
+    "rerunToken": "may",
+}
+
+
+def spec(**parts: Any) -> FineTuneJobSpec:
+    return FineTuneJobSpec.model_validate({**SMALL, **parts})
+
+
+def test_the_hash_of_a_run_never_changes() -> None:
+    """A released operator has written these hashes; another value would train every job of every user anew."""
+    assert run_hash(spec()) == "0c9a5e2172435891"
+    assert run_hash(FineTuneJobSpec.model_validate(FULL)) == "80ec5ebcccde612e"
+
+
+def test_only_what_was_given_is_hashed() -> None:
+    """So a field that a later version adds, with a default, leaves older jobs as they are."""
+    assert training_inputs(spec()) == {
+        "baseModel": {"source": "hf://Qwen/Qwen3-0.6B"},
+        "dataset": {"train": {"source": "pvc://datasets/travel.jsonl"}},
+    }
+
+
+DEFAULTS: list[dict[str, Any]] = [
+    {"task": "Chat"},
+    {"method": {"type": "LoRA"}},
+    {"hyperparameters": {}},
+    {"hyperparameters": {"epochs": "auto", "seed": 42, "packing": "auto"}},
+    {"dataset": {**SMALL["dataset"], "maxLostPercent": 5, "validation": {"fraction": 0.1}}},
+]
+ELSEWHERE: list[dict[str, Any]] = [
+    {"compute": {"gpus": 0, "resources": {"limits": {"memory": "8Gi"}}}},
+    {"serving": {"replicas": 0, "run": 1}},
+    {"evaluation": {"gate": {"rules": [{"metric": "loss", "max": "1"}]}}},
+    {"output": {"claimName": "other"}},
+    {"baseModel": {**SMALL["baseModel"], "secretRef": {"name": "token"}}},
+    {"dataset": {**SMALL["dataset"], "secretRef": {"name": "token"}}},
+]
+INPUTS: list[dict[str, Any]] = [
+    {"task": "Completion"},
+    {"method": {"type": "Full"}},
+    {"method": {"rank": 8}},
+    {"hyperparameters": {"epochs": 2}},
+    {"hyperparameters": {"seed": 7}},
+    {"baseModel": {"source": "hf://Qwen/Qwen3-1.7B"}},
+    {"baseModel": {**SMALL["baseModel"], "revision": "b" * 40}},
+    {"dataset": {"train": {"source": "pvc://datasets/other.jsonl"}}},
+    {"dataset": {**SMALL["dataset"], "validation": {"fraction": 0.2}}},
+    {"rerunToken": "again"},
+]
+
+
+@pytest.mark.parametrize("parts", DEFAULTS + ELSEWHERE)
+def test_what_training_does_not_depend_on_leaves_the_hash(parts: dict[str, Any]) -> None:
+    assert run_hash(spec(**parts)) == run_hash(spec())
+
+
+@pytest.mark.parametrize("parts", INPUTS)
+def test_what_training_depends_on_changes_the_hash(parts: dict[str, Any]) -> None:
+    assert run_hash(spec(**parts)) != run_hash(spec())
+
+
+def test_every_input_has_a_hash_of_its_own() -> None:
+    assert len({run_hash(spec(**parts)) for parts in INPUTS}) == len(INPUTS)
+
+
+ANY_TEXT = st.text(max_size=6000)
+
+
+@given(ANY_TEXT, ANY_TEXT, st.lists(ANY_TEXT, max_size=8), st.lists(st.text(max_size=512), max_size=10))
+def test_a_summary_always_fits_and_can_be_read_again(
+    message: str, advice: str, notes: list[str], problems: list[str]
+) -> None:
+    summary = Summary(
+        stage=Stage.PREPARE,
+        ok=False,
+        run=1,
+        failure=StageFailure(reason=FailureReason.DATASET_INVALID, message=message, advice=advice),
+        dataset=DatasetStatus(
+            problems=[Problem(check="c" * 253, count=1, lines=[10**9] * 20, message=text) for text in problems]
+        ),
+        notes=notes,
+    )
+    text = summary.to_message()
+    assert len(text.encode()) <= MAX_MESSAGE_BYTES
+    again = parse_summary(text)
+    assert again is not None
+    assert again.failure is not None
+    assert again.failure.reason is FailureReason.DATASET_INVALID
+
+
+@pytest.mark.parametrize("character", ["\x00", "\x1f", "💥", "ü", '"', "\\", "\n"])
+def test_characters_that_grow_in_json_still_fit(character: str) -> None:
+    failure = StageFailure(reason=FailureReason.SYSTEM_FAULT, message=character * 9000, advice=character * 9000)
+    summary = Summary(stage=Stage.TRAIN, ok=False, failure=failure, notes=[character * 9000] * 9)
+    assert len(summary.to_message().encode()) <= MAX_MESSAGE_BYTES
+
+
+def test_a_short_summary_is_not_cut() -> None:
+    summary = Summary(stage=Stage.TRAIN, ok=True, run=3, steps=40, notes=["The micro batch was halved to 2."])
+    assert parse_summary(summary.to_message()) == summary
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        None,
+        "",
+        "Done.",
+        "{",
+        "[]",
+        "null",
+        "1",
+        '{"stage": "Train"}',
+        '{"stage": "Nonsense", "ok": true}',
+        "\x00",
+        "{}" * 9,
+    ],
+)
+def test_what_is_not_a_summary_is_none(garbage: str | None) -> None:
+    assert parse_summary(garbage) is None
+
+
+def test_what_a_newer_trainer_adds_is_ignored() -> None:
+    summary = parse_summary('{"stage": "Train", "ok": true, "run": 1, "carbon": 12}')
+    assert summary is not None
+    assert summary.run == 1
+
+
+@given(st.text(max_size=300))
+def test_no_message_breaks_the_parser(text: str) -> None:
+    parse_summary(text)
+
+
+def test_a_job_reads_its_own_wire_form() -> None:
+    job = FineTuneJob.model_validate({"metadata": {"name": "travel"}, "spec": FULL})
+    assert FineTuneJob.model_validate(job.to_wire()) == job
+    assert job.key == "default/travel"
+
+
+def test_a_snapshot_without_a_schema_version_we_know_is_refused() -> None:
+    with pytest.raises(ValueError, match="schemaVersion"):
+        RunConfig.model_validate({"schemaVersion": "v9"})

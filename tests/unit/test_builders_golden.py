@@ -1,0 +1,150 @@
+"""The manifests as files, for review. `UPDATE_GOLDEN=1 pytest tests/unit/test_builders_golden.py` rewrites them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tests.simulator import make_job
+
+from finetune_api.conditions import Stage, Trigger
+from finetune_api.job import FineTuneJob, run_hash
+from finetune_api.status import ModelStatus, RunStatus
+from finetune_operator.builders.run_config_map import run_config, run_config_map
+from finetune_operator.builders.server import server_deployment, server_service
+from finetune_operator.builders.stage_job import stage_job
+from finetune_operator.plan import Manifest
+from finetune_operator.settings import Settings
+
+GOLDEN = Path(__file__).parent.parent / "golden"
+
+PLATFORM = Settings(
+    trainer_image="registry.example.com/trainer@sha256:" + "1" * 64,
+    vllm_image="registry.example.com/vllm:v0.33.0",
+    image_pull_secrets=("pull",),
+    progress_url="https://finetune-operator.finetune-system.svc:8443",
+    progress_ca="-----BEGIN CERTIFICATE-----\nexample\n-----END CERTIFICATE-----\n",
+)
+GPU_SPEC: dict[str, Any] = {
+    "baseModel": {"source": "hf://Qwen/Qwen3-0.6B", "secretRef": {"name": "hf-token"}},
+    "dataset": {
+        "train": {"source": "pvc://datasets/travel/train.jsonl"},
+        "validation": {"source": "pvc://models/held-out.jsonl"},
+        "secretRef": {"name": "s3-keys"},
+    },
+    "method": {"type": "LoRA", "rank": 24},
+    "compute": {
+        "gpus": 1,
+        "resources": {"requests": {"cpu": "4"}, "limits": {"memory": "32Gi"}},
+        "nodeSelector": {"nvidia.com/gpu.product": "NVIDIA-L4"},
+        "tolerations": [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}],
+        "priorityClassName": "batch",
+        "activeDeadlineSeconds": 86400,
+    },
+    "serving": {"replicas": 2, "nodeSelector": {"pool": "serving"}},
+}
+
+
+def run_of(job: FineTuneJob) -> RunStatus:
+    return RunStatus(number=2, hash=run_hash(job.spec), trigger=Trigger.SPEC_CHANGED)
+
+
+def model_of(kind: Any) -> ModelStatus:
+    return ModelStatus(
+        run=2,
+        uri="pvc://models/team-a/travel/runs/2-abcdef01/model",
+        base_uri="pvc://models/team-a/models/qwen3-0.6b@0123456789ab",
+        sha256="ab" * 32,
+        name="travel",
+        kind=kind,
+    )
+
+
+def manifests() -> Iterator[tuple[str, Manifest]]:
+    cpu, gpu = make_job(), make_job(**GPU_SPEC)
+    plain = Settings()
+    yield "run-config-map", run_config_map(gpu, run_of(gpu), PLATFORM)
+    for stage in (Stage.PREPARE, Stage.TRAIN, Stage.EVALUATE):
+        yield f"job-{stage.value.lower()}-cpu", stage_job(cpu, run_of(cpu), stage, plain)
+        yield f"job-{stage.value.lower()}-gpu", stage_job(gpu, run_of(gpu), stage, PLATFORM)
+    for name, job, kind, settings in (
+        ("native", cpu, "Adapter", plain),
+        ("vllm-adapter", gpu, "Adapter", PLATFORM),
+        ("vllm-model", gpu, "Model", PLATFORM),
+    ):
+        config = run_config(job, run_of(job), settings)
+        yield f"deployment-{name}", server_deployment(job, model_of(kind), config, settings)
+    yield "service", server_service(cpu)
+
+
+ALL = dict(manifests())
+
+
+@pytest.mark.parametrize("name", list(ALL))
+def test_manifest_is_as_the_golden_file_says(name: str) -> None:
+    path = GOLDEN / f"{name}.yaml"
+    text = yaml.safe_dump(ALL[name], sort_keys=False, width=110)
+    if os.environ.get("UPDATE_GOLDEN"):
+        path.write_text(text)
+    assert path.read_text() == text, "if the change is meant: UPDATE_GOLDEN=1 pytest tests/unit/test_builders_golden.py"
+
+
+def test_there_are_no_other_golden_files() -> None:
+    assert {path.stem for path in GOLDEN.glob("*.yaml")} == set(ALL)
+
+
+def pods() -> Iterator[tuple[str, dict[str, Any]]]:
+    for name, manifest in ALL.items():
+        if manifest["kind"] in ("Job", "Deployment"):
+            yield name, manifest["spec"]["template"]["spec"]
+
+
+PODS = dict(pods())
+
+
+@pytest.mark.parametrize("name", list(PODS))
+def test_every_pod_meets_pod_security_restricted(name: str) -> None:
+    """https://kubernetes.io/docs/concepts/security/pod-security-standards/#restricted"""
+    spec = PODS[name]
+    assert spec["securityContext"]["runAsNonRoot"] is True
+    assert spec["securityContext"]["runAsUser"] > 0
+    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert spec["automountServiceAccountToken"] is False
+    assert spec["enableServiceLinks"] is False
+    assert "serviceAccountName" not in spec
+    for container in spec["containers"]:
+        security = container["securityContext"]
+        assert security["allowPrivilegeEscalation"] is False
+        assert security["readOnlyRootFilesystem"] is True
+        assert security["capabilities"] == {"drop": ["ALL"]}
+    kinds = {kind for volume in spec["volumes"] for kind in volume if kind != "name"}
+    assert kinds <= {"configMap", "emptyDir", "persistentVolumeClaim", "projected"}
+
+
+@pytest.mark.parametrize("name", list(PODS))
+def test_every_mount_has_its_volume_and_every_volume_its_mount(name: str) -> None:
+    spec = PODS[name]
+    volumes = [volume["name"] for volume in spec["volumes"]]
+    assert len(volumes) == len(set(volumes))
+    assert {mount["name"] for mount in spec["containers"][0]["volumeMounts"]} == set(volumes)
+
+
+@pytest.mark.parametrize("name", [name for name in PODS if "prepare" not in name])
+def test_secrets_reach_prepare_only(name: str) -> None:
+    assert "envFrom" not in PODS[name]["containers"][0]
+    assert "hf-token" not in yaml.safe_dump(PODS[name])
+
+
+def test_prepare_has_the_secrets_and_no_gpu() -> None:
+    container = PODS["job-prepare-gpu"]["containers"][0]
+    assert [entry["secretRef"]["name"] for entry in container["envFrom"]] == ["hf-token", "s3-keys"]
+    assert "limits" not in container["resources"]
+
+
+def test_training_alone_carries_the_progress_token() -> None:
+    carriers = [name for name, spec in PODS.items() if any("projected" in volume for volume in spec["volumes"])]
+    assert carriers == ["job-train-gpu"]

@@ -1,0 +1,168 @@
+"""Names, quantities, requests and ranks: the small decisions inside the manifests."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.simulator import make_job
+
+from finetune_api.conditions import Stage, Trigger
+from finetune_api.spec import Engine, Resources
+from finetune_api.status import ModelStatus, RunStatus
+from finetune_operator import names
+from finetune_operator.builders.metadata import digest
+from finetune_operator.builders.pod import resources
+from finetune_operator.builders.run_config_map import parse_run_config, quantity, run_config, run_config_map
+from finetune_operator.builders.server import answers_for_base, engine, serving_gpus, vllm_rank
+from finetune_operator.builders.stage_job import inputs_hash, stage_job
+from finetune_operator.settings import Settings
+
+LABEL = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
+SERVICE = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
+VALUE = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?")
+JOB_NAMES = st.from_regex(r"[a-z0-9]([-a-z0-9.]{0,250}[a-z0-9])?", fullmatch=True)
+RUN = RunStatus(number=1, hash="0123456789abcdef", trigger=Trigger.CREATED)
+
+
+@given(JOB_NAMES, st.integers(1, 10**6))
+def test_names_of_children_are_valid_whatever_the_job_is_called(job: str, run: int) -> None:
+    for name in (names.run_name(job, run), *(names.stage_name(job, run, stage) for stage in Stage)):
+        assert len(name) <= 63
+        assert LABEL.fullmatch(name), name
+    assert len(names.serve_name(job)) <= 63
+    assert SERVICE.fullmatch(names.serve_name(job))
+    for value in names.labels(job, run, Stage.TRAIN, 1).values():
+        assert len(value) <= 63
+        assert VALUE.fullmatch(value), value
+
+
+@given(st.lists(JOB_NAMES, unique=True, max_size=20))
+def test_different_jobs_have_different_children(jobs: list[str]) -> None:
+    made = [names.stage_name(job, 1, Stage.TRAIN) for job in jobs]
+    assert len(set(made)) == len(made)
+
+
+@pytest.mark.parametrize("length", range(40, 70))
+def test_different_runs_of_a_long_name_have_different_children(length: int) -> None:
+    job = "a" * length
+    assert len({names.stage_name(job, run, stage) for run in (1, 2, 11) for stage in Stage}) == 3 * len(Stage)
+
+
+def test_an_ordinary_name_stays_as_it_is() -> None:
+    assert names.run_name("travel", 3) == "travel-r3"
+    assert names.stage_name("travel", 3, Stage.TRAIN) == "travel-r3-train"
+    assert names.serve_name("travel") == "travel-serve"
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("hf://Qwen/Qwen3-0.6B", "qwen3-0.6b"),
+        ("pvc://models/tiny-base", "tiny-base"),
+        ("pvc://models/tiny base/", "tiny-base"),
+        ("s3://bucket/a/Model_1", "model_1"),
+    ],
+)
+def test_the_base_answers_to_the_last_part_of_its_source(source: str, expected: str) -> None:
+    spec = make_job().spec
+    base = spec.base_model.model_copy(update={"source": source})
+    assert names.base_name(spec.model_copy(update={"base_model": base})) == expected
+
+
+def test_tuned_and_base_never_share_a_name() -> None:
+    job = make_job(name="tiny-base")
+    assert names.tuned_name(job.metadata.name, job.spec) == "tiny-base-tuned"
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("512", 512), ("2Gi", 2 * 2**30), ("1.5Gi", 3 * 2**29), ("64M", 64_000_000), ("500m", 0)]
+)
+def test_quantities(text: str, value: int) -> None:
+    assert quantity(text) == value
+
+
+def test_an_unreadable_quantity_says_what_to_write() -> None:
+    with pytest.raises(ValueError, match="write for example 2Gi"):
+        quantity("2 gigabytes")
+
+
+@pytest.mark.parametrize(("rank", "allowed"), [(1, 8), (8, 8), (9, 16), (24, 32), (65, 128), (257, 320), (512, 512)])
+def test_a_rank_is_rounded_up_to_one_that_vllm_takes(rank: int, allowed: int) -> None:
+    assert vllm_rank(rank) == allowed
+
+
+ENGINES: list[tuple[dict[str, Any], dict[str, Any], Engine, int]] = [
+    ({"gpus": 0}, {}, Engine.NATIVE, 0),
+    ({"gpus": 1}, {}, Engine.VLLM, 1),
+    ({"gpus": 1}, {"gpus": 0}, Engine.NATIVE, 0),
+    ({"gpus": 0}, {"gpus": 1}, Engine.VLLM, 1),
+    ({"gpus": 1}, {"engine": "Native"}, Engine.NATIVE, 1),
+]
+
+
+@pytest.mark.parametrize(("compute", "serving", "wanted", "gpus"), ENGINES)
+def test_auto_serving_follows_the_gpus(
+    compute: dict[str, Any], serving: dict[str, Any], wanted: Engine, gpus: int
+) -> None:
+    spec = make_job(compute=compute, serving=serving).spec
+    assert (engine(spec), serving_gpus(spec)) == (wanted, gpus)
+
+
+@pytest.mark.parametrize(("gpus", "kind", "answers"), [(0, "Model", True), (1, "Model", False), (1, "Adapter", True)])
+def test_who_answers_for_the_base(gpus: int, kind: Any, answers: bool) -> None:
+    model = ModelStatus(run=1, uri="pvc://c/p", name="travel", kind=kind)
+    assert answers_for_base(make_job(compute={"gpus": gpus}).spec, model) is answers
+
+
+@pytest.mark.parametrize(
+    ("wanted", "expected"),
+    [
+        ({}, {"requests": {"cpu": "500m", "memory": "1Gi"}}),
+        ({"limits": {"memory": "64Mi"}}, {"requests": {"cpu": "500m"}, "limits": {"memory": "64Mi"}}),
+        ({"requests": {"memory": "2Gi"}}, {"requests": {"memory": "2Gi", "cpu": "500m"}}),
+    ],
+)
+def test_our_requests_are_never_above_the_users_limits(wanted: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert resources(Resources.model_validate(wanted), Stage.TRAIN) == expected
+
+
+def test_the_snapshot_can_be_read_back() -> None:
+    job = make_job(compute={"gpus": 1, "resources": {"limits": {"memory": "4Gi"}}})
+    config = run_config(job, RUN, Settings())
+    assert parse_run_config(run_config_map(job, RUN, Settings())) == config
+    assert config.memory_limit_bytes == 4 * 2**30
+    assert config.paths.run == "team-a/travel/runs/1-01234567"
+    assert (config.base_name, config.tuned_name) == ("tiny-base", "travel")
+
+
+@pytest.mark.parametrize("config_map", [None, {}, {"data": None}, {"data": {"run.json": "{"}}])
+def test_a_snapshot_that_cannot_be_read_is_none(config_map: Any) -> None:
+    assert parse_run_config(config_map) is None
+
+
+def test_one_config_map_with_two_files_is_mounted_once() -> None:
+    files = {
+        "train": {"configMapRef": {"name": "travel-data", "key": "train.jsonl"}},
+        "validation": {"configMapRef": {"name": "travel-data", "key": "validation.jsonl"}},
+    }
+    job = stage_job(make_job(dataset=files), RUN, Stage.PREPARE, Settings())
+    mounts = job["spec"]["template"]["spec"]["containers"][0]["volumeMounts"]
+    paths = [mount["mountPath"] for mount in mounts if mount["mountPath"].startswith("/sources")]
+    assert paths == ["/sources/pvc/models", "/sources/configmap/travel-data"]
+
+
+def test_the_digest_does_not_depend_on_the_order_of_keys() -> None:
+    assert digest({"a": 1, "b": [2]}) == digest({"b": [2], "a": 1})
+    assert digest({"a": 1}) != digest({"a": 2})
+
+
+def test_what_may_right_a_failed_stage_is_compute_and_secrets() -> None:
+    same = inputs_hash(make_job())
+    assert inputs_hash(make_job(serving={"replicas": 5})) == same
+    assert inputs_hash(make_job(compute={"gpus": 1})) != same
+    base = {"source": "pvc://models/tiny-base", "secretRef": {"name": "token"}}
+    assert inputs_hash(make_job(baseModel=base)) != same

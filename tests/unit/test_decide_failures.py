@@ -1,0 +1,346 @@
+"""What goes wrong shows in the status with reason and advice: while it lasts, or as the end of the run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from tests.simulator import Cluster, Manifest, make_job, set_state, stamp, succeed
+
+from finetune_api.conditions import FailureReason as Reason
+from finetune_api.conditions import Stage
+from finetune_api.reports import StageFailure, Summary
+from finetune_api.status import DatasetStatus, Failure, FineTuneJobStatus, Problem
+from finetune_operator.decide import decide
+from finetune_operator.plan import ApplyFailure
+
+FAILED_LINES = Problem(check="roles", count=3, lines=[4, 7, 9], message="The last message must be the assistant's.")
+
+
+def fail_in(stage: str, code: int, message: str = "") -> Any:
+    def answer(pod: Manifest) -> tuple[int, str]:
+        here = pod["metadata"]["labels"]["finetune-operator.io/stage"] == stage
+        return (code, message) if here else succeed(pod)
+
+    return answer
+
+
+def failed_summary(stage: Stage, reason: Reason, message: str, advice: str = "", **parts: Any) -> str:
+    failure = StageFailure(reason=reason, message=message, advice=advice)
+    return Summary(stage=stage, ok=False, run=1, failure=failure, **parts).to_message()
+
+
+def failure_of(status: FineTuneJobStatus) -> Failure:
+    assert status.run is not None
+    assert status.run.failure is not None
+    return status.run.failure
+
+
+def no_failure(status: FineTuneJobStatus) -> bool:
+    return status.run is not None and status.run.failure is None
+
+
+def started(stage: str, **spec: Any) -> Cluster:
+    """A cluster where the stage's pod has just been created."""
+    cluster = Cluster(make_job(**spec))
+    return cluster.run(
+        until=lambda c: (
+            bool(c.pods)
+            and c.pods[-1]["status"] == {"phase": "Pending"}
+            and c.pods[-1]["metadata"]["labels"]["finetune-operator.io/stage"] == stage
+        )
+    )
+
+
+def test_broken_data_ends_the_run_before_training() -> None:
+    message = failed_summary(
+        Stage.PREPARE,
+        Reason.DATASET_INVALID,
+        "train: lines 4, 7, 9 are broken",
+        "Correct them.",
+        dataset=DatasetStatus(train_examples=9, problems=[FAILED_LINES]),
+    )
+    cluster = Cluster(make_job(), answer=fail_in("Prepare", 10, message)).run()
+    status = cluster.job.status
+    assert cluster.condition("Stalled") == ("True", "DatasetInvalid")
+    assert cluster.condition("Ready") == ("False", "DatasetInvalid")
+    assert cluster.condition("DatasetValid") == ("False", "DatasetInvalid")
+    assert cluster.condition("Trained") == ("Unknown", "Pending")
+    failure = failure_of(status)
+    assert (failure.message, failure.advice) == ("train: lines 4, 7, 9 are broken", "Correct them.")
+    assert (failure.stage, failure.waiting) == (Stage.PREPARE, False)
+    assert status.run is not None
+    assert status.run.dataset is not None
+    assert status.run.dataset.problems[0].lines == [4, 7, 9]
+    assert "Job/travel-r1-train" not in cluster.created
+    assert [record.result for record in status.runs] == ["Failed"]
+    assert cluster.events() == ["RunStarted", "Failed"]
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        (10, Reason.SPEC_INVALID),
+        (11, Reason.CUDA_OUT_OF_MEMORY),
+        (12, Reason.LOSS_NOT_FINITE),
+        (13, Reason.ARTIFACT_INVALID),
+        (137, Reason.OUT_OF_MEMORY),
+        (1, Reason.SYSTEM_FAULT),
+    ],
+)
+def test_an_exit_code_without_words_still_has_a_reason(code: int, reason: Reason) -> None:
+    cluster = Cluster(make_job(), answer=fail_in("Train", code)).run()
+    failure = failure_of(cluster.job.status)
+    assert (failure.reason, failure.stage, failure.waiting) == (reason, Stage.TRAIN, False)
+    assert failure.advice
+    assert cluster.condition("Trained") == ("False", reason.value)
+    tries = sum(1 for pod in cluster.pods if "train" in pod["metadata"]["name"])
+    assert tries == (1 if code in (10, 11, 12, 13) else 4)
+
+
+def test_a_failed_run_stays_failed_though_its_job_is_gone() -> None:
+    cluster = Cluster(make_job(), answer=fail_in("Train", 12)).run()
+    cluster.vanish("Job", "travel-r1-train")
+    plan = cluster.plan()
+    assert (plan.apply, plan.status) == ((), cluster.job.status)
+
+
+def test_out_of_memory_shows_while_it_is_tried_again() -> None:
+    cluster = Cluster(make_job(), answer=fail_in("Train", 137))
+    cluster.run(until=lambda c: "train" in (c.pods[-1]["metadata"]["name"] if c.pods else "") and ended(c.pods[-1]))
+    status = cluster.plan().status
+    failure = failure_of(status)
+    assert (failure.reason, failure.waiting) == (Reason.OUT_OF_MEMORY, True)
+    assert "limits.memory" in failure.advice
+    assert status.run is not None
+    assert status.run.attempt == 2
+    cluster.execute(cluster.plan())
+    cluster.answer = succeed
+    cluster.run()
+    assert cluster.condition("Ready") == ("True", "Serving")
+    assert no_failure(cluster.job.status)
+
+
+def ended(pod: Manifest) -> bool:
+    return pod["status"]["phase"] in ("Failed", "Succeeded")
+
+
+def test_more_memory_gives_a_failed_stage_another_try_from_where_it_was() -> None:
+    cluster = Cluster(make_job(), answer=fail_in("Train", 137)).run()
+    cluster.answer = succeed
+    cluster.change(compute={"gpus": 0, "resources": {"limits": {"memory": "64Gi"}}}).run()
+    assert cluster.condition("Ready") == ("True", "Serving")
+    assert cluster.created.count("Job/travel-r1-prepare") == 1
+    assert cluster.created.count("Job/travel-r1-train") == 2
+    assert [(r.number, r.result) for r in cluster.job.status.runs] == [(1, "Promoted")]
+
+
+def test_another_operator_image_does_not_try_failed_runs_again() -> None:
+    cluster = Cluster(make_job(), answer=fail_in("Train", 12)).run()
+    cluster.settings = type(cluster.settings)(trainer_image="registry.example.com/trainer:0.2.0")
+    assert cluster.plan().delete == ()
+
+
+def test_an_interruption_is_not_counted_and_the_attempt_is() -> None:
+    codes = iter([75, 75, 75, 75, 75, 75])
+    cluster = Cluster(make_job())
+
+    def answer(pod: Manifest) -> tuple[int, str]:
+        if pod["metadata"]["labels"]["finetune-operator.io/stage"] == "Train":
+            code = next(codes, 0)
+            if code:
+                return code, ""
+        return succeed(pod)
+
+    cluster.answer = answer
+    attempts: list[int] = []
+
+    def look(c: Cluster) -> bool:
+        assert c.job.status.run is not None
+        if c.job.status.stage == Stage.TRAIN:
+            attempts.append(c.job.status.run.attempt)
+        return False
+
+    cluster.run(until=look)
+    assert cluster.condition("Ready") == ("True", "Serving")
+    assert max(attempts) == 7
+    assert attempts == sorted(attempts)
+
+
+def waiting_for(reason: str, message: str) -> dict[str, Any]:
+    state = {"waiting": {"reason": reason, "message": message}}
+    return {"containerStatuses": [{"name": "main", "state": state}]}
+
+
+def unscheduled(message: str) -> dict[str, Any]:
+    entry = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": message}
+    return {"conditions": [entry]}
+
+
+NO_GPU = "0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
+WAITING = [
+    (unscheduled(NO_GPU), Reason.UNSCHEDULABLE, "nvidia.com/gpu"),
+    (unscheduled("0/1 nodes are available: 1 Insufficient memory."), Reason.UNSCHEDULABLE, "requests"),
+    (
+        unscheduled("0/2 nodes are available: 2 had untolerated taint {x: y}."),
+        Reason.UNSCHEDULABLE,
+        "tolerations",
+    ),
+    (unscheduled("pod has unbound immediate PersistentVolumeClaims."), Reason.STORAGE_UNBOUND, "StorageClass"),
+    (unscheduled('persistentvolumeclaim "models" not found'), Reason.STORAGE_UNBOUND, "PersistentVolumeClaim"),
+    (waiting_for("ErrImagePull", "not found"), Reason.IMAGE_PULL, "image"),
+    (waiting_for("ImagePullBackOff", "Back-off pulling image"), Reason.IMAGE_PULL, "image"),
+    (waiting_for("InvalidImageName", "couldn't parse"), Reason.IMAGE_PULL, "image"),
+    (waiting_for("CreateContainerConfigError", 'secret "hf" not found'), Reason.CONFIG_MISSING, "Secret"),
+]
+
+
+@pytest.mark.parametrize(("state", "reason", "hint"), WAITING)
+def test_what_a_pod_waits_for_shows_while_it_waits(state: dict[str, Any], reason: Reason, hint: str) -> None:
+    cluster = started("Train")
+    cluster.pods[-1]["status"] |= state
+    plan = cluster.plan()
+    failure = failure_of(plan.status)
+    assert (failure.reason, failure.stage, failure.waiting) == (reason, Stage.TRAIN, True)
+    assert failure.since == stamp(cluster.now)
+    assert hint in failure.advice
+    cluster.execute(plan)
+    assert cluster.condition("Reconciling") == ("True", "Training")
+    assert cluster.condition("Ready") == ("False", "Training")
+    assert failure.message in cluster.job.status.conditions[0].message
+    assert [event.reason for event in plan.events] == [reason.value]
+    cluster.now = cluster.now.replace(minute=7)
+    assert cluster.plan().status == cluster.job.status  # `since` does not move
+    cluster.pods[-1]["status"] = {"phase": "Pending"}
+    cluster.run()
+    assert no_failure(cluster.job.status)
+    assert cluster.condition("Ready") == ("True", "Serving")
+
+
+def test_a_volume_that_cannot_be_mounted_shows_after_a_minute() -> None:
+    cluster = started("Prepare")
+    since = stamp(cluster.now)
+    cluster.pods[-1]["status"]["conditions"] = [
+        {"type": "PodScheduled", "status": "True", "lastTransitionTime": since},
+        {"type": "PodReadyToStartContainers", "status": "False", "lastTransitionTime": since},
+    ]
+    early = cluster.plan()
+    assert no_failure(early.status)
+    assert early.requeue_after is not None
+    assert 60 <= early.requeue_after <= 62
+    cluster.now = cluster.now.replace(minute=cluster.now.minute + 1, second=cluster.now.second + 2)
+    failure = failure_of(cluster.plan().status)
+    assert failure.reason is Reason.CONFIG_MISSING
+    assert "ConfigMap travel-data" in failure.message
+
+
+def test_a_pod_that_never_ran_is_replaced_when_compute_changes() -> None:
+    cluster = started("Train", compute={"gpus": 1})
+    cluster.pods[-1]["status"] |= unscheduled(NO_GPU)
+    cluster.execute(cluster.plan())
+    cluster.change(compute={"gpus": 0})
+    plan = cluster.plan()
+    assert [(ref.kind, ref.name) for ref in plan.delete] == [("Job", "travel-r1-train")]
+    assert plan.apply == ()
+    cluster.run()
+    assert cluster.condition("Ready") == ("True", "Serving")
+    assert cluster.job.status.run is not None
+    assert cluster.job.status.run.number == 1
+    assert cluster.created.count("Job/travel-r1-train") == 2
+
+
+def test_a_pod_that_runs_is_left_alone_when_compute_changes() -> None:
+    cluster = started("Train")
+    set_state(cluster.pods[-1], "Running", {"running": {}})
+    cluster.change(compute={"gpus": 0, "resources": {"requests": {"cpu": "2"}}})
+    assert cluster.plan().delete == ()
+
+
+def test_an_evicted_pod_names_what_ran_out() -> None:
+    cluster = started("Train")
+    text = "The node was low on resource: ephemeral-storage."
+    cluster.pods[-1]["status"] = {"phase": "Failed", "reason": "Evicted", "message": text}
+    failure = failure_of(cluster.plan().status)
+    assert (failure.reason, failure.waiting) == (Reason.EVICTED, True)
+    assert text in failure.message
+    assert "ephemeral-storage" in failure.advice
+
+
+def test_a_deleted_pod_is_an_interruption() -> None:
+    cluster = started("Train")
+    set_state(cluster.pods[-1], "Running", {"running": {}})
+    cluster.execute(cluster.plan())
+    cluster.pods[-1]["metadata"]["deletionTimestamp"] = stamp(cluster.now)
+    plan = cluster.plan()
+    assert failure_of(plan.status).reason is Reason.INTERRUPTED
+    assert plan.status.run is not None
+    assert plan.status.run.attempt == 2
+
+
+def test_a_deadline_ends_the_run() -> None:
+    cluster = started("Train", compute={"gpus": 0, "activeDeadlineSeconds": 60})
+    job = cluster.objects["Job", "travel-r1-train"]
+    assert job["spec"]["activeDeadlineSeconds"] == 60
+    text = "Job was active longer than specified deadline"
+    entry = {"type": "Failed", "status": "True", "reason": "DeadlineExceeded", "message": text}
+    job["status"] = {"conditions": [{**entry, "lastTransitionTime": stamp(cluster.now)}]}
+    cluster.pods.clear()
+    failure = failure_of(cluster.plan().status)
+    assert (failure.reason, failure.message, failure.waiting) == (Reason.DEADLINE_EXCEEDED, text, False)
+
+
+def test_a_failed_job_waits_for_its_pods_last_words() -> None:
+    cluster = started("Train")
+    set_state(cluster.pods[-1], "Running", {"running": {}})
+    cluster.execute(cluster.plan())
+    job = cluster.objects["Job", "travel-r1-train"]
+    entry = {
+        "type": "Failed",
+        "status": "True",
+        "reason": "PodFailurePolicy",
+        "message": "failed with exit code 12 matching",
+    }
+    job["status"] = {"conditions": [{**entry, "lastTransitionTime": stamp(cluster.now)}]}
+    early = cluster.plan()
+    assert (early.status, early.requeue_after) == (cluster.job.status, 10.0)
+    cluster.now = cluster.now.replace(second=cluster.now.second + 11)
+    assert failure_of(cluster.plan().status).reason is Reason.LOSS_NOT_FINITE
+
+
+@pytest.mark.parametrize("reason", [Reason.QUOTA_EXCEEDED, Reason.NAME_CONFLICT, Reason.SPEC_INVALID])
+def test_a_refused_write_shows_and_is_tried_again(reason: Reason) -> None:
+    cluster = Cluster(make_job())
+    observed = cluster.observed()
+    refused = type(observed)(apply_failure=ApplyFailure(reason, "exceeded quota: team-a"))
+    plan = decide(cluster.job, refused, cluster.now, cluster.settings)
+    failure = failure_of(plan.status)
+    assert (failure.reason, failure.waiting, failure.message) == (reason, True, "exceeded quota: team-a")
+    assert len(plan.apply) == 2
+    cluster.run()
+    assert no_failure(cluster.job.status)
+
+
+def test_the_children_of_a_predecessor_are_waited_for() -> None:
+    """A job deleted and made anew at once: the garbage collector is not through yet."""
+    cluster = Cluster(make_job()).run()
+    cluster.job = make_job(uid="another-uid")
+    plan = cluster.plan()
+    assert plan.apply == ()
+    assert plan.delete == ()
+    assert plan.requeue_after is not None
+    assert failure_of(plan.status).reason is Reason.NAME_CONFLICT
+    for key in list(cluster.objects):
+        cluster.vanish(*key)
+    cluster.run()
+    assert cluster.condition("Ready") == ("True", "Serving")
+    assert cluster.job.status.run is not None
+    assert cluster.job.status.run.number == 1
+
+
+def test_everything_fits_the_bounds_of_the_status() -> None:
+    huge = failed_summary(Stage.TRAIN, Reason.SYSTEM_FAULT, "x" * 20_000, "y" * 20_000)
+    cluster = Cluster(make_job(), answer=fail_in("Train", 10, huge)).run()
+    status = cluster.job.status
+    assert FineTuneJobStatus.model_validate_json(status.model_dump_json(by_alias=True)) == status
+    for plan in cluster.plans:
+        assert all(len(event.message) <= 1024 for event in plan.events)
