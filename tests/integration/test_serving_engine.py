@@ -99,7 +99,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> ServerConfig:
     root = tmp_path_factory.mktemp("engine")
     base = make_tiny_chat_model(root / "base")
     adapter = make_tiny_adapter(base, root / "adapter")
-    return ServerConfig(base_dir=base, adapter_dir=adapter, base_name="base", tuned_name="tuned")
+    return ServerConfig(base_dir=base, adapter_dir=adapter, base_name="base", tuned_name="tuned", threads=1)
 
 
 @pytest.fixture
@@ -203,7 +203,7 @@ def test_the_end_token_ends_and_is_not_shown(weights: Weights) -> None:
 
 def test_padding_and_ids_beyond_the_tokenizer_are_never_chosen(tmp_path: Path) -> None:
     base = make_tiny_chat_model(tmp_path / "base", vocab_size=448)
-    weights = load_weights(ServerConfig(base_dir=base, base_name="base"))
+    weights = load_weights(ServerConfig(base_dir=base, base_name="base", threads=1))
     row = ask(weights, "base", "The").row
     scores = torch.zeros(448)
     scores[[row.model.tokenizer.pad_token_id, 400, 447]] = 99.0
@@ -278,9 +278,9 @@ def test_adapters_that_cannot_be_switched_are_merged_into_a_copy(tmp_path: Path,
     base = make_tiny_chat_model(tmp_path / "base", tie_word_embeddings=False, attention_bias=True)
     adapter = make_tiny_adapter(base, tmp_path / "adapter", **{"target_modules": ["q_proj", "v_proj"], **settings})
     assert not is_plain_lora(adapter)
-    config = ServerConfig(base_dir=base, adapter_dir=adapter, base_name="base", tuned_name="tuned")
+    config = ServerConfig(base_dir=base, adapter_dir=adapter, base_name="base", tuned_name="tuned", threads=1)
     weights = load_weights(config)
-    plain = load_weights(ServerConfig(base_dir=base, base_name="base"))
+    plain = load_weights(ServerConfig(base_dir=base, base_name="base", threads=1))
     reference = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter)
     inputs = weights.models["tuned"].tokenizer("The", return_tensors="pt")
     ids = reference.generate(**inputs, max_new_tokens=8, do_sample=False, suppress_tokens=[0])[
@@ -296,8 +296,10 @@ def test_adapters_that_cannot_be_switched_are_merged_into_a_copy(tmp_path: Path,
 
 def test_a_whole_tuned_model_is_served_beside_the_base(tmp_path: Path) -> None:
     base, tuned = make_tiny_chat_model(tmp_path / "base"), make_tiny_chat_model(tmp_path / "tuned", seed=9)
-    weights = load_weights(ServerConfig(base_dir=base, tuned_dir=tuned, base_name="base", tuned_name="tuned"))
-    other = load_weights(ServerConfig(base_dir=tuned, base_name="only"))
+    weights = load_weights(
+        ServerConfig(base_dir=base, tuned_dir=tuned, base_name="base", tuned_name="tuned", threads=1)
+    )
+    other = load_weights(ServerConfig(base_dir=tuned, base_name="only", threads=1))
     assert alone(weights, ask(weights, "tuned", "The")) == alone(other, ask(other, "only", "The"))
 
 
@@ -312,7 +314,7 @@ def test_a_sliding_window_is_kept_in_a_batch(tmp_path: Path) -> None:
             torch.nn.init.normal_(parameter, std=0.3)
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    config = ServerConfig(base_dir=tmp_path, base_name="base")
+    config = ServerConfig(base_dir=tmp_path, base_name="base", threads=1)
     weights = load_weights(config)
     inputs = tokenizer(PROMPTS[1], return_tensors="pt")
     ids = model.eval().generate(

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -17,7 +16,7 @@ import openai
 import pytest
 from tests.tiny_models import make_tiny_adapter, make_tiny_chat_model
 
-from finetune_trainer.serving.config import ServerConfig, ServingError, check_config
+from finetune_trainer.serving.config import ServerConfig
 from finetune_trainer.serving.engine import Engine
 from finetune_trainer.serving.lifecycle import Lifecycle
 from finetune_trainer.serving.metrics import Metrics
@@ -79,6 +78,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> ServerConfig:
         host="127.0.0.1",
         port=0,
         max_request_bytes=20_000,
+        threads=1,
     )
 
 
@@ -390,26 +390,3 @@ def test_an_error_inside_shows_nothing_of_it(config: ServerConfig, monkeypatch: 
     assert "[DONE]" not in streamed
     assert unexpected.status_code == 500
     assert not any("secret" in text for text in (whole.text, streamed, unexpected.text))
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ({"tuned_name": None}, "needs both"),
-        ({"tuned_name": "tiny"}, "both named"),
-        ({"tuned_dir": Path("x")}, "not both"),
-        ({"base_dir": Path("/nowhere")}, "no config.json"),
-        ({"adapter_dir": Path("/nowhere")}, "no adapter_config.json"),
-        ({"max_concurrent": 0}, "above zero"),
-    ],
-)
-def test_a_wrong_configuration_is_refused(config: ServerConfig, change: dict[str, Any], said: str) -> None:
-    with pytest.raises(ServingError, match=said):
-        check_config(replace(config, **change))
-
-
-def test_weights_that_are_not_safetensors_are_refused(config: ServerConfig, tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{}")
-    (tmp_path / "pytorch_model.bin").write_bytes(b"")
-    with pytest.raises(ServingError, match="safetensors"):
-        check_config(replace(config, base_dir=tmp_path))

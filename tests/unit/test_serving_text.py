@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.tiny_models import make_tiny_tokenizer
+from tests.tiny_models import USER, make_tiny_tokenizer
 
 from finetune_trainer.serving.text import Detokenizer, StopScanner, overlap
 
@@ -42,6 +42,12 @@ def test_an_unfinished_character_is_never_shown() -> None:
     detokenizer = Detokenizer(decode)
     *most, _ = ids_of("ok 🦜")
     assert "".join(detokenizer.push(token) for token in most) + detokenizer.flush() == "ok "
+
+
+def test_control_tokens_do_not_hurry_a_character() -> None:
+    detokenizer = Detokenizer(decode)
+    control = [TOKENIZER.convert_tokens_to_ids(USER)] * 6
+    assert "".join(detokenizer.push(token) for token in [*control, *ids_of("🦜")]) == "🦜"
 
 
 def test_bytes_that_are_no_character_do_not_hold_the_text_up() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -42,11 +44,24 @@ class ServerConfig:
     """How long running requests may go on after that."""
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    threads: int | None = None
+    """Threads of the CPU; by default as many as the container may use, which is often less than the node has."""
 
     @property
     def names(self) -> tuple[str, ...]:
         """The names that clients may ask for: the tuned model first."""
         return (self.tuned_name, self.base_name) if self.tuned_name else (self.base_name,)
+
+
+def cpu_limit(quota_file: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """Return the CPUs that this process may use: those of its affinity, or fewer when its cgroup has a quota."""
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = quota_file.read_text(encoding="ascii").split()
+        return max(1, min(available, math.ceil(int(quota) / int(period))))
+    except (OSError, ValueError):
+        # No cgroup v2 here, or "max": no quota.
+        return available
 
 
 def check_config(config: ServerConfig) -> None:

@@ -23,6 +23,7 @@ from finetune_trainer.serving.weights import Lane, ServedModel, Weights, load_we
 logger = logging.getLogger(__name__)
 
 SMOKE_TOKENS = 2
+STOP_SECONDS = 10.0
 
 
 class Engine:
@@ -51,12 +52,15 @@ class Engine:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread after its present step; whoever still waits gets Unavailable."""
+        """End the thread after its present step; whoever still waits gets Unavailable.
+
+        A thread that is still loading a model is left behind: it is a daemon, and ends with the process.
+        """
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
         if self._thread.is_alive():
-            self._thread.join()
+            self._thread.join(STOP_SECONDS)
 
     @property
     def ready(self) -> bool:

@@ -39,9 +39,10 @@ def free_mark(texts: Sequence[str]) -> str:
 
 def cut_special(text: str, special: Sequence[str], mark: str) -> str:
     """Put the mark into every special token in the text, also into those that overlap."""
-    if not special:
+    present = [token for token in special if token in text]
+    if not present:
         return text
-    starts = re.compile(f"(?=({'|'.join(map(re.escape, special))}))")
+    starts = re.compile(f"(?=({'|'.join(map(re.escape, present))}))")
     cuts = [match.start() + 1 for match in starts.finditer(text)]
     edges = [0, *cuts, len(text)]
     return mark.join(text[start:end] for start, end in pairwise(edges))
@@ -71,4 +72,5 @@ def render_chat(tokenizer: Any, messages: Sequence[dict[str, str]]) -> list[int]
         text = tokenizer.apply_chat_template(safe, tokenize=False, add_generation_prompt=True)
     except TemplateError as error:
         raise InvalidRequest(f"The model's chat template refuses the messages: {error}", param="messages") from error
-    return [one for piece in text.split(mark) if piece for one in encode(tokenizer, piece, add_special_tokens=False)]
+    pieces = [piece for piece in text.split(mark) if piece]
+    return [one for ids in tokenizer(pieces, add_special_tokens=False)["input_ids"] for one in ids] if pieces else []

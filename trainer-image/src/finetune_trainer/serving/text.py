@@ -37,7 +37,9 @@ class Detokenizer:
         if text.endswith(REPLACEMENT) and len(self._ids) - self._read <= LONGEST_CHARACTER:
             return ""
         if text:
-            self._start, self._read = self._read, len(self._ids)
+            self._start = self._read
+        # A token without text, such as a control token, waits for nothing either.
+        self._read = len(self._ids)
         return text
 
     def flush(self) -> str:

@@ -15,7 +15,7 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from finetune_trainer.serving.config import ServerConfig, is_plain_lora
+from finetune_trainer.serving.config import ServerConfig, cpu_limit, is_plain_lora
 
 logger = logging.getLogger(__name__)
 
@@ -97,6 +97,8 @@ class Weights:
 def load_weights(config: ServerConfig) -> Weights:
     """Load what the configuration names. Only local safetensors; nothing in the folders is executed."""
     device = torch.device(pick_device(config.device))
+    if device.type == "cpu":
+        torch.set_num_threads(config.threads or cpu_limit())
     base = load_model(config.base_dir, config, device)
     tuned_folder = config.adapter_dir or config.tuned_dir
     if tuned_folder is None:
