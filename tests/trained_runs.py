@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset
 
 from finetune_api.conditions import Stage
@@ -39,6 +42,20 @@ RESOLVED: dict[str, Any] = {
     "lora_rank": 4,
     "lora_alpha": 8,
 }
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute on one thread, in child processes too: for matrices this small, threads only wait for each other."""
+    threads, variable = torch.get_num_threads(), os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+    if variable is None:
+        del os.environ["OMP_NUM_THREADS"]
+    else:
+        os.environ["OMP_NUM_THREADS"] = variable
 
 
 def chats(count: int, offset: int = 0) -> list[dict[str, Any]]:

@@ -9,14 +9,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.trained_runs import BASE, make_run
+from tests.trained_runs import BASE, make_run, one_thread
 
 from finetune_api.conditions import Stage
 from finetune_api.reports import ProgressFile, Summary
@@ -72,6 +72,12 @@ def inject(monkeypatch: pytest.MonkeyPatch, act: Callable[[CheckpointingTrainer]
         return stock(self, *args, **kwargs)
 
     monkeypatch.setattr(CheckpointingTrainer, "training_step", training_step)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    with one_thread():
+        yield
 
 
 @pytest.fixture(scope="module")
