@@ -52,6 +52,9 @@ def undo(record: Path) -> None:
         _remove_our_rules(family)
     for note in Path("/var/lib/cni/results").glob(f"{CNI_NAME}-*"):
         note.unlink(missing_ok=True)
+    for note in Path("/var/lib/cni/results").glob("cni-loopback-*"):
+        if f'"{GATEWAY}"' in note.read_text(errors="replace"):  # a pod that was told our name server is ours
+            note.unlink(missing_ok=True)
     if record.exists():
         for name, value in json.loads(record.read_text()).items():
             (Path("/proc/sys") / name).write_text(value)
