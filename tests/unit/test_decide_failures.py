@@ -231,7 +231,7 @@ def test_a_volume_that_cannot_be_mounted_shows_after_a_minute() -> None:
     cluster.now = cluster.now.replace(minute=cluster.now.minute + 1, second=cluster.now.second + 2)
     failure = failure_of(cluster.plan().status)
     assert failure.reason is Reason.CONFIG_MISSING
-    assert "ConfigMap travel-data" in failure.message
+    assert "ConfigMaps: travel-data" in failure.message
 
 
 def test_a_pod_that_never_ran_is_replaced_when_compute_changes() -> None:

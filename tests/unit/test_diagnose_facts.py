@@ -199,3 +199,38 @@ def test_a_server_that_is_only_starting_is_no_trouble() -> None:
     starting = pod(phase="Running", containerStatuses=container(state={"running": {"startedAt": "x"}}))
     progressing = {"status": {"conditions": [condition("Progressing", "True", reason="ReplicaSetUpdated")]}}
     assert deployment_trouble(progressing, [starting], NOW) is None
+
+
+def test_a_claim_that_cannot_be_attached_is_storage() -> None:
+    scheduled = condition("PodScheduled", "True")
+    fact = pod(phase="Pending", conditions=[scheduled, condition("PodReadyToStartContainers", "False")])
+    fact["spec"]["volumes"] = [
+        {"name": "config", "configMap": {"name": "travel-r1"}},
+        {"name": "artifacts", "persistentVolumeClaim": {"claimName": "models"}},
+    ]
+    finding = first_finding(fact, NOW)
+    assert finding is not None
+    assert finding.reason is Reason.STORAGE_UNBOUND
+    assert "models" in finding.message
+
+
+def test_the_cause_of_a_failed_pull_is_kept_while_the_kubelet_waits() -> None:
+    cause, pause = (
+        Finding(Reason.IMAGE_PULL, "ErrImagePull: not found"),
+        Finding(Reason.IMAGE_PULL, "ImagePullBackOff: x"),
+    )
+    first = to_failure(pause, Stage.TRAIN, "t", waiting=True, previous=None)
+    second = to_failure(cause, Stage.TRAIN, "t", waiting=True, previous=first)
+    third = to_failure(pause, Stage.TRAIN, "t", waiting=True, previous=second)
+    assert [f.message for f in (first, second, third)] == [pause.message, cause.message, cause.message]
+
+
+def test_a_server_that_was_started_again_is_in_trouble_until_it_is_ready() -> None:
+    last = {"terminated": {"exitCode": 1, "reason": "Error", "message": "boom"}}
+    status = container(state={"running": {"startedAt": "x"}}, lastState=last)
+    again = pod(phase="Running", containerStatuses=status)
+    finding = deployment_trouble({}, [again], NOW)
+    assert finding is not None
+    assert finding.reason is Reason.NOT_READY
+    again["status"]["conditions"] = [condition("Ready", "True")]
+    assert deployment_trouble({}, [again], NOW) is None

@@ -58,11 +58,19 @@ def to_failure(finding: Finding, stage: Stage, now: str, *, waiting: bool, previ
     return Failure(
         reason=finding.reason,
         stage=stage,
-        message=finding.message[:MESSAGE_LIMIT],
+        message=_steady(finding, previous if same else None)[:MESSAGE_LIMIT],
         advice=(finding.advice or advice_for(finding.reason, finding.message))[:ADVICE_LIMIT],
         waiting=waiting,
         since=previous.since if same and previous else now,
     )
+
+
+def _steady(finding: Finding, previous: Failure | None) -> str:
+    """The kubelet says in turn why an image cannot be pulled and that it waits; the cause is what is kept."""
+    waits = "ImagePullBackOff"
+    if previous is not None and finding.message.startswith(waits) and not previous.message.startswith(waits):
+        return previous.message
+    return finding.message
 
 
 def pod_trouble(pods: Sequence[Manifest], now: datetime) -> Finding | None:
@@ -252,11 +260,16 @@ def _unmounted(pod: Manifest, now: datetime) -> Finding | None:
     if scheduled is None or no_sandbox is None or _age(scheduled, now) < MOUNT_SECONDS:
         return None
     volumes = (pod.get("spec") or {}).get("volumes") or ()
-    wanted = [f"ConfigMap {v['configMap']['name']}" for v in volumes if v.get("configMap")]
-    claims = [f"PersistentVolumeClaim {v['persistentVolumeClaim']['claimName']}" for v in volumes
-              if v.get("persistentVolumeClaim")]  # fmt: skip
-    text = f"The pod's volumes are not mounted after {MOUNT_SECONDS:g} s. It needs: {', '.join(wanted + claims)}."
-    return Finding(Reason.CONFIG_MISSING, text)
+    # The run's own ConfigMap is made before its Jobs; one that the user named may not be there.
+    sources = [v["configMap"]["name"] for v in volumes if v.get("configMap") and v.get("name") != "config"]
+    claims = [v["persistentVolumeClaim"]["claimName"] for v in volumes if v.get("persistentVolumeClaim")]
+    text = f"The node cannot mount the pod's volumes. PersistentVolumeClaims: {', '.join(claims)}."
+    if sources:
+        return Finding(Reason.CONFIG_MISSING, f"{text} ConfigMaps: {', '.join(sources)}.")
+    advice = (
+        "Look at the pod's events; a ReadWriteOnce claim that a server holds on one node cannot be used on another."
+    )
+    return Finding(Reason.STORAGE_UNBOUND, text, advice)
 
 
 def mount_check_after(pods: Sequence[Manifest], now: datetime) -> float | None:
@@ -291,11 +304,12 @@ def _container(pod: Manifest) -> Mapping[str, Any]:
 
 
 def _endings(pod: Manifest) -> list[Mapping[str, Any]]:
-    """How the container ended, now or (where it is held back from starting again) the last time."""
+    """How the container ended, now or the last time, which counts until the new one is ready: a server that falls
+    over again and again is in trouble all the time, not only between two starts."""
     container = _container(pod)
     state = container.get("state") or {}
     last = (container.get("lastState") or {}).get("terminated")
-    endings = [state.get("terminated"), None if state.get("running") else last]
+    endings = [state.get("terminated"), None if is_ready(pod) else last]
     return [ended for ended in endings if ended]
 
 

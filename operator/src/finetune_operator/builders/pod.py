@@ -123,12 +123,10 @@ def config_volume(job: str, run: int) -> dict[str, Any]:
     return {"name": "config", "configMap": {"name": names.run_name(job, run)}}
 
 
-def artifacts_volume(claim: str, *, read_only: bool = False) -> dict[str, Any]:
-    """The output claim."""
-    source: dict[str, Any] = {"claimName": claim}
-    if read_only:
-        source["readOnly"] = True
-    return {"name": "artifacts", "persistentVolumeClaim": source}
+def claim_volume(name: str, claim: str) -> dict[str, Any]:
+    """A claim. Never `readOnly` here, only on mounts: a volume that a server attached read-only could not be written
+    by the training of the next run on the same node."""
+    return {"name": name, "persistentVolumeClaim": {"claimName": claim}}
 
 
 def mount(name: str, path: str, *, read_only: bool = False) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def server_deployment(job: FineTuneJob, model: ModelStatus, config: RunConfig, s
         "revisionHistoryLimit": 1,
         "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
         "selector": {"matchLabels": names.serve_selector(job.metadata.name)},
-        "template": {"metadata": {"labels": labels}, "spec": _pod(job, model, config, settings)},
+        "template": {"metadata": {"labels": dict(labels)}, "spec": _pod(job, model, config, settings)},
     }
     meta = metadata(job, names.serve_name(job.metadata.name), labels)
     return sealed({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": meta, "spec": spec})
@@ -105,7 +105,7 @@ def _pod(job: FineTuneJob, model: ModelStatus, config: RunConfig, settings: Sett
         container=container,
         volumes=[
             pod.config_volume(job.metadata.name, model.run),
-            pod.artifacts_volume(names.claim_of(model.uri), read_only=True),
+            pod.claim_volume("artifacts", names.claim_of(model.uri)),
             pod.TMP_VOLUME,
             pod.SHM_VOLUME,
         ],

@@ -30,7 +30,7 @@ def stage_job(job: FineTuneJob, run: RunStatus, stage: Stage, settings: Settings
         # The next pod starts only after the last one is gone: two trainers never write to one folder.
         "podReplacementPolicy": "Failed",
         "podFailurePolicy": {"rules": failure_rules()},
-        "template": {"metadata": {"labels": labels}, "spec": _pod(job, run, stage, settings)},
+        "template": {"metadata": {"labels": dict(labels)}, "spec": _pod(job, run, stage, settings)},
     }
     if stage is Stage.TRAIN and job.spec.compute.active_deadline_seconds:
         spec["activeDeadlineSeconds"] = job.spec.compute.active_deadline_seconds
@@ -88,7 +88,7 @@ def _pod(job: FineTuneJob, run: RunStatus, stage: Stage, settings: Settings) -> 
         container=container,
         volumes=[
             pod.config_volume(job.metadata.name, run.number),
-            pod.artifacts_volume(job.spec.output.claim_name),
+            pod.claim_volume("artifacts", job.spec.output.claim_name),
             pod.TMP_VOLUME,
             *extra_volumes,
         ],
@@ -150,7 +150,7 @@ def _source_volumes(job: FineTuneJob) -> Volumes:
     for index, claim in enumerate(dict.fromkeys(_claims(job))):
         name = "artifacts" if claim == job.spec.output.claim_name else f"source-{index}"
         if name != "artifacts":
-            volumes.append({"name": name, "persistentVolumeClaim": {"claimName": claim, "readOnly": True}})
+            volumes.append(pod.claim_volume(name, claim))
         mounts.append(pod.mount(name, f"{pod.SOURCES_PATH}/pvc/{claim}", read_only=True))
     for index, config in enumerate(dict.fromkeys(_config_maps(job))):
         volumes.append({"name": f"data-{index}", "configMap": {"name": config}})

@@ -187,7 +187,7 @@ def _end(view: View, run: RunStatus, stage: Stage, finding: Finding) -> Step:
 
 def _watch(view: View, run: RunStatus, stage: JobStage, job: Manifest) -> Step:
     pods = pods_of(view, job)
-    if _is_outdated(view, run, stage.stage, job) and not any(ever_ran(pod) for pod in pods):
+    if not any(ever_ran(pod) for pod in pods) and _is_outdated(view, run, stage.stage, job):
         return _replace(view, run, job)
     run = with_time(run, stage.stage, start=view.time)
     finding = pod_trouble(pods, view.now)
