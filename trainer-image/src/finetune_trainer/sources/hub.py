@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx2  # the HTTP library of huggingface_hub
 from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import (
     GatedRepoError,
@@ -20,6 +19,8 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+
+from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # of the HTTP library that it uses
 
 from finetune_api.conditions import FailureReason
 from finetune_api.run_config import SourcePolicy
@@ -132,7 +133,7 @@ def _explained(location: Hub, reason: FailureReason) -> Iterator[None]:
         ) from error
     except HfHubHTTPError as error:
         _raise_for_status(name, error, reason)
-    except (httpx2.TransportError, LocalEntryNotFoundError) as error:  # the latter: no answer, and nothing cached
+    except (HTTPError, LocalEntryNotFoundError) as error:  # the latter: no answer, and nothing cached
         raise _later(name, error) from error
 
 
