@@ -37,10 +37,14 @@ class Rule:
     rule: str
     message: str
     holds: Callable[[Any], bool]
+    # The rule sees `oldSelf` as an optional. The API server by itself forgives a stored value that breaks a rule while
+    # the value is unchanged; a rule over several parts of the spec must look into the old one to be as forgiving.
+    old_self: bool = False
 
-    def to_cel(self) -> dict[str, str]:
+    def to_cel(self) -> dict[str, Any]:
         """The half of the API server."""
-        return {"rule": self.rule, "message": self.message}
+        cel: dict[str, Any] = {"rule": self.rule, "message": self.message}
+        return {**cel, "optionalOldSelf": True} if self.old_self else cel
 
 
 def check_rules(value: Any, rules: Sequence[Rule]) -> Any:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from decimal import Decimal
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, Strict
 
 from finetune_api.base import ApiModel, Int, Named, Rule, check_rules
 
@@ -206,7 +206,7 @@ class DataFile(ApiModel):
 class ValidationData(DataFile):
     """Held-out examples: a file of their own, or a share of the training data."""
 
-    fraction: float | None = Field(
+    fraction: Annotated[float, Strict()] | None = Field(
         default=None, description="Share of the training examples that is held out, 0.01 to 0.5.", ge=0.01, le=0.5
     )
     rules: ClassVar = (
@@ -557,6 +557,10 @@ class ServingSpec(Placement):
     )
 
 
+def _vllm_has_gpu(spec: str) -> str:
+    return f"{spec}.serving.engine != 'VLLM' || {spec}.serving.gpus != 'auto' || {spec}.compute.gpus > 0"
+
+
 class FineTuneJobSpec(ApiModel):
     """One fine-tuning, from data to a served model."""
 
@@ -581,8 +585,9 @@ class FineTuneJobSpec(ApiModel):
     )
     rules: ClassVar = (
         Rule(
-            "self.serving.engine != 'VLLM' || self.serving.gpus != 'auto' || self.compute.gpus > 0",
+            f"{_vllm_has_gpu('self')} || (oldSelf.hasValue() && !({_vllm_has_gpu('oldSelf.value()')}))",
             "serving.engine: VLLM needs a GPU, and compute.gpus is 0; set serving.gpus to 1 or engine to Native",
             lambda spec: spec.serving.engine != Engine.VLLM or spec.serving.gpus != "auto" or spec.compute.gpus > 0,
+            old_self=True,
         ),
     )

@@ -1,0 +1,439 @@
+"""Mistakes that people make in a FineTuneJob, each with the message that they must see.
+
+A row is a name, a merge patch (YAML) for the spec of GOOD, the field that the API server must name, and a part of
+its message. OURS are refused by a rule of ours and must be refused with the same words on a laptop; THEIRS break the
+schema, and the words are the API server's.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+GOOD: dict[str, Any] = {
+    "apiVersion": "finetune-operator.io/v1alpha1",
+    "kind": "FineTuneJob",
+    "metadata": {"name": "travel", "namespace": "default"},
+    "spec": {
+        "baseModel": {"source": "hf://Qwen/Qwen3-0.6B"},
+        "dataset": {"train": {"source": "pvc://datasets/travel.jsonl"}},
+        "output": {"claimName": "models"},
+    },
+}
+
+
+@dataclass(frozen=True)
+class Bad:
+    """One mistake. `field` is the path that the API server names."""
+
+    name: str
+    patch: str
+    field: str
+    message: str
+
+    def manifest(self) -> dict[str, Any]:
+        """GOOD with the mistake in it."""
+        return {**copy.deepcopy(GOOD), "spec": merged(GOOD["spec"], yaml.safe_load(self.patch))}
+
+
+def merged(target: Any, patch: Any) -> Any:
+    """RFC 7396: null removes."""
+    if not isinstance(patch, Mapping):
+        return patch
+    result = dict(target) if isinstance(target, Mapping) else {}
+    for key, value in patch.items():
+        if value is None:
+            result.pop(key, None)
+        else:
+            result[key] = merged(result.get(key), value)
+    return result
+
+
+ONE_FILE = "give exactly one of source and configMapRef"
+ONE_HELD_OUT = "give exactly one of fraction, source and configMapRef"
+ONE_BOUND = "give exactly one of minImprovement, max and min"
+NO_USER = "an https URL must not carry a user or a password; put them into a Secret and name it in secretRef"
+QUANTITY = "write a quantity: a number, or a number with a unit, for example 4, 500m, 0.5 or 32Gi"
+MULTIPLIER = "learningRateMultiplier: write auto, a whole number from 1 to 9999, or a decimal in quotes"
+LABEL = "nodeSelector: every key must be a valid label key, for example nvidia.com/gpu.product"
+
+OURS = (
+    Bad(
+        "a model by https",
+        "baseModel: {source: 'https://example.com/model'}",
+        "spec.baseModel",
+        "baseModel.source: a model is a folder, which https:// cannot list; use hf://, pvc:// or s3://",
+    ),
+    Bad(
+        "a model with a commit in its source",
+        "baseModel: {source: 'hf://Qwen/Qwen3-0.6B/main'}",
+        "spec.baseModel",
+        "baseModel.source: write hf://OWNER/NAME; a commit goes into baseModel.revision",
+    ),
+    Bad(
+        "a model without an owner",
+        "baseModel: {source: 'hf://gpt2'}",
+        "spec.baseModel.source",
+        "source: write hf://OWNER/NAME, for a dataset hf://OWNER/NAME/FILE",
+    ),
+    Bad(
+        "a revision of a folder",
+        "baseModel: {source: 'pvc://models/base', revision: 0123456789abcdef0123456789abcdef01234567}",
+        "spec.baseModel",
+        "baseModel.revision: only a hub model (hf://) has a revision; remove it",
+    ),
+    Bad(
+        "a claim without a path",
+        "baseModel: {source: 'pvc://models'}",
+        "spec.baseModel.source",
+        "source: write pvc://CLAIM/PATH, for example pvc://datasets/travel/train.jsonl",
+    ),
+    Bad(
+        "a claim with an impossible name",
+        "dataset: {train: {source: 'pvc://Data_Sets/x.jsonl'}}",
+        "spec.dataset.train.source",
+        "source: write pvc://CLAIM/PATH",
+    ),
+    Bad(
+        "a claim with two slashes",
+        "dataset: {train: {source: 'pvc://datasets//x.jsonl'}}",
+        "spec.dataset.train.source",
+        "source: write pvc://CLAIM/PATH",
+    ),
+    Bad(
+        "a way out of the claim",
+        "dataset: {train: {source: 'pvc://datasets/../other/x.jsonl'}}",
+        "spec.dataset.train.source",
+        "source: '..' is not allowed in a path; name the file from the root of its source",
+    ),
+    Bad(
+        "a bucket without a key",
+        "dataset: {train: {source: 's3://datasets'}}",
+        "spec.dataset.train.source",
+        "source: write s3://BUCKET/KEY",
+    ),
+    Bad(
+        "a bucket in capitals",
+        "baseModel: {source: 's3://Models/qwen'}",
+        "spec.baseModel.source",
+        "source: write s3://BUCKET/KEY",
+    ),
+    Bad(
+        "a password in a URL",
+        "dataset: {train: {source: 'https://me:secret@example.com/x.jsonl'}}",
+        "spec.dataset.train.source",
+        NO_USER,
+    ),
+    Bad(
+        "a user in the URL of the held-out data",
+        "dataset: {validation: {source: 'https://me@example.com/x.jsonl'}}",
+        "spec.dataset.validation.source",
+        NO_USER,
+    ),
+    Bad(
+        "a host without a path",
+        "dataset: {train: {source: 'https://example.com'}}",
+        "spec.dataset.train.source",
+        "source: write https://HOST/PATH",
+    ),
+    Bad(
+        "a hub dataset without its file",
+        "dataset: {train: {source: 'hf://team/travel'}}",
+        "spec.dataset.train",
+        "source: a hub dataset needs its file: hf://OWNER/NAME/FILE, for example hf://team/travel/train.jsonl",
+    ),
+    Bad(
+        "a held-out hub dataset without its file",
+        "dataset: {validation: {source: 'hf://team/travel'}}",
+        "spec.dataset.validation",
+        "source: a hub dataset needs its file",
+    ),
+    Bad("no training data", "dataset: {train: {source: null}}", "spec.dataset.train", ONE_FILE),
+    Bad(
+        "two kinds of training data",
+        "dataset: {train: {configMapRef: {name: travel, key: train.jsonl}}}",
+        "spec.dataset.train",
+        ONE_FILE,
+    ),
+    Bad("no held-out data", "dataset: {validation: {}}", "spec.dataset.validation", ONE_HELD_OUT),
+    Bad(
+        "a share and a file of held-out data",
+        "dataset: {validation: {fraction: 0.1, source: 'pvc://datasets/v.jsonl'}}",
+        "spec.dataset.validation",
+        ONE_HELD_OUT,
+    ),
+    Bad(
+        "a file and a ConfigMap of held-out data",
+        "dataset: {validation: {source: 'pvc://datasets/v.jsonl', configMapRef: {name: travel, key: v.jsonl}}}",
+        "spec.dataset.validation",
+        ONE_HELD_OUT,
+    ),
+    Bad(
+        "a rank for full weights",
+        "method: {type: Full, rank: 8}",
+        "spec.method",
+        "method.rank: only LoRA has it; remove it or set method.type to LoRA",
+    ),
+    Bad(
+        "an alpha for full weights",
+        "method: {type: Full, alpha: 8}",
+        "spec.method",
+        "method.alpha: only LoRA has it; remove it or set method.type to LoRA",
+    ),
+    Bad(
+        "a dropout for full weights",
+        "method: {type: Full, dropout: '0.1'}",
+        "spec.method",
+        "method.dropout: only LoRA has it; remove it or set method.type to LoRA",
+    ),
+    Bad(
+        "layers for full weights",
+        "method: {type: Full, targetModules: [q_proj]}",
+        "spec.method",
+        "method.targetModules: only LoRA has it; remove it or set method.type to LoRA",
+    ),
+    Bad(
+        "no epoch",
+        "hyperparameters: {epochs: 0}",
+        "spec.hyperparameters.epochs",
+        "hyperparameters.epochs: write auto or a whole number from 1 to 100",
+    ),
+    Bad(
+        "too many epochs",
+        "hyperparameters: {epochs: 101}",
+        "spec.hyperparameters.epochs",
+        "hyperparameters.epochs: write auto or a whole number from 1 to 100",
+    ),
+    Bad(
+        "epochs in quotes",
+        "hyperparameters: {epochs: '3'}",
+        "spec.hyperparameters.epochs",
+        "hyperparameters.epochs: write auto or a whole number from 1 to 100",
+    ),
+    Bad(
+        "another magic word",
+        "hyperparameters: {batchSize: max}",
+        "spec.hyperparameters.batchSize",
+        "hyperparameters.batchSize: write auto or a whole number from 1 to 256",
+    ),
+    Bad(
+        "a batch of none",
+        "hyperparameters: {batchSize: 0}",
+        "spec.hyperparameters.batchSize",
+        "hyperparameters.batchSize: write auto or a whole number from 1 to 256",
+    ),
+    Bad(
+        "too short a length",
+        "hyperparameters: {maxLength: 8}",
+        "spec.hyperparameters.maxLength",
+        "hyperparameters.maxLength: write auto or a whole number from 16 to 131072",
+    ),
+    Bad(
+        "too long a length",
+        "hyperparameters: {maxLength: 1000000}",
+        "spec.hyperparameters.maxLength",
+        "hyperparameters.maxLength: write auto or a whole number from 16 to 131072",
+    ),
+    Bad(
+        "no step between evaluations",
+        "hyperparameters: {evaluationSteps: 0}",
+        "spec.hyperparameters.evaluationSteps",
+        "hyperparameters.evaluationSteps: write auto or a whole number from 1 to 100000",
+    ),
+    Bad(
+        "negative steps between checkpoints",
+        "hyperparameters: {checkpointSteps: -1}",
+        "spec.hyperparameters.checkpointSteps",
+        "hyperparameters.checkpointSteps: write auto or a whole number from 1 to 100000",
+    ),
+    Bad(
+        "a multiplier of 0",
+        "hyperparameters: {learningRateMultiplier: 0}",
+        "spec.hyperparameters.learningRateMultiplier",
+        MULTIPLIER,
+    ),
+    Bad(
+        "a multiplier of 0.0",
+        "hyperparameters: {learningRateMultiplier: '0.0'}",
+        "spec.hyperparameters.learningRateMultiplier",
+        MULTIPLIER,
+    ),
+    Bad(
+        "a multiplier in words",
+        "hyperparameters: {learningRateMultiplier: high}",
+        "spec.hyperparameters.learningRateMultiplier",
+        MULTIPLIER,
+    ),
+    Bad(
+        "a multiplier in scientific notation",
+        "hyperparameters: {learningRateMultiplier: '1e-3'}",
+        "spec.hyperparameters.learningRateMultiplier",
+        MULTIPLIER,
+    ),
+    Bad(
+        "memory in words",
+        "compute: {resources: {limits: {memory: lots}}}",
+        "spec.compute.resources.limits.memory",
+        QUANTITY,
+    ),
+    Bad(
+        "memory with a blank",
+        "compute: {resources: {limits: {memory: 32 GB}}}",
+        "spec.compute.resources.limits.memory",
+        QUANTITY,
+    ),
+    Bad("negative cpu", "serving: {resources: {requests: {cpu: -1}}}", "spec.serving.resources.requests.cpu", QUANTITY),
+    Bad(
+        "more memory asked for than allowed",
+        "compute: {resources: {requests: {memory: 32Gi}, limits: {memory: 32G}}}",
+        "spec.compute.resources",
+        "resources: requests.memory is above its limit; raise the limit or lower the request",
+    ),
+    Bad(
+        "more cpu asked for than allowed",
+        "serving: {resources: {requests: {cpu: 2}, limits: {cpu: 1900m}}}",
+        "spec.serving.resources",
+        "resources: requests.cpu is above its limit",
+    ),
+    Bad(
+        "more scratch asked for than allowed",
+        "compute: {resources: {requests: {ephemeral-storage: 2Gi}, limits: {ephemeral-storage: 1Gi}}}",
+        "spec.compute.resources",
+        "resources: requests.ephemeral-storage is above its limit",
+    ),
+    Bad("a label with a blank", "compute: {nodeSelector: {'gpu type': a}}", "spec.compute.nodeSelector", LABEL),
+    Bad("a label with two slashes", "serving: {nodeSelector: {a/b/c: d}}", "spec.serving.nodeSelector", LABEL),
+    Bad(
+        "a value with Exists",
+        "compute: {tolerations: [{key: gpu, operator: Exists, value: 'yes'}]}",
+        "spec.compute.tolerations[0]",
+        "value: must be empty when operator is Exists; remove it",
+    ),
+    Bad(
+        "a toleration of nothing",
+        "compute: {tolerations: [{value: 'yes'}]}",
+        "spec.compute.tolerations[0]",
+        "key: give the taint's key, or set operator to Exists",
+    ),
+    Bad(
+        "seconds without NoExecute",
+        "serving: {tolerations: [{key: gpu, value: 'yes', effect: NoSchedule, tolerationSeconds: 5}]}",
+        "spec.serving.tolerations[0]",
+        "tolerationSeconds: only a NoExecute taint has it; set effect to NoExecute or remove it",
+    ),
+    Bad(
+        "a gate without a bound",
+        "evaluation: {gate: {rules: [{metric: loss}]}}",
+        "spec.evaluation.gate.rules[0]",
+        ONE_BOUND,
+    ),
+    Bad(
+        "a gate with two bounds",
+        "evaluation: {gate: {rules: [{metric: loss, max: '2'}, {metric: loss, min: '1', max: '2'}]}}",
+        "spec.evaluation.gate.rules[1]",
+        ONE_BOUND,
+    ),
+    Bad(
+        "vLLM on no GPU",
+        "serving: {engine: VLLM, gpus: 0}",
+        "spec.serving",
+        "serving.engine: VLLM needs a GPU; set serving.gpus to 1 or engine to Native",
+    ),
+    Bad(
+        "vLLM as many GPUs as none",
+        "{serving: {engine: VLLM}, compute: {gpus: 0}}",
+        "spec",
+        "serving.engine: VLLM needs a GPU, and compute.gpus is 0; set serving.gpus to 1 or engine to Native",
+    ),
+    Bad(
+        "two GPUs a server",
+        "serving: {gpus: 2}",
+        "spec.serving.gpus",
+        "serving.gpus: write auto or a whole number from 0 to 1",
+    ),
+)
+
+THEIRS = (
+    Bad("no model", "baseModel: null", "spec.baseModel", "Required value"),
+    Bad("no source of the model", "baseModel: {source: null}", "spec.baseModel.source", "Required value"),
+    Bad("no data", "dataset: null", "spec.dataset", "Required value"),
+    Bad("no training part", "dataset: {train: null}", "spec.dataset.train", "Required value"),
+    Bad("no output", "output: null", "spec.output", "Required value"),
+    Bad("no claim", "output: {claimName: null}", "spec.output.claimName", "Required value"),
+    Bad("a gate without a metric", "evaluation: {gate: {rules: [{max: '1'}]}}", "rules[0].metric", "Required value"),
+    Bad(
+        "a ConfigMap without a key", "dataset: {train: {configMapRef: {name: a}}}", "configMapRef.key", "Required value"
+    ),
+    Bad("a later task", "task: Preference", "spec.task", 'supported values: "Chat", "Completion"'),
+    Bad("a task in small letters", "task: chat", "spec.task", 'supported values: "Chat", "Completion"'),
+    Bad("a later method", "method: {type: QLoRA}", "spec.method.type", 'supported values: "LoRA", "Full"'),
+    Bad("an unknown engine", "serving: {engine: TGI}", "spec.serving.engine", '"auto", "Native", "VLLM"'),
+    Bad("an unknown metric", "evaluation: {gate: {rules: [{metric: bleu, max: '1'}]}}", "rules[0].metric", '"loss"'),
+    Bad("packing as a switch", "hyperparameters: {packing: true}", "packing", 'must be of type string: "boolean"'),
+    Bad("an unknown baseline", "evaluation: {baselines: [Other]}", "spec.evaluation.baselines[0]", '"Base", "FewShot"'),
+    Bad("a baseline twice", "evaluation: {baselines: [Base, Base]}", "spec.evaluation.baselines[1]", "Duplicate value"),
+    Bad("a layer twice", "method: {targetModules: [q, q]}", "spec.method.targetModules[1]", "Duplicate value"),
+    Bad("no layer", "method: {targetModules: []}", "spec.method.targetModules", "should have at least 1 items"),
+    Bad("another scheme", "baseModel: {source: 'gs://bucket/model'}", "spec.baseModel.source", "should match"),
+    Bad("a host path", "baseModel: {source: /models/base}", "spec.baseModel.source", "should match"),
+    Bad(
+        "plain http", "dataset: {train: {source: 'http://example.com/x'}}", "spec.dataset.train.source", "should match"
+    ),
+    Bad(
+        "a branch as revision", "baseModel: {revision: main}", "spec.baseModel.revision", "should be at least 40 chars"
+    ),
+    Bad("a name with a slash", "baseModel: {secretRef: {name: other/token}}", "secretRef.name", "should match"),
+    Bad("an empty claim", "output: {claimName: ''}", "spec.output.claimName", "should be at least 1 chars long"),
+    Bad("a fraction of nearly all", "dataset: {validation: {fraction: 0.9}}", "fraction", "less than or equal to 0.5"),
+    Bad("a fraction in quotes", "dataset: {validation: {fraction: '0.1'}}", "fraction", 'type number: "string"'),
+    Bad("150 percent", "dataset: {maxLostPercent: 150}", "maxLostPercent", "less than or equal to 100"),
+    Bad("rank 0", "method: {rank: 0}", "spec.method.rank", "greater than or equal to 1"),
+    Bad("rank in quotes", "method: {rank: '16'}", "spec.method.rank", 'must be of type integer: "string"'),
+    Bad("a dropout of 1", "method: {dropout: '1.0'}", "spec.method.dropout", "should match"),
+    Bad(
+        "a dropout without quotes", "method: {dropout: 0.1}", "spec.method.dropout", 'must be of type string: "number"'
+    ),
+    Bad(
+        "a multiplier without quotes", "hyperparameters: {learningRateMultiplier: 1.8}", "Multiplier", "integer,string"
+    ),
+    Bad("half an epoch", "hyperparameters: {epochs: 2.5}", "hyperparameters.epochs", "integer,string"),
+    Bad("a negative seed", "hyperparameters: {seed: -1}", "spec.hyperparameters.seed", "greater than or equal to 0"),
+    Bad("eight GPUs", "compute: {gpus: 8}", "spec.compute.gpus", "less than or equal to 1"),
+    Bad("a resource without a vendor", "compute: {gpuResource: gpu}", "spec.compute.gpuResource", "should match"),
+    Bad("too short a deadline", "compute: {activeDeadlineSeconds: 5}", "activeDeadlineSeconds", "than or equal to 60"),
+    Bad("a label's value with a blank", "compute: {nodeSelector: {zone: a b}}", "nodeSelector.zone", "should match"),
+    Bad(
+        "an improvement without percent",
+        "evaluation: {gate: {rules: [{metric: loss, minImprovement: '5'}]}}",
+        "minImprovement",
+        "should match",
+    ),
+    Bad(
+        "a bound without quotes",
+        "evaluation: {gate: {rules: [{metric: loss, max: 1.5}]}}",
+        "rules[0].max",
+        'type string: "number"',
+    ),
+    Bad(
+        "no measured example",
+        "evaluation: {maxExamples: 0}",
+        "spec.evaluation.maxExamples",
+        "greater than or equal to 1",
+    ),
+    Bad("too many replicas", "serving: {replicas: 100}", "spec.serving.replicas", "less than or equal to 32"),
+    Bad("run 0", "serving: {run: 0}", "spec.serving.run", "greater than or equal to 1"),
+    Bad("a token with a blank", "rerunToken: once more", "spec.rerunToken", "should match"),
+    Bad("too long a token", f"rerunToken: {'a' * 65}", "spec.rerunToken", "may not be more than 64 bytes"),
+    Bad("too long a source", f"baseModel: {{source: 'pvc://m/{'a' * 1024}'}}", "spec.baseModel.source", "Too long"),
+    Bad("a wrong effect", "compute: {tolerations: [{operator: Exists, effect: Never}]}", "effect", '"NoExecute"'),
+    Bad("a misspelt field", "hyperparameter: {epochs: 3}", "spec.hyperparameter", "unknown field"),
+    Bad("code", "baseModel: {trustRemoteCode: true}", "spec.baseModel.trustRemoteCode", "unknown field"),
+    Bad("a service account", "compute: {serviceAccountName: admin}", "serviceAccountName", "unknown field"),
+    Bad("another namespace", "output: {namespace: team-b}", "spec.output.namespace", "unknown field"),
+    Bad("GPUs as a resource", "compute: {resources: {limits: {nvidia.com/gpu: 1}}}", "nvidia.com/gpu", "unknown field"),
+    Bad("a list for an object", "method: [LoRA]", "spec.method", "must be of type object"),
+)
