@@ -55,18 +55,19 @@ class Applier:
         self._posted: dict[str, None] = {}  # names of Events that are there, oldest first
 
     async def children(self, job_uid: str, manifests: Sequence[Manifest]) -> ApplyFailure | None:
-        """Creates or updates all children at the same time; what was refused for good, or None.
+        """Creates or updates all children; what was refused for good, or None.
 
-        Everything is attempted before the first error is raised: one that hangs does not hold up the others.
+        First what pods mount: a Job must not start beside a ConfigMap of somebody else. Then all others at the
+        same time, each attempted before the first error is raised.
         """
-        results = await asyncio.gather(*(self._child(job_uid, each) for each in manifests), return_exceptions=True)
-        for result in results:
-            if isinstance(result, BaseException):
-                raise result
-        failures = [result for result in results if isinstance(result, ApplyFailure)]
-        for failure in failures:
-            APPLY_FAILURES.labels(failure.reason).inc()
-        return failures[0] if failures else None
+        mounted = [each for each in manifests if each["kind"] == CONFIG_MAP.kind]
+        others = [each for each in manifests if each["kind"] != CONFIG_MAP.kind]
+        for group in (mounted, others):
+            results = await asyncio.gather(*(self._child(job_uid, each) for each in group), return_exceptions=True)
+            if failure := _first_failure(results):
+                APPLY_FAILURES.labels(failure.reason).inc()
+                return failure
+        return None
 
     async def delete(self, refs: Sequence[ObjectRef]) -> None:
         """Deletes children in the foreground, unless they are gone or being deleted already."""
@@ -157,6 +158,13 @@ class Applier:
         self._posted[name] = None
         if len(self._posted) > 10_000:  # about 1 MiB
             self._posted.pop(next(iter(self._posted)))
+
+
+def _first_failure(results: Sequence[ApplyFailure | BaseException | None]) -> ApplyFailure | None:
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return next((result for result in results if isinstance(result, ApplyFailure)), None)
 
 
 def _differs(resource: Resource, manifest: Manifest, live: Manifest) -> bool:
