@@ -217,17 +217,9 @@ def test_address_is_looked_up_once_and_then_kept(site: Site, tmp_path: Path, nam
 @pytest.mark.parametrize(
     "address",
     [
-        "127.0.0.1",
-        "10.1.2.3",
-        "172.16.0.1",
-        "192.168.1.1",
-        "169.254.169.254",
-        "100.64.0.1",
-        "0.0.0.0",
-        "::1",
-        "fe80::1%1",
-    ]
-    + ["fd00::1", "::ffff:127.0.0.1"],
+        *("127.0.0.1", "10.1.2.3", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1", "0.0.0.0"),
+        *("::1", "fe80::1%1", "fd00::1", "::ffff:127.0.0.1"),
+    ],
 )
 def test_private_addresses_are_refused_even_beside_public_ones(
     tmp_path: Path, names: Callable[..., list[str]], address: str

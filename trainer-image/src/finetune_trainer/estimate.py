@@ -35,6 +35,9 @@ CPU_RATE = 25e9
 # Seconds a forward and backward pass cost however small it is: Python and kernel launches, a layer and once.
 PASS_OVERHEAD, LAYER_OVERHEAD = 0.02, 0.004
 
+# Architectures with these endings hold weights of another task, though a causal model could be built around them.
+NOT_GENERATING = ("ForMaskedLM", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
+
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
@@ -63,12 +66,11 @@ def measure_shape(folder: Path, method: MethodSpec, source: str) -> ModelShape:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, AttributeError) as error:
-        raise UserInputError(
-            f"{source} cannot be used as a causal language model: {str(error).splitlines()[0][:300]}",
-            advice="use a model whose architecture transformers itself knows; code from a repository is never run",
-            reason=FailureReason.MODEL_INVALID,
-        ) from error
+    except Exception as error:  # a foreign configuration raises whatever its class raises
+        raise _not_causal(source, " ".join(str(error).split())[:300]) from error
+    for name in config.architectures or []:
+        if name.endswith(NOT_GENERATING):
+            raise _not_causal(source, f"it is a {name}")
     parameters = sum(parameter.numel() for parameter in model.parameters())
     linear = sorted(
         {name.rsplit(".", 1)[-1] for name, part in model.named_modules() if isinstance(part, torch.nn.Linear)}
@@ -86,6 +88,14 @@ def measure_shape(folder: Path, method: MethodSpec, source: str) -> ModelShape:
         kv_width=(getattr(text, "num_key_value_heads", None) or heads) * head_width,
         vocabulary=text.vocab_size,
         context=getattr(text, "max_position_embeddings", None) or 0,
+    )
+
+
+def _not_causal(source: str, why: str) -> UserInputError:
+    return UserInputError(
+        f"{source} cannot be used as a causal language model: {why}",
+        advice="use a language model whose architecture transformers itself knows; code of a repository is never run",
+        reason=FailureReason.MODEL_INVALID,
     )
 
 

@@ -62,7 +62,7 @@ class Resolution:
 
 def resolve_epochs(examples: int) -> int:
     if examples * TARGET_EPOCHS < MIN_TARGET:
-        return min(MAX_EPOCHS, math.ceil(MIN_TARGET / examples))
+        return min(MAX_EPOCHS, MIN_TARGET // examples)
     if examples * TARGET_EPOCHS > MAX_TARGET:
         return max(1, MAX_TARGET // examples)
     return TARGET_EPOCHS
@@ -174,7 +174,7 @@ def warmup_steps(steps: int) -> int:
 def _intervals(config: RunConfig, steps: int, seconds: float) -> tuple[int, int]:
     """Optimizer steps between evaluations, and between checkpoints. One that is `auto` follows the other."""
     evaluation, checkpoint = config.hyperparameters.evaluation_steps, config.hyperparameters.checkpoint_steps
-    auto = max(1, min(math.ceil(steps / EVALUATIONS), max(50, int(LONGEST_INTERVAL / seconds))))
+    auto = max(1, min(math.ceil(steps / EVALUATIONS), int(LONGEST_INTERVAL / seconds)))
     if not isinstance(evaluation, int):
         evaluation = checkpoint if isinstance(checkpoint, int) else auto
     return evaluation, checkpoint if isinstance(checkpoint, int) else evaluation
