@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from peft import get_peft_model
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers.utils import is_flash_attn_2_available
 
 from finetune_api.spec import MethodType
 from finetune_api.status import ResolvedValues
@@ -72,8 +73,17 @@ def build_model(context: StageContext, prepared: Prepared, resolved: ResolvedVal
     updates of full training; the arithmetic is bfloat16 all the same)."""
     method = context.config.method
     if method.type is MethodType.FULL:
-        return load_model(prepared.base_dir, device, torch.float32)
-    return get_peft_model(load_model(prepared.base_dir, device), lora_config(method, resolved))
+        return load_model(prepared.base_dir, device, dtype=torch.float32, attention=attention(resolved, device))
+    base = load_model(prepared.base_dir, device, attention=attention(resolved, device))
+    return get_peft_model(base, lora_config(method, resolved))
+
+
+def attention(resolved: ResolvedValues, device: Device) -> str | None:
+    """Flash attention for packed rows where it is installed: it keeps examples apart without a mask of length
+    squared. None: what transformers takes by itself, whose mask does the same."""
+    if resolved.packing and device.precision == "bfloat16" and is_flash_attn_2_available():
+        return "flash_attention_2"
+    return None
 
 
 def _trainer(

@@ -69,7 +69,9 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
 
 
-def load_model(directory: Path, device: Device, dtype: torch.dtype | None = None) -> PreTrainedModel:
+def load_model(
+    directory: Path, device: Device, *, dtype: torch.dtype | None = None, attention: str | None = None
+) -> PreTrainedModel:
     """A causal language model on the device, from safetensors only. Raises UserInputError (ModelInvalid)."""
     try:
         model = AutoModelForCausalLM.from_pretrained(
@@ -78,6 +80,7 @@ def load_model(directory: Path, device: Device, dtype: torch.dtype | None = None
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
+            attn_implementation=attention,
         )
     except (OSError, ValueError, KeyError) as error:
         raise UserInputError(

@@ -40,7 +40,7 @@ def assemble(
     else:
         # Trained in float32, served as the base came: a server of twice the size would be a surprise.
         dtype = AutoConfig.from_pretrained(base_dir, local_files_only=True).dtype or torch.float32
-        load_model(checkpoint, CPU, dtype).save_pretrained(directory)
+        load_model(checkpoint, CPU, dtype=dtype).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
 
 

@@ -18,6 +18,7 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.integrations import KubeflowCallback
 from trl import SFTTrainer
 
 from finetune_trainer import artifacts
@@ -55,12 +56,28 @@ class KeepBestCallback(TrainerCallback):  # type: ignore[misc]  # untyped librar
             control.should_save = True
 
 
+class ContinuedProgress(KubeflowCallback):  # type: ignore[misc]  # untyped library
+    """The stock progress reporter says 0 % when a training begins, resumed or not; this one what is reached."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.global_step == 0:
+            super().on_train_begin(args, state, control, **kwargs)
+            return
+        self._start_time, self._initialized = time.time(), True
+        self._metrics: dict[str, Any] = {}
+        self.on_step_end(args, state, control)
+
+
 class CheckpointingTrainer(SFTTrainer):  # type: ignore[misc]  # untyped library
     """`validation` are the held-out rows that every evaluation during training uses, all of them."""
 
     def __init__(self, *, validation: Sequence[Row], progress: ProgressCallback, stop: StopRequest, **kwargs: Any):
         super().__init__(**kwargs, callbacks=[StopCallback(stop), KeepBestCallback(), progress])
         self.remove_callback(PrinterCallback)  # progress logs the same numbers, one line each
+        if self.pop_callback(KubeflowCallback):  # transformers adds it when the environment names a receiver
+            self.add_callback(ContinuedProgress())
         self.control: TrainerControl
         self._validation = validation
         self._progress = progress
