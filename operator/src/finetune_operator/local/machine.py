@@ -1,0 +1,110 @@
+"""What a laptop changes in a job, and what it must have for it. Every change is said."""
+
+from __future__ import annotations
+
+import importlib.util
+import socket
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from finetune_api.job import FineTuneJob
+from finetune_api.spec import ConfigMapRef, Engine, FineTuneJobSpec
+from finetune_operator.local.errors import BadInput, Unsupported
+from finetune_operator.local.pods import LOCALHOST
+from finetune_operator.local.store import Store
+from finetune_operator.names import PORT
+
+GPU_DEVICES = ("/dev/nvidiactl", "/dev/dxg")  # NVIDIA on Linux, and under Windows' Linux
+
+
+def has_gpu() -> bool:
+    """Whether a CUDA device is likely there. Asking PyTorch would take seconds."""
+    return any(Path(device).exists() for device in GPU_DEVICES)
+
+
+def adapted(job: FineTuneJob, *, gpu: bool, replicas: int) -> tuple[FineTuneJob, list[str]]:
+    """The job as this machine can run it, and what was changed that a user would want to know."""
+    spec, notes = job.spec, []
+    compute, serving = spec.compute, spec.serving
+    if compute.gpus and not gpu:
+        compute = compute.model_copy(update={"gpus": 0})
+        notes.append("this machine has no CUDA device: compute.gpus is 0 here, so training runs on the processor")
+    if serving.engine is not Engine.NATIVE:
+        if serving.engine is Engine.VLLM:
+            notes.append("serving.engine is Native here: one machine is served by our own server")
+        serving = serving.model_copy(update={"engine": Engine.NATIVE})
+    # A server runs only while somebody sits before it: `finetune serve` and `finetune chat` raise this to 1.
+    serving = serving.model_copy(update={"replicas": min(replicas, 1)})
+    return job.model_copy(update={"spec": spec.model_copy(update={"compute": compute, "serving": serving})}), notes
+
+
+def check_sources(spec: FineTuneJobSpec, config_maps: Mapping[str, Mapping[str, Any]], store: Store) -> None:
+    """Raise BadInput when a ConfigMap, a key or a claim that the job names is not known on this machine."""
+    problems: list[tuple[str, str]] = []
+    for field, ref in _config_map_refs(spec):
+        problems += _config_map_problem(field, ref, config_maps.get(ref.name))
+    for field, source in _sources(spec):
+        claim = source.removeprefix("pvc://").split("/", 1)[0]
+        if source.startswith("pvc://") and claim != spec.output.claim_name and not (store.claims / claim).exists():
+            problems.append(
+                (f"{field}: {source}: this machine does not know the claim {claim}", f"add --claim {claim}=FOLDER")
+            )
+    if problems:
+        raise BadInput(
+            "\n".join(text for text, _ in problems), "; ".join(dict.fromkeys(advice for _, advice in problems))
+        )
+
+
+def _config_map_problem(field: str, ref: ConfigMapRef, config_map: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    if config_map is None:
+        return [(f"{field}.configMapRef: ConfigMap {ref.name} is in none of the files", "add its file with -f")]
+    if ref.key in config_map["data"]:
+        return []
+    keys = ", ".join(config_map["data"]) or "none"
+    return [(f"{field}.configMapRef: ConfigMap {ref.name} has no key {ref.key}; it has: {keys}", "correct the key")]
+
+
+def _config_map_refs(spec: FineTuneJobSpec) -> Iterator[tuple[str, ConfigMapRef]]:
+    for field, data in (
+        ("spec.dataset.train", spec.dataset.train),
+        ("spec.dataset.validation", spec.dataset.validation),
+    ):
+        if data.config_map_ref is not None:
+            yield field, data.config_map_ref
+
+
+def referenced_config_maps(spec: FineTuneJobSpec) -> set[str]:
+    """Names of the ConfigMaps that hold the job's data."""
+    return {ref.name for _, ref in _config_map_refs(spec)}
+
+
+def _sources(spec: FineTuneJobSpec) -> Iterator[tuple[str, str]]:
+    yield "spec.baseModel.source", spec.base_model.source
+    for field, data in (
+        ("spec.dataset.train", spec.dataset.train),
+        ("spec.dataset.validation", spec.dataset.validation),
+    ):
+        if data.source is not None:
+            yield f"{field}.source", data.source
+
+
+def require_trainer() -> None:
+    """Raises Unsupported when the stages' code is not installed beside the command."""
+    if importlib.util.find_spec("finetune_trainer") is None:
+        raise Unsupported("the trainer is not installed here", "pip install finetune-trainer")
+
+
+def free_port(wanted: int | None) -> int:
+    """The wanted port; else 8000, or any other when that is taken. Raises BadInput when the wanted one is taken."""
+    for port in [wanted] if wanted else [PORT, 0]:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((LOCALHOST, port))
+            except OSError as error:
+                if wanted:
+                    raise BadInput(f"port {wanted}: {error.strerror}", "choose another with --port") from error
+                continue
+            return int(probe.getsockname()[1])
+    raise Unsupported("no port is free on this machine", "end a program that listens")

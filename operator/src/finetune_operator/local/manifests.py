@@ -1,0 +1,265 @@
+"""From YAML files to one FineTuneJob and its ConfigMaps. What is wrong is said with file, line, path and remedy."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from finetune_api import API_VERSION, KIND
+from finetune_api.job import FineTuneJob
+from finetune_api.spec import NAME, FineTuneJobSpec
+from finetune_operator.local.errors import BadInput
+
+SUFFIXES = (".yaml", ".yml", ".json")
+KINDS = "FineTuneJob and ConfigMap"
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One YAML document, with the nodes that know the lines."""
+
+    file: str
+    content: dict[str, Any]
+    node: yaml.MappingNode
+
+    @property
+    def kind(self) -> str:
+        return str(self.content.get("kind", ""))
+
+    @property
+    def name(self) -> str:
+        meta = self.content.get("metadata")
+        return str(meta.get("name", "")) if isinstance(meta, dict) else ""
+
+    def place(self, path: Sequence[str | int]) -> str:
+        """FILE:LINE of the deepest part of the path that is there."""
+        node: yaml.Node = self.node
+        line = node.start_mark.line
+        for step in path:
+            found = _child(node, step)
+            if found is None:
+                break
+            line, node = found
+        return f"{self.file}:{line + 1}"
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What the files hold. `ignored`: documents that mean nothing on one machine, as KIND NAME."""
+
+    job: FineTuneJob
+    document: Document
+    config_maps: Mapping[str, dict[str, Any]]
+    ignored: tuple[str, ...] = ()
+
+
+def read(files: Sequence[str], *, name: str | None = None, namespace: str | None = None) -> Given:
+    """The one job (or the one called `name`) in files, folders or `-`. Raises BadInput."""
+    documents = [document for file in files for document in _documents(file)]
+    document = _the_job(documents, name, files)
+    job = parse_job(document, namespace)
+    config_maps = {d.name: _config_map(d) for d in documents if d.kind == "ConfigMap" and _beside(d, job)}
+    others = [d for d in documents if d.kind not in (KIND, "ConfigMap")]
+    return Given(job, document, config_maps, tuple(f"{d.kind} {d.name}" for d in others))
+
+
+def parse_job(document: Document, namespace: str | None = None) -> FineTuneJob:
+    """The job with all defaults. Raises BadInput with one line for each mistake."""
+    content = document.content
+    problems = list(_head_problems(document))
+    meta = content.get("metadata") if isinstance(content.get("metadata"), dict) else {}
+    unknown = [key for key in content if key not in ("apiVersion", "kind", "metadata", "spec", "status")]
+    known = ["apiVersion", "kind", "metadata", "spec"]
+    problems += [f"{document.place([key])}: {key}: unknown field{_meant(str(key), known)}" for key in unknown]
+    try:
+        spec = FineTuneJobSpec.model_validate(content.get("spec") or {})
+    except ValidationError as error:
+        problems += [_problem(document, detail) for detail in error.errors(include_url=False)]
+    if problems:
+        raise BadInput("\n".join(problems), f"every field is described by `kubectl explain {KIND}.spec`")
+    name, space = meta["name"], namespace or meta.get("namespace") or "default"
+    labels = {str(key): str(value) for key, value in (meta.get("labels") or {}).items()}
+    return FineTuneJob.model_validate({"metadata": {"name": name, "namespace": space, "labels": labels}, "spec": spec})
+
+
+def _documents(file: str) -> Iterator[Document]:
+    if file == "-":
+        yield from _parse("-", sys.stdin.read())
+        return
+    path = Path(file)
+    if path.is_dir():
+        inside = sorted(entry for entry in path.iterdir() if entry.suffix in SUFFIXES)
+        if not inside:
+            raise BadInput(f"{file}: the folder has no {', '.join(SUFFIXES)} file", "name the file itself")
+        for entry in inside:
+            yield from _parse(str(entry), entry.read_text(encoding="utf-8"))
+        return
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "is not text in UTF-8"
+        raise BadInput(f"{file}: {reason}", "give the file of a FineTuneJob with -f") from error
+    yield from _parse(file, text)
+
+
+def _parse(file: str, text: str) -> Iterator[Document]:
+    try:
+        for node in yaml.compose_all(text, Loader=yaml.SafeLoader):
+            if node is None or (isinstance(node, yaml.ScalarNode) and not node.value):
+                continue
+            _refuse_twice(file, node)
+            content = yaml.SafeLoader("").construct_document(node)
+            if not isinstance(node, yaml.MappingNode) or not isinstance(content, dict):
+                raise BadInput(f"{file}:{node.start_mark.line + 1}: not a Kubernetes object", f"write {KINDS}")
+            yield Document(file, content, node)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{file}:{mark.line + 1}" if mark else file
+        problem = getattr(error, "problem", None) or str(error)
+        raise BadInput(f"{where}: not valid YAML: {problem}", "look at indentation, colons and quotes there") from error
+
+
+def _refuse_twice(file: str, node: yaml.Node) -> None:
+    """YAML readers keep the last of two equal keys silently; the API server warns. Raises BadInput."""
+    children: Iterable[yaml.Node] = ()
+    if isinstance(node, yaml.MappingNode):
+        seen: dict[str, int] = {}
+        for key, _ in node.value:
+            line = key.start_mark.line + 1
+            if key.value in seen and isinstance(key, yaml.ScalarNode):
+                raise BadInput(
+                    f"{file}:{line}: {key.value} stands in line {seen[key.value]} already", "remove one of them"
+                )
+            if isinstance(key, yaml.ScalarNode):
+                seen[key.value] = line
+        children = [value for _, value in node.value]
+    elif isinstance(node, yaml.SequenceNode):
+        children = node.value
+    for child in children:
+        _refuse_twice(file, child)
+
+
+def _the_job(documents: Sequence[Document], name: str | None, files: Sequence[str]) -> Document:
+    jobs = [document for document in documents if document.kind == KIND]
+    if name is not None:
+        jobs = [document for document in jobs if document.name == name]
+    if len(jobs) == 1:
+        return jobs[0]
+    where = ", ".join(files)
+    if jobs:
+        names = ", ".join(document.name for document in jobs)
+        raise BadInput(f"{where}: {len(jobs)} FineTuneJobs ({names})", "say which: finetune run NAME -f ...")
+    kinds = sorted({document.kind or "no kind" for document in documents})
+    wanted = f"FineTuneJob {name}" if name else "FineTuneJob"
+    raise BadInput(
+        f"{where}: there is no {wanted}; found: {', '.join(kinds) or 'nothing'}",
+        f"write `apiVersion: {API_VERSION}` and `kind: {KIND}`",
+    )
+
+
+def _head_problems(document: Document) -> Iterator[str]:
+    content, meta = document.content, document.content.get("metadata")
+    if content.get("apiVersion") != API_VERSION:
+        yield f"{document.place(['apiVersion'])}: apiVersion: {content.get('apiVersion')!r}; write {API_VERSION}"
+    name = meta.get("name") if isinstance(meta, dict) else None
+    if not isinstance(name, str) or not _is_name(name):
+        yield (
+            f"{document.place(['metadata', 'name'])}: metadata.name: {name!r}; write lower-case letters, digits "
+            "and dashes, at most 63, for example travel-assistant"
+        )
+
+
+def _is_name(name: str) -> bool:
+    import re
+
+    return len(name) <= 253 and re.fullmatch(NAME, name) is not None
+
+
+def _beside(document: Document, job: FineTuneJob) -> bool:
+    """Whether the ConfigMap is in the job's namespace; one that names none is."""
+    meta = document.content.get("metadata") or {}
+    return meta.get("namespace") in (None, job.metadata.namespace)
+
+
+def _config_map(document: Document) -> dict[str, Any]:
+    data = document.content.get("data") or {}
+    wrong = [key for key, value in data.items() if not isinstance(value, str)]
+    if not document.name or wrong:
+        what = f"data.{wrong[0]}: not a text" if wrong else "metadata.name: missing"
+        raise BadInput(f"{document.place(['data', *wrong[:1]])}: ConfigMap {document.name}: {what}", "write `KEY: |`")
+    return {"metadata": {"name": document.name}, "data": dict(data)}
+
+
+def _problem(document: Document, detail: Mapping[str, Any]) -> str:
+    path = ["spec", *_yaml_path(document, detail["loc"])]
+    field = ".".join(str(step) for step in path)
+    return f"{document.place(path)}: {field}: {_words(detail, path)}"
+
+
+def _yaml_path(document: Document, loc: Sequence[str | int]) -> list[str | int]:
+    """pydantic's location without the members of unions, which are no part of the YAML. The last step of a field
+    that is missing stays."""
+    node: yaml.Node | None = (_child(document.node, "spec") or (0, None))[1]
+    path: list[str | int] = []
+    for index, step in enumerate(loc):
+        found = _child(node, step) if node is not None else None
+        if found is not None:
+            path.append(step)
+            node = found[1]
+        elif isinstance(node, yaml.MappingNode) or (node is None and index == 0):
+            path.append(step)
+            node = None
+    return path
+
+
+def _words(detail: Mapping[str, Any], path: Sequence[str | int]) -> str:
+    kind, message = detail["type"], str(detail["msg"]).removeprefix("Value error, ")
+    if kind == "extra_forbidden":
+        return f"unknown field{_meant(str(path[-1]), _fields(path[:-1]))}"
+    if kind == "missing":
+        return "missing; it has no default"
+    if kind in ("value_error", "assertion_error"):
+        return message
+    return f"{detail['input']!r}: {message[:1].lower()}{message[1:]}"
+
+
+def _fields(path: Sequence[str | int]) -> list[str]:
+    """The fields that may stand below this path, from the schema that the API server has, too."""
+    schema = FineTuneJobSpec.model_json_schema(by_alias=True)
+    here: dict[str, Any] = schema
+    for step in path[1:]:
+        here = _resolved(here, schema)
+        here = here.get("items", {}) if isinstance(step, int) else here.get("properties", {}).get(step, {})
+    return list(_resolved(here, schema).get("properties", {}))
+
+
+def _resolved(part: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
+    options = [part, *part.get("anyOf", ()), *part.get("allOf", ())]
+    reference = next((option["$ref"] for option in options if "$ref" in option), None)
+    return schema["$defs"][reference.rsplit("/", 1)[-1]] if reference else part
+
+
+def _meant(word: str, known: Sequence[str]) -> str:
+    lower = {name.lower(): name for name in known}
+    close = difflib.get_close_matches(word.lower().replace("_", ""), lower, n=1, cutoff=0.6)
+    if close:
+        return f"; did you mean {lower[close[0]]}?"
+    return f"; known here: {', '.join(known)}" if known else ""
+
+
+def _child(node: yaml.Node, step: str | int) -> tuple[int, yaml.Node] | None:
+    """Line and node below a key or an index."""
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            if key.value == str(step):
+                return key.start_mark.line, value
+    if isinstance(node, yaml.SequenceNode) and isinstance(step, int) and step < len(node.value):
+        return node.value[step].start_mark.line, node.value[step]
+    return None

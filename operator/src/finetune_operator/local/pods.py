@@ -1,0 +1,120 @@
+"""From a pod's spec to a process: its file system becomes a folder of links, its paths lead into that folder."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from finetune_operator.builders.pod import ARTIFACTS_PATH
+from finetune_operator.plan import Manifest
+
+# The pod's own settings for a user without a home folder; on a laptop the user's own caches are better.
+NOT_NEEDED = {"HOME", "HF_HOME", "USER", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"}
+# What would make the stage talk to a control plane that is not there.
+NEVER = {"KUBEFLOW_TRAINER_SERVER_URL", "KUBEFLOW_TRAINER_SERVER_CA_CERT", "KUBEFLOW_TRAINER_SERVER_TOKEN"}
+LOCALHOST = "127.0.0.1"  # a laptop's server is not for its network
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where volumes lie on this machine."""
+
+    artifacts: Path
+    claims: Path
+    config_maps: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """A process to start, and what must lie in its folder before. Paths in `links` and `files` are absolute."""
+
+    arguments: tuple[str, ...]
+    environment: Mapping[str, str]
+    links: Mapping[Path, Path]
+    files: Mapping[Path, str]
+    folders: tuple[Path, ...]
+
+
+def launch(pod_spec: Manifest, root: Path, places: Places, *, port: int | None = None) -> Launch:
+    """How this machine runs the pod. `root` is the folder that stands for the container's `/`."""
+    container = pod_spec["containers"][0]
+    volumes = {volume["name"]: volume for volume in pod_spec["volumes"]}
+    links: dict[Path, Path] = {}
+    files: dict[Path, str] = {}
+    folders: list[Path] = []
+    for mount in container["volumeMounts"]:
+        volume, target = volumes[mount["name"]], inside(root, mount["mountPath"])
+        if "persistentVolumeClaim" in volume:
+            links[target] = _claim(volume["persistentVolumeClaim"]["claimName"], mount["mountPath"], places)
+        elif "configMap" in volume:
+            data = places.config_maps.get(volume["configMap"]["name"], {})
+            folders.append(target)
+            files |= {target / key: text for key, text in data.items()}
+        elif "emptyDir" in volume:
+            folders.append(target)
+        # A projected token is for a control plane that is not there.
+    return Launch(
+        arguments=(*_command(container), *_arguments(container.get("args") or (), root, port)),
+        environment={e["name"]: e["value"] for e in container.get("env") or () if _is_wanted(e["name"])},
+        links=links,
+        files=files,
+        folders=tuple(folders),
+    )
+
+
+def inside(root: Path, path: str) -> Path:
+    """An absolute path of the container in the folder that stands for its root."""
+    return root / path.lstrip("/")
+
+
+def prepare_root(root: Path, plan: Launch) -> None:
+    """Make the folders, files and links."""
+    root.mkdir(parents=True, exist_ok=True)
+    for folder in plan.folders:
+        folder.mkdir(parents=True, exist_ok=True)
+    for path, text in plan.files.items():
+        path.write_text(text, encoding="utf-8")
+    for link, target in plan.links.items():
+        link.parent.mkdir(parents=True, exist_ok=True)
+        if not link.is_symlink():
+            link.symlink_to(target, target_is_directory=True)
+
+
+def environment(plan: Launch, user: Mapping[str, str]) -> dict[str, str]:
+    """The user's environment with the pod's on top. Tokens come from the user's shell: no Secret is read here."""
+    quiet = {"PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
+    return {**{k: v for k, v in user.items() if k not in NEVER}, **quiet, **plan.environment}
+
+
+def _claim(name: str, mount_path: str, places: Places) -> Path:
+    if mount_path == ARTIFACTS_PATH:
+        return places.artifacts
+    return claim_folder(name, places)
+
+
+def claim_folder(name: str, places: Places) -> Path:
+    """A claim that was not given is the output claim: on a cluster both are volumes, here only one is known."""
+    folder = places.claims / name
+    return folder if folder.exists() else places.artifacts
+
+
+def _command(container: Manifest) -> tuple[str, ...]:
+    command = list(container["command"])
+    if command == ["finetune-trainer"]:
+        # This interpreter's trainer: one environment, whatever PATH says.
+        return (sys.executable, "-m", "finetune_trainer")
+    return tuple(command)
+
+
+def _arguments(arguments: list[str], root: Path, port: int | None) -> list[str]:
+    result = [str(inside(root, word)) if word.startswith("/") else word for word in arguments]
+    for flag, value in (("--host", LOCALHOST), ("--port", None if port is None else str(port))):
+        if flag in result and value is not None:
+            result[result.index(flag) + 1] = value
+    return result
+
+
+def _is_wanted(name: str) -> bool:
+    return name not in NOT_NEEDED and name not in NEVER
