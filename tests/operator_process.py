@@ -181,7 +181,8 @@ def cluster_wide_rights(plane: ControlPlane) -> Iterator[None]:
 
 def install_crd(plane: ControlPlane) -> None:
     plane.kubectl("apply", "--server-side", "--force-conflicts", "-f", "-", input=crd_yaml())
-    plane.kubectl("wait", "--for=condition=Established", f"crd/finetunejobs.{GROUP}")
+    # `kubectl wait` fails on a CRD that has no status yet; an empty list of objects is the proof.
+    plane.kubectl.wait_until(lambda: plane.kubectl.json("get", f"finetunejobs.{GROUP}", "-A"), PATIENCE, "the CRD")
 
 
 def job_manifest(name: str, namespace: str, **spec: Any) -> dict[str, Any]:

@@ -187,7 +187,8 @@ class Api:
         raise AssertionError("the loop returns or raises")
 
     async def _once(self, method: str, url: str, body: Manifest | None, content_type: str) -> Manifest:
-        headers = {"Accept": JSON, "Content-Type": content_type, "User-Agent": FIELD_MANAGER}
+        # The keys of service account tokens come as application/jwk-set+json only.
+        headers = {"Accept": f"{JSON}, */*;q=0.5", "Content-Type": content_type, "User-Agent": FIELD_MANAGER}
         authorization = await self._configuration.get_api_key_with_prefix("BearerToken", alias="authorization")
         if authorization:
             headers["authorization"] = authorization

@@ -78,6 +78,8 @@ class TokenVerifier:
             async with self._lock:
                 if kid not in self._keys and self._clock() - self._fetched >= REFRESH_SECONDS:
                     await self._fetch()
+        if not self._keys:
+            raise KeysUnavailableError("not fetched yet")
         if kid not in self._keys:
             raise TokenRefusedError("signed with a key that is not the cluster's")
         return self._keys[kid]
