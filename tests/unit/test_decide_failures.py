@@ -135,6 +135,18 @@ def test_more_memory_gives_a_failed_stage_another_try_from_where_it_was() -> Non
     assert [(r.number, r.result) for r in cluster.job.status.runs] == [(1, "Promoted")]
 
 
+def test_another_try_is_not_forgotten_while_the_failed_job_is_still_seen() -> None:
+    """The deletion was sent, and its event has not come back yet."""
+    cluster = Cluster(make_job(), answer=fail_in("Train", 137)).run()
+    cluster.change(compute={"gpus": 0, "resources": {"limits": {"memory": "64Gi"}}})
+    first = cluster.plan()
+    assert [ref.name for ref in first.delete] == ["travel-r1-train"]
+    cluster.write_status(first.status)
+    second = cluster.plan()
+    assert second.status == first.status
+    assert second.events == ()
+
+
 def test_another_operator_image_does_not_try_failed_runs_again() -> None:
     cluster = Cluster(make_job(), answer=fail_in("Train", 12)).run()
     cluster.settings = type(cluster.settings)(trainer_image="registry.example.com/trainer:0.2.0")

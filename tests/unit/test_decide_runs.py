@@ -154,6 +154,14 @@ def test_a_pin_on_a_run_that_is_not_known_says_so_and_changes_nothing() -> None:
     assert cluster.condition("Ready") == ("True", "Serving")
 
 
+def test_a_wrong_pin_does_not_stop_the_training() -> None:
+    cluster = Cluster(make_job(serving={"run": 7})).run()
+    assert cluster.condition("Stalled") == ("True", "RunNotFound")
+    assert cluster.condition("Promoted")[0] == "True"
+    cluster.change(serving=None).run()
+    assert endpoint_run(cluster) == 1
+
+
 def test_a_pin_on_the_run_that_still_trains_waits_for_it() -> None:
     cluster = Cluster(make_job(serving={"run": 1})).run()
     assert cluster.condition("Ready") == ("True", "Serving")
@@ -170,6 +178,13 @@ def test_a_reverted_commit_brings_its_run_back_without_training() -> None:
     assert (number(cluster), endpoint_run(cluster), trained(cluster)) == (2, 2, 2)
     cluster.change(hyperparameters={"epochs": 3}).run()
     assert (number(cluster), trained(cluster)) == (3, 3)
+
+
+def test_taking_a_run_up_again_is_one_event_and_serving_another() -> None:
+    cluster = Cluster(make_job()).run().change(hyperparameters=EPOCHS).run()
+    before = len(cluster.events())
+    cluster.change(hyperparameters=None).run()
+    assert cluster.events()[before:] == ["RunStarted", "Serving"]
 
 
 def test_a_revert_to_a_run_that_failed_its_gate_does_not_train_it_again() -> None:

@@ -117,6 +117,15 @@ def test_a_status_of_an_older_generation_is_not_believed() -> None:
     assert cluster.condition("Ready") == ("False", "RollingOut")
 
 
+def test_a_new_server_that_is_not_available_yet_is_not_the_end_of_a_rollout() -> None:
+    cluster = Cluster(make_job(serving={"replicas": 2})).run()
+    surge = {"observedGeneration": 1, "updatedReplicas": 2, "availableReplicas": 2, "unavailableReplicas": 1}
+    cluster.objects["Deployment", "travel-serve"]["status"] = surge
+    assert next(c.status for c in cluster.plan().status.conditions if c.type == "Ready") == "False"
+    del cluster.objects["Deployment", "travel-serve"]["status"]["unavailableReplicas"]
+    assert next(c.status for c in cluster.plan().status.conditions if c.type == "Ready") == "True"
+
+
 def test_servers_that_are_lost_make_it_not_ready_until_they_are_back() -> None:
     cluster = Cluster(make_job()).run()
     healthy = copy.deepcopy(cluster.objects["Deployment", "travel-serve"]["status"])

@@ -34,7 +34,8 @@ def _all(old: FineTuneJobStatus, new: FineTuneJobStatus) -> Iterator[Event]:
     if not same_run:
         taken_up = "taken up again" if is_done(run, Stage.EVALUATE) else f"started ({run.trigger})"
         yield _normal("RunStarted", f"Run {run.number} {taken_up}.")
-    yield from _reached(old, new, same_run)
+    if same_run or not is_done(run, Stage.EVALUATE):  # a run that is taken up again did all that before
+        yield from _reached(old, new, same_run)
     yield from _trouble(old, new, same_run)
     if new.endpoint and is_true(new.conditions, Type.SERVING) and _answering(old) != _answering(new):
         url = new.endpoint.url
