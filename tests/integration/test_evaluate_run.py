@@ -1,0 +1,163 @@
+"""Evaluate on real, tiny models; and the whole way from data to proof."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tests.tiny_models import make_tiny_chat_model
+from tests.trained_runs import chats, make_run, one_thread
+
+from finetune_api.conditions import GateVerdict, Stage
+from finetune_api.gate import judge
+from finetune_api.reports import EvaluateReport, Summary
+from finetune_api.run_config import RunConfig
+from finetune_api.spec import GateRule, MethodType, Task
+from finetune_trainer import artifacts, frame
+from finetune_trainer.context import StageContext
+from finetune_trainer.errors import ArtifactInvalidError
+from finetune_trainer.stages import evaluate, train
+
+BOTH = {"baselines": ["Base", "FewShot"], "fewShotExamples": 2}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    with one_thread():
+        yield
+
+
+def trained(root: Path, **settings: Any) -> tuple[StageContext, Summary, Summary]:
+    context = make_run(root, **settings)
+    return context, train.run(context), evaluate.run(context)
+
+
+@pytest.fixture(scope="module")
+def lora(tmp_path_factory: pytest.TempPathFactory) -> tuple[StageContext, Summary, Summary]:
+    return trained(tmp_path_factory.mktemp("lora"), evaluation=BOTH)
+
+
+def test_tuned_is_better_and_both_were_measured(lora: tuple[StageContext, Summary, Summary]) -> None:
+    _, fit, summary = lora
+    found = summary.evaluation
+    assert found is not None
+    assert found.base is not None
+    assert found.tuned is not None
+    assert found.few_shot is not None
+    assert found.loss_difference is not None
+    assert found.examples == 6
+    assert found.tuned.loss < found.base.loss
+    assert found.few_shot.loss not in (found.base.loss, found.tuned.loss)
+    assert found.loss_difference.low < found.base.loss - found.tuned.loss < found.loss_difference.high
+    # The number that chose the checkpoint is the number that is reported.
+    assert found.tuned.loss == pytest.approx(fit.eval_loss, rel=1e-6)
+    rule = GateRule.model_validate({"metric": "loss", "minImprovement": "1%"})
+    assert judge([rule], found).verdict is GateVerdict.PASSED
+
+
+def test_the_report_shows_answers_side_by_side(lora: tuple[StageContext, Summary, Summary]) -> None:
+    context, _, summary = lora
+    report = EvaluateReport.model_validate_json((context.evaluation_dir / "report.json").read_bytes())
+    assert report.evaluation == summary.evaluation
+    assert [(s.prompt, s.expected) for s in report.samples] == [
+        (e["messages"][0]["content"], e["messages"][1]["content"]) for e in chats(2, offset=100)
+    ]
+    assert all(s.base != s.tuned for s in report.samples)
+    assert summary.to_message()
+
+
+def test_the_base_is_the_base_with_the_adapter_off(lora: tuple[StageContext, Summary, Summary], tmp_path: Path) -> None:
+    """Measured on the same loaded weights, it equals a run whose adapter does nothing."""
+    context, _, summary = lora
+    path = context.model_dir / "adapter_model.safetensors"
+    kept = path.read_bytes()
+    manifest = (context.model_dir / artifacts.MANIFEST).read_bytes()
+    save_file({name: t * 0 if "lora_B" in name else t for name, t in load_file(path).items()}, path)
+    artifacts.finish(context.model_dir)
+    try:
+        found = evaluate.run(context).evaluation
+    finally:
+        path.write_bytes(kept)
+        (context.model_dir / artifacts.MANIFEST).write_bytes(manifest)
+    assert found is not None
+    assert summary.evaluation is not None
+    assert found.base == summary.evaluation.base
+    assert found.tuned == found.base
+    assert found.loss_difference is not None
+    assert found.loss_difference.low == found.loss_difference.high == 0
+
+
+@pytest.mark.parametrize(
+    "settings", [{"method": MethodType.FULL}, {"task": Task.COMPLETION, "evaluation": BOTH}], ids=["full", "completion"]
+)
+def test_other_methods_and_tasks(tmp_path: Path, settings: dict[str, Any]) -> None:
+    context, fit, summary = trained(tmp_path, **settings)
+    found = summary.evaluation
+    assert found is not None
+    assert found.base is not None
+    assert found.tuned is not None
+    assert found.tuned.loss < found.base.loss
+    assert found.tuned.loss == pytest.approx(fit.eval_loss, rel=1e-6)
+    assert len(EvaluateReport.model_validate_json((context.evaluation_dir / "report.json").read_bytes()).samples) == 2
+
+
+@pytest.mark.parametrize(("fault", "message"), [("nan", "loss is not finite"), ("changed", "was changed")])
+def test_a_damaged_model_is_not_measured(tmp_path: Path, fault: str, message: str) -> None:
+    context = make_run(tmp_path, resolved={"epochs": 1})
+    train.run(context)
+    path = context.model_dir / "adapter_model.safetensors"
+    tensors = load_file(path)
+    tensors[next(name for name in tensors if "lora_B" in name)].fill_(float("nan"))
+    save_file(tensors, path)
+    if fault == "nan":
+        artifacts.finish(context.model_dir)
+    with pytest.raises(ArtifactInvalidError, match=message) as caught:
+        evaluate.run(context)
+    assert frame.explain(caught.value)[1] == 13
+    assert not (context.evaluation_dir / "report.json").exists()
+
+
+def test_from_data_to_proof_through_the_frame(tmp_path: Path) -> None:
+    """Prepare, Train and Evaluate as a pod runs them; a second time finds everything done."""
+    claim = tmp_path / "sources" / "pvc" / "data"
+    make_tiny_chat_model(claim / "tiny")
+    for name, examples in (("train", chats(24)), ("validation", chats(6, offset=100))):
+        (claim / f"{name}.jsonl").write_text("".join(json.dumps(example) + "\n" for example in examples))
+    config = RunConfig.model_validate(
+        {
+            "namespace": "team",
+            "job": "travel",
+            "run": 1,
+            "hash": "0123456789abcdef",
+            "task": "Chat",
+            "baseModel": {"source": "pvc://data/tiny"},
+            "baseName": "tiny",
+            "tunedName": "travel",
+            "dataset": {
+                "train": {"source": "pvc://data/train.jsonl"},
+                "validation": {"source": "pvc://data/validation.jsonl"},
+            },
+            "method": {"type": "LoRA", "rank": 8},
+            "hyperparameters": {"epochs": 2, "batchSize": 8, "learningRateMultiplier": 20},
+            "evaluation": {"sampleAnswers": 2},
+            "paths": {"run": "team/travel/runs/1-01234567", "models": "team/models"},
+        }
+    )
+    context = StageContext(config=config, artifacts=tmp_path / "artifacts", sources=tmp_path / "sources")
+    message = tmp_path / "message"
+    for reused in (False, True):
+        for stage in (Stage.PREPARE, Stage.TRAIN, Stage.EVALUATE):
+            assert frame.run_stage(stage, context, message) == 0, message.read_text()
+            summary = Summary.model_validate_json(message.read_bytes())
+            assert (summary.stage, summary.ok, summary.reused) == (stage, True, reused)
+    assert summary.evaluation is not None
+    assert summary.evaluation.tuned is not None
+    assert summary.evaluation.base is not None
+    assert summary.evaluation.tuned.loss < summary.evaluation.base.loss
+    adapter = load_file(context.model_dir / "adapter_model.safetensors")
+    assert all(torch.isfinite(tensor).all() for tensor in adapter.values())
