@@ -56,7 +56,8 @@ def _trouble(old: FineTuneJobStatus, new: FineTuneJobStatus, same_run: bool) -> 
     gate, gate_before = find(new.conditions, Type.PROMOTED), find(old.conditions, Type.PROMOTED)
     if gate and gate.status == "False" and not (same_run and gate_before and gate_before.status == "False"):
         yield Event("Warning", "GateFailed", shorten(gate.message, EVENT_MESSAGE))
-    failure, before = new.run and new.run.failure, old.run and old.run.failure
+    failure = new.run.failure if new.run else None
+    before = old.run.failure if old.run else None
     if failure is None:
         return
     known = same_run and before is not None and (before.reason, before.waiting) == (failure.reason, failure.waiting)

@@ -55,9 +55,21 @@ def trained(view: View, run: RunStatus, summary: Summary) -> RunStatus | None:
         run=run.number,
         name=names.tuned_name(meta.name, spec),
     )
+    update = {
+        "model": model,
+        "progress": _finished(view, run, summary),
+        "checkpoint": summary.checkpoint or run.checkpoint,
+        "resolved": summary.resolved or run.resolved,
+        "notes": [shorten(note, NOTE_LENGTH) for note in summary.notes[:NOTES]],
+    }
+    return run.model_copy(update=update)
+
+
+def _finished(view: View, run: RunStatus, summary: Summary) -> Progress:
+    """The progress of a training that is through."""
     last = run.progress or Progress()
     steps = summary.steps or last.total_steps or (run.resolved.total_steps if run.resolved else 0)
-    progress = last.model_copy(
+    return last.model_copy(
         update={
             "percent": 100,
             "step": steps,
@@ -68,14 +80,6 @@ def trained(view: View, run: RunStatus, summary: Summary) -> RunStatus | None:
             "update_time": view.time,
         }
     )
-    update = {
-        "model": model,
-        "progress": progress,
-        "checkpoint": summary.checkpoint or run.checkpoint,
-        "resolved": summary.resolved or run.resolved,
-        "notes": [shorten(note, NOTE_LENGTH) for note in summary.notes[:NOTES]],
-    }
-    return run.model_copy(update=update)
 
 
 def evaluated(view: View, run: RunStatus, summary: Summary) -> RunStatus | None:
