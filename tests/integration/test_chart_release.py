@@ -1,0 +1,350 @@
+"""The chart on a real API server: rendered, installed, upgraded, uninstalled, installed again."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import ssl
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import rsa
+from tests.cluster import binaries
+from tests.cluster.control_plane import ControlPlane, start_control_plane
+from tests.cluster.errors import CommandFailed, Unavailable
+from tests.cluster.processes import run
+from tests.integration.bad_manifests import GOOD
+from tests.integration.conftest import CRD_NAME, ROOT
+
+from finetune_operator.control.environment import read_environment
+
+CHART = ROOT / "charts" / "finetune-operator"
+NAME = "finetune-operator"
+HOME = "finetune-system"
+HOST = f"{NAME}.{HOME}.svc"
+TLS_FOLDER = "/etc/finetune-operator/tls"
+EVERYTHING = (
+    "networkPolicy.jobNamespaces={team-a}",
+    "rbac.issuerDiscovery=true",
+    "sources.httpsHosts={data.example.com,*.corp.example.com}",
+    "trainer.imagePullSecrets={registry}",
+    "imagePullSecrets[0].name=registry",
+    "podAnnotations.a=b",
+    "podLabels.c=d",
+    "extraEnv[0].name=HTTPS_PROXY",
+    "extraEnv[0].value=http://proxy:3128",
+    "priorityClassName=system-cluster-critical",
+    "nodeSelector.disk=ssd",
+    "tolerations[0].operator=Exists",
+)
+
+
+@dataclass(frozen=True)
+class Release:
+    """Helm for one cluster."""
+
+    plane: ControlPlane
+    helm: Path
+
+    def run(self, *words: str | Path, **values: str) -> str:
+        """A helm command in the operator's namespace."""
+        flags = [flag for key, value in values.items() for flag in ("--set", f"{key}={value}")]
+        command = [self.helm, *words, "--namespace", HOME, *flags]
+        return run(*command, env=self.plane.kubectl.environment(), timeout=120)
+
+    def template(self, *settings: str) -> str:
+        """The manifests, as text."""
+        flags = [flag for setting in settings for flag in ("--set", setting)]
+        return self.run("template", NAME, CHART, "--kube-version", binaries.KUBERNETES, *flags)
+
+    def install(self, *settings: str) -> str:
+        """`helm upgrade --install`; returns the notes."""
+        flags = [flag for setting in settings for flag in ("--set", setting)]
+        return self.run("upgrade", "--install", NAME, CHART, *flags)
+
+    def uninstall(self) -> None:
+        self.run("uninstall", NAME)
+
+    def may(self, verb: str, resource: str, namespace: str) -> bool:
+        """Whether the operator's service account may."""
+        account = f"--as=system:serviceaccount:{HOME}:{NAME}"
+        try:
+            return self.plane.kubectl("auth", "can-i", verb, resource, account, namespace=namespace).strip() == "yes"
+        except CommandFailed:
+            return False  # "no" is also the exit code
+
+    def get(self, kind: str, name: str = NAME) -> dict[str, Any]:
+        """One object of the operator's namespace."""
+        found = self.plane.kubectl.get(kind, name, namespace=HOME)
+        assert found, f"no {kind} {name}"
+        return dict(found)
+
+
+@pytest.fixture(scope="module")
+def release() -> Iterator[Release]:
+    """An API server of its own: the definition must come from the chart, not from another test."""
+    try:
+        helm = binaries.helm()
+        plane = start_control_plane()
+    except Unavailable as error:
+        if os.environ.get("FINETUNE_REQUIRE_CLUSTER") == "1":
+            raise
+        pytest.skip(str(error))
+    for namespace in (HOME, "team-a", "team-b"):
+        plane.kubectl.make_namespace(namespace)
+    yield Release(plane, helm)
+    plane.stop()
+
+
+@pytest.fixture
+def installed(release: Release) -> Iterator[Release]:
+    """The chart with its own values, installed."""
+    release.install()
+    yield release
+    release.uninstall()
+
+
+def objects(text: str, kind: str | None = None) -> list[dict[str, Any]]:
+    found = [each for each in yaml.safe_load_all(text) if each]
+    return [each for each in found if kind in (None, each["kind"])]
+
+
+def variables(deployment: dict[str, Any]) -> dict[str, str]:
+    container = deployment["spec"]["template"]["spec"]["containers"][0]
+    return {each["name"]: each.get("value", "from the pod") for each in container["env"]}
+
+
+def test_lint_is_silent(release: Release) -> None:
+    assert "0 chart(s) failed" in release.run("lint", CHART, "--strict")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [(), EVERYTHING, ("progress.enabled=false", "networkPolicy.enabled=false"), ("watchNamespaces={team-a,team-b}",)],
+    ids=["default", "everything", "without progress", "two namespaces"],
+)
+def test_api_server_takes_what_is_rendered(release: Release, settings: tuple[str, ...]) -> None:
+    release.plane.kubectl("apply", "--dry-run=server", "-f", "-", input=release.template(*settings))
+
+
+def test_pod_is_admitted_under_restricted_pod_security(installed: Release) -> None:
+    spec = installed.get("deployment")["spec"]["template"]["spec"]
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "operator", "namespace": HOME}, "spec": spec}
+    installed.plane.kubectl("create", "--dry-run=server", "-f", "-", input=json.dumps(pod))
+    container = spec["containers"][0]
+    assert container["securityContext"]["readOnlyRootFilesystem"] is True
+    assert {mount["mountPath"] for mount in container["volumeMounts"]} == {"/tmp", TLS_FOLDER}
+
+
+def test_operator_understands_its_environment(release: Release, tmp_path: Path) -> None:
+    deployment = objects(release.template(*EVERYTHING, "watchNamespaces={team-a,team-b}"), "Deployment")[0]
+    given = variables(deployment)
+    for part in ("tls.crt", "tls.key", "ca.crt"):
+        (tmp_path / part).write_text(part)
+    environment = read_environment({key: text.replace(TLS_FOLDER, str(tmp_path)) for key, text in given.items()})
+    settings = environment.settings
+    assert environment.watch_namespaces == ("team-a", "team-b")
+    assert environment.log_format == "json"
+    assert settings.progress_url == f"https://{HOST}:8443"
+    assert settings.progress_ca == "ca.crt"
+    assert settings.trainer_image == "ghcr.io/finetune-operator/trainer:0.1.0"
+    assert settings.image_pull_secrets == ("registry",)
+    assert settings.source_policy.https_hosts == ["data.example.com", "*.corp.example.com"]
+    assert environment.lease
+    assert environment.lease.name == NAME
+
+
+def test_every_variable_of_the_chart_is_read(release: Release) -> None:
+    source = (ROOT / "operator/src/finetune_operator/control/environment.py").read_text()
+    given = variables(objects(release.template(), "Deployment")[0])
+    # FINETUNE_PROGRESS_CERT, _KEY and _CA are read by one expression.
+    unknown = [name for name in given if name not in source and not name.startswith("FINETUNE_PROGRESS_")]
+    assert not unknown
+
+
+def test_large_numbers_are_not_written_in_scientific_notation(release: Release) -> None:
+    deployment = objects(release.template("resyncSeconds=86400", "apiBurst=10000"), "Deployment")[0]
+    assert variables(deployment)["FINETUNE_RESYNC_SECONDS"] == "86400"
+
+
+def test_certificate_is_for_the_service_and_signed_by_the_ca(installed: Release) -> None:
+    data = {
+        key: base64.b64decode(text) for key, text in installed.get("secret", f"{NAME}-progress-tls")["data"].items()
+    }
+    certificate, authority = (x509.load_pem_x509_certificate(data[name]) for name in ("tls.crt", "ca.crt"))
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert HOST in names.get_values_for_type(x509.DNSName)
+    certificate.verify_directly_issued_by(authority)
+    assert isinstance(certificate.public_key(), rsa.RSAPublicKey)
+    ssl.create_default_context(cadata=data["ca.crt"].decode())  # what the training pods do with it
+
+
+def test_upgrade_keeps_certificate_and_takes_new_values(installed: Release) -> None:
+    before = installed.get("secret", f"{NAME}-progress-tls")["data"]
+    installed.install("replicas=3", "logs.level=DEBUG")
+    assert installed.get("secret", f"{NAME}-progress-tls")["data"] == before
+    deployment = installed.get("deployment")
+    assert deployment["spec"]["replicas"] == 3
+    assert variables(deployment)["FINETUNE_LOG_LEVEL"] == "DEBUG"
+
+
+def test_service_selects_the_pods_and_names_their_ports(installed: Release) -> None:
+    service, template = installed.get("service"), installed.get("deployment")["spec"]["template"]
+    assert service["spec"]["selector"].items() <= template["metadata"]["labels"].items()
+    ports = {port["name"]: port["containerPort"] for port in template["spec"]["containers"][0]["ports"]}
+    assert ports == {"metrics": 8080, "progress": 8443}
+    assert {port["targetPort"]: port["port"] for port in service["spec"]["ports"]} == ports
+
+
+def test_uninstall_leaves_definition_and_jobs_and_reinstall_finds_them(release: Release) -> None:
+    kubectl = release.plane.kubectl
+    release.install()
+    kubectl.wait_until(lambda: _applied(release), 30, "the definition")
+    before = kubectl.get(CRD_NAME, "travel", namespace="default")
+    release.uninstall()
+    assert not kubectl.get("deployment", NAME, namespace=HOME)
+    assert not kubectl.get("clusterrole", NAME)
+    assert kubectl.get("crd", CRD_NAME)
+    release.install()
+    after = kubectl.get(CRD_NAME, "travel", namespace="default")
+    release.uninstall()
+    assert before
+    assert after
+    assert after["metadata"]["uid"] == before["metadata"]["uid"]
+
+
+def _applied(release: Release) -> bool:
+    try:
+        release.plane.kubectl.apply(GOOD, server_side=True)
+    except CommandFailed:
+        return False  # the definition is not established yet
+    return True
+
+
+def test_definition_can_be_left_out_or_not_kept(release: Release) -> None:
+    kind = "CustomResourceDefinition"
+    assert not objects(release.template("crds.enabled=false"), kind)
+    (kept,) = objects(release.template(), kind)
+    assert kept["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
+    (dropped,) = objects(release.template("crds.keep=false"), kind)
+    assert "annotations" not in dropped["metadata"]
+    assert kept["spec"] == yaml.safe_load((ROOT / "crds" / "finetunejobs.yaml").read_text())["spec"]
+
+
+def test_operator_may_do_its_work_and_nothing_else(installed: Release) -> None:
+    for verb, resource in (("watch", "finetunejobs"), ("create", "jobs"), ("update", "deployments"), ("list", "pods")):
+        assert installed.may(verb, resource, "team-a"), f"{verb} {resource}"
+    for verb, resource in (("get", "secrets"), ("create", "pods"), ("delete", "finetunejobs"), ("create", "roles")):
+        assert not installed.may(verb, resource, "team-a"), f"{verb} {resource}"
+    assert installed.may("update", f"leases/{NAME}", HOME)
+    assert not installed.may("update", "leases/another", HOME)
+    assert not installed.may("get", "leases", "team-a")
+
+
+def test_namespaced_install_has_no_rights_elsewhere(release: Release) -> None:
+    release.install("watchNamespaces={team-a}", "rbac.aggregateRoles=false")
+    try:
+        assert release.may("create", "jobs", "team-a")
+        assert not release.may("create", "jobs", "team-b")
+        assert not release.plane.kubectl.get("clusterrole", NAME)
+    finally:
+        release.uninstall()
+
+
+def test_no_role_has_a_wildcard_or_secrets(release: Release) -> None:
+    for settings in (EVERYTHING, ("watchNamespaces={team-a}",)):
+        rendered = release.template(*settings)
+        for role in objects(rendered, "Role") + objects(rendered, "ClusterRole"):
+            words = [word for rule in role["rules"] for part in rule.values() for word in part]
+            assert "*" not in words
+            assert "secrets" not in words
+
+
+def test_rules_are_what_the_code_declares() -> None:
+    command = [sys.executable, str(ROOT / "charts" / "generate_rbac.py"), "--check"]
+    paths = os.pathsep.join(str(ROOT / part / "src") for part in ("api", "operator"))
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": paths})
+    assert done.returncode == 0, done.stderr
+
+
+def test_fences_of_the_stages(release: Release) -> None:
+    policies = {
+        each["metadata"]["name"]: each["spec"] for each in objects(release.template(*EVERYTHING), "NetworkPolicy")
+    }
+    prepare, train, evaluate, serve = (
+        policies[f"{NAME}-{stage}"] for stage in ("prepare", "train", "evaluate", "serve")
+    )
+    blocks = [peer["ipBlock"] for rule in prepare["egress"] for peer in rule.get("to", ())]
+    assert "169.254.0.0/16" in blocks[0]["except"]
+    assert train["egress"][1]["ports"] == [{"port": 8443}]
+    assert "egress" not in evaluate
+    assert "ingress" not in evaluate
+    assert evaluate["policyTypes"] == ["Ingress", "Egress"]
+    assert serve["ingress"] == [{"ports": [{"port": 8000}]}]
+    assert "egress" not in serve
+
+
+def test_monitor_and_budget_are_there_when_wanted(release: Release) -> None:
+    assert not objects(release.template(), "ServiceMonitor")
+    (monitor,) = objects(release.template("metrics.serviceMonitor.enabled=true"), "ServiceMonitor")
+    assert monitor["spec"]["endpoints"][0]["port"] == "metrics"
+    assert objects(release.template(), "PodDisruptionBudget")
+    assert not objects(release.template("replicas=1"), "PodDisruptionBudget")
+
+
+def test_image_by_digest_wins_over_its_tag(release: Release) -> None:
+    digest = "sha256:" + "0" * 64
+    deployment = objects(release.template(f"image.digest={digest}", "trainer.image.tag=12345678"), "Deployment")[0]
+    container = deployment["spec"]["template"]["spec"]["containers"][0]
+    assert container["image"] == f"ghcr.io/finetune-operator/operator@{digest}"
+    assert variables(deployment)["FINETUNE_TRAINER_IMAGE"] == "ghcr.io/finetune-operator/trainer:12345678"
+
+
+def test_notes_name_the_next_command(release: Release) -> None:
+    notes = release.install()
+    release.uninstall()
+    assert "kubectl apply -f examples/travel/models-claim.yaml" in notes
+    for word in notes.split():
+        if word.startswith("examples/"):
+            assert (ROOT / word).exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "field"),
+    [
+        ("replica=2", "replica"),
+        ("replicas=-1", "replicas"),
+        ("replicas=two", "replicas"),
+        ("image.repository=", "image"),
+        ("image.pullPolicy=Sometimes", "pullPolicy"),
+        ("image.digest=abc", "digest"),
+        ("trainer.images.tag=x", "trainer"),
+        ("watchNamespaces=team-a", "watchNamespaces"),
+        ("watchNamespaces={Team_A}", "watchNamespaces"),
+        ("crds.install=true", "crds"),
+        ("crds.keep=yes-please", "keep"),
+        ("sources.httpsHosts={https://example.com/x}", "httpsHosts"),
+        ("progress.intervalSeconds=0", "intervalSeconds"),
+        ("progress.tls.secret=x", "tls"),
+        ("runHistoryLimit=21", "runHistoryLimit"),
+        ("concurrency=0", "concurrency"),
+        ("logs.level=LOUD", "level"),
+        ("logs.format=xml", "format"),
+        ("networkPolicy.apiServerPorts={0}", "apiServerPorts"),
+        ("networkPolicy.prepareExcept={10.0.0.1}", "prepareExcept"),
+        ("resources.limit.memory=1Gi", "resources"),
+        ("fullnameOverride=Operator", "fullnameOverride"),
+    ],
+)
+def test_values_schema_refuses(release: Release, setting: str, field: str) -> None:
+    with pytest.raises(CommandFailed, match="values don't meet the specifications of the schema") as refusal:
+        release.template(setting)
+    assert field in str(refusal.value)
