@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finetune_api.conditions import ConditionType, Stage
+from finetune_api.conditions import ConditionType
 from finetune_api.job import FineTuneJob, run_hash
 from finetune_api.status import FineTuneJobStatus
 from finetune_operator import names
@@ -73,8 +73,7 @@ def drive(store: Store, wanted: FineTuneJob, stop: Stop, watch: Watch) -> Result
 def check(store: Store, wanted: FineTuneJob, stop: Stop, watch: Watch) -> tuple[Result, Path]:
     """Prepare only, with the data as it is now, and nothing kept but the downloaded model. Returns the result and the
     run's folder, which the caller removes with `forget_check` when it has read the report."""
-    # A folder of its own for objects and logs; models and claims are shared with the real thing.
-    scratch = Store(store.home / "checks")
+    scratch = checks(store)
     for part in ("artifacts", "claims"):
         (store.home / part).mkdir(parents=True, exist_ok=True)
         scratch.home.mkdir(parents=True, exist_ok=True)
@@ -93,14 +92,24 @@ def check(store: Store, wanted: FineTuneJob, stop: Stop, watch: Watch) -> tuple[
         return _loop(scratch, backend, job, loop), folder
 
 
-def serve(store: Store, job: FineTuneJob, stop: Stop, watch: Watch, *, port: int, stay: bool) -> tuple[Result, Backend]:
-    """Start the promoted model's server. With `stay`, until asked to stop; else until it answers: the caller then
-    closes the backend and calls `settle`. The caller holds the lock."""
+def checks(store: Store) -> Store:
+    """A store of its own for objects and logs of `check`; models and claims are shared with the real thing."""
+    return Store(store.home / "checks")
+
+
+def stay(store: Store, backend: Backend, job: FineTuneJob, stop: Stop) -> Result:
+    """Go on serving until asked to stop, or until the server falls over."""
+    return Result(*Loop(backend, stop, store.save, stay=True).run(job))
+
+
+def serve(store: Store, job: FineTuneJob, stop: Stop, watch: Watch, *, port: int) -> tuple[Result, Backend]:
+    """Start the promoted model's server; comes back when it answers. The caller holds the lock, and in the end closes
+    the backend and calls `settle`."""
     scaled = job.spec.serving.model_copy(update={"replicas": 1})
     job = store.submit(job.model_copy(update={"spec": job.spec.model_copy(update={"serving": scaled})}))
     backend = Backend.open(store, job, _data(store, job))
     backend.port = port
-    job, ending = Loop(backend, stop, store.save, watch, stay=stay).run(job)
+    job, ending = Loop(backend, stop, store.save, watch).run(job)
     return Result(job, ending), backend
 
 
@@ -168,13 +177,3 @@ def _known_config_maps(store: Store, job: FineTuneJob) -> dict[str, dict[str, An
 
 def _data(store: Store, job: FineTuneJob) -> Mapping[str, Mapping[str, str]]:
     return {name: config_map["data"] for name, config_map in _known_config_maps(store, job).items()}
-
-
-def is_at_rest(job: FineTuneJob) -> bool:
-    """Whether the job is Ready or Stalled."""
-    conditions = job.status.conditions
-    return is_true(conditions, ConditionType.READY) or is_true(conditions, ConditionType.STALLED)
-
-
-def stage_of(job: FineTuneJob) -> Stage:
-    return job.status.stage or Stage.PREPARE

@@ -52,7 +52,7 @@ class Stop:
 
 @contextmanager
 def stop_on_signals() -> Iterator[Stop]:
-    """SIGINT and SIGTERM raise the count while this lasts. Off the main thread, where Python has no signals, nothing."""
+    """SIGINT and SIGTERM raise the count while this lasts. Off the main thread Python has no signals."""
     stop = Stop()
 
     def asked(_number: int, _frame: FrameType | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -74,7 +75,7 @@ def parse_job(document: Document, namespace: str | None = None) -> FineTuneJob:
     """The job with all defaults. Raises BadInput with one line for each mistake."""
     content = document.content
     problems = list(_head_problems(document))
-    meta = content.get("metadata") if isinstance(content.get("metadata"), dict) else {}
+    meta: dict[str, Any] = content["metadata"] if isinstance(content.get("metadata"), dict) else {}
     unknown = [key for key in content if key not in ("apiVersion", "kind", "metadata", "spec", "status")]
     known = ["apiVersion", "kind", "metadata", "spec"]
     problems += [f"{document.place([key])}: {key}: unknown field{_meant(str(key), known)}" for key in unknown]
@@ -177,8 +178,6 @@ def _head_problems(document: Document) -> Iterator[str]:
 
 
 def _is_name(name: str) -> bool:
-    import re
-
     return len(name) <= 253 and re.fullmatch(NAME, name) is not None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -108,7 +108,7 @@ def _command(container: Manifest) -> tuple[str, ...]:
     return tuple(command)
 
 
-def _arguments(arguments: list[str], root: Path, port: int | None) -> list[str]:
+def _arguments(arguments: Sequence[str], root: Path, port: int | None) -> list[str]:
     result = [str(inside(root, word)) if word.startswith("/") else word for word in arguments]
     for flag, value in (("--host", LOCALHOST), ("--port", None if port is None else str(port))):
         if flag in result and value is not None:

@@ -1,0 +1,1 @@
+"""The `finetune` command. Nothing here decides; it shows what the local loop does."""

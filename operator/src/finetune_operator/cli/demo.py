@@ -1,0 +1,193 @@
+"""`finetune demo`: a small model made on the spot learns a voice; base and tuned answer side by side."""
+
+from __future__ import annotations
+
+import random
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from finetune_api.job import FineTuneJob
+from finetune_api.spec import FineTuneJobSpec
+from finetune_operator.cli import chat as chatting
+from finetune_operator.cli import commands, report, words
+from finetune_operator.local import jobs, manifests
+from finetune_operator.local.errors import BadInput, LocalError
+from finetune_operator.local.store import FOLDER, Store
+
+JOB = "travel-demo"
+MODEL_JOB = "travel-demo-model"  # with a model of the user's: another job, so that both demos stay
+LEARNT = (
+    "What should I see in Lisbon?",
+    "What clothes do I need in Stockholm?",
+    "When should I go to Venice?",
+    "How do I spend an evening in Barcelona?",
+)
+HELD_OUT = ("It is raining in Marseille. Where do I go?", "I am hungry in Hong Kong. What do I order?")
+RANDOM_HELD_OUT = 2
+PERCENT = re.compile(r"(\d+) ?%")
+INTRODUCTION = """\
+[bold]Fine-tuning on this machine[/]: a small model learns how an old harbour pilot answers travel questions.
+About 5 minutes the first time on two processors, 2 minutes after that. Everything is kept in {home}
+"""
+FRANK = """\
+[bold]Be frank:[/] this base has one million parameters, about a thousandth of a small chat model. It learns the voice, and \
+says trained answers nearly word for word; asked something new it keeps the voice and makes up the facts. Do not plan a \
+voyage by it. A real model is tuned by the same commands: finetune demo --model hf://HuggingFaceTB/SmolLM2-135M-Instruct
+"""
+
+
+class DemoFailed(LocalError):
+    """A step of the demo that is no job did not work."""
+
+
+def demo(model: str | None, *, fresh: bool, folder: Path) -> None:
+    """Make the base, run the job, show answers. What is there already is not made again."""
+    started = time.monotonic()
+    console, checkout = Console(), find_checkout(folder)
+    store = Store(checkout / FOLDER)
+    if fresh:
+        _forget(console, store)
+    console.print(INTRODUCTION.format(home=escape(str(store.home))), highlight=False)
+    if model is None:
+        make_base(console, checkout, store.claims / "sources" / "tiny-base")
+    console.print(f"[bold]{'2 of 3' if model is None else '1 of 2'}  Check the data, train, evaluate[/]")
+    job = commands.drive(store, console, _job(store, console, checkout, model))
+    report.show_run(console, store, job, samples=0)
+    console.print(f"\n[bold]{'3 of 3' if model is None else '2 of 2'}  Ask both models[/]")
+    with commands.endpoint_of(store, console, job) as endpoint:
+        held_out = [*HELD_OUT, *_more_held_out(checkout)]
+        console.print("The models answer ...", highlight=False)
+        answers = chatting.ask_both(endpoint, job.spec.task, [*LEARNT, *held_out])
+    report.show_answers(console, answers[: len(LEARNT)], "Questions that it was trained on")
+    report.show_answers(console, answers[len(LEARNT) :], "Questions that it has never seen")
+    console.print()
+    if model is None:
+        console.print(FRANK, highlight=False)
+    _next(console, job, time.monotonic() - started)
+
+
+def find_checkout(folder: Path) -> Path:
+    """The checkout around the folder, or the one that this code runs from. Raises BadInput without one."""
+    for place in (folder, *folder.parents, *Path(__file__).resolve().parents):
+        if (place / "examples" / "travel" / "demo.yaml").is_file():
+            return place
+    raise BadInput("the demo needs the examples of the source code", "run it inside a checkout of the repository")
+
+
+def make_base(console: Console, checkout: Path, folder: Path) -> None:
+    """The tiny base, unless it is there. Raises DemoFailed with the last words of its recipe."""
+    console.print("[bold]1 of 3  A small language model, made on the spot[/]")
+    script = checkout / "examples" / "tiny-base" / "tiny_base.py"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    process = subprocess.Popen(
+        [sys.executable, "-u", str(script), str(folder)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    try:
+        last = _show_lines(console, process)
+    except BaseException:
+        process.kill()
+        raise
+    finally:
+        code = process.wait()
+    if code:
+        raise DemoFailed(f"the base model could not be made: {last}", f"run it by hand: python {script} {folder}")
+    console.print(f"  {escape(last)}", highlight=False, soft_wrap=True)
+
+
+def _show_lines(console: Console, process: subprocess.Popen[str]) -> str:
+    """Show the recipe's progress while it lasts; its last line."""
+    last, said = "", -1
+    bar = Progress(TextColumn("  learning English from Python's own documentation"), BarColumn(bar_width=24),
+                   TextColumn("{task.percentage:.0f} %  {task.description}"), TimeElapsedColumn(), console=console,
+                   transient=True, disable=not console.is_terminal)  # fmt: skip
+    with bar:
+        task = bar.add_task("", total=100)
+        for line in process.stdout or ():
+            last = line.strip() or last
+            match = PERCENT.search(last)
+            if match is None:
+                continue
+            percent = int(match[1])
+            bar.update(task, completed=percent)
+            if not console.is_terminal and percent // 10 > said:
+                said = percent // 10
+                console.print(f"  {last}", highlight=False, markup=False)
+    return last
+
+
+def _job(store: Store, console: Console, checkout: Path, model: str | None) -> FineTuneJob:
+    travel = checkout / "examples" / "travel"
+    given = manifests.read([str(travel / "demo.yaml"), str(travel / "dataset.yaml")], name=JOB)
+    claims: list[tuple[str, Path]] = []
+    if model is not None:
+        source, claims = _source(model)
+        given = replace(given, job=_with_model(given.job, source))
+    job, notes = jobs.take(store, given, claims)
+    for note in notes:
+        console.print(f"Note: {escape(note)}", highlight=False, soft_wrap=True)
+    return job
+
+
+def _source(model: str) -> tuple[str, list[tuple[str, Path]]]:
+    if "://" in model:
+        return model, []
+    folder = Path(model).expanduser().resolve()
+    if not (folder / "config.json").is_file():
+        raise BadInput(f"--model {model}: no such model folder", "give hf://OWNER/NAME, or a folder with config.json")
+    return f"pvc://demo-model/{folder.name}", [("demo-model", folder.parent)]
+
+
+def _with_model(job: FineTuneJob, source: str) -> FineTuneJob:
+    """The demo's data on a real model: the recipe of the tiny one would be far too hot for it."""
+    wire: dict[str, Any] = job.spec.to_wire()
+    wire["baseModel"] = {"source": source}
+    wire["method"] = {"type": "LoRA"}
+    wire["hyperparameters"] = {"epochs": 3, "batchSize": 8}
+    try:
+        spec = FineTuneJobSpec.model_validate(wire)
+    except ValueError as error:
+        raise BadInput(f"--model {source}: {error}", "write hf://OWNER/NAME") from error
+    return job.model_copy(update={"spec": spec, "metadata": job.metadata.model_copy(update={"name": MODEL_JOB})})
+
+
+def _more_held_out(checkout: Path) -> Sequence[str]:
+    """Two other held-out questions, drawn anew each time, so that the answers cannot have been picked."""
+    path = checkout / "examples" / "travel" / "validation.jsonl"
+    asked = re.findall(r'"role": "user", "content": "([^"]+)"', path.read_text(encoding="utf-8"))
+    return random.sample([question for question in asked if question not in HELD_OUT], RANDOM_HELD_OUT)
+
+
+def _forget(console: Console, store: Store) -> None:
+    """Only what the demo made."""
+    for name in (JOB, MODEL_JOB):
+        job = store.load("default", name)
+        if job is not None:
+            with store.lock("default", name):
+                jobs.remove(jobs.removable(store, job, artifacts=True))
+    shutil.rmtree(store.claims / "sources" / "tiny-base", ignore_errors=True)
+    console.print("Forgotten: what an earlier demo made.")
+
+
+def _next(console: Console, job: FineTuneJob, seconds: float) -> None:
+    name = job.metadata.name
+    lines = [
+        f"[bold]Done in {words.duration(seconds)}.[/] Next, in this folder:",
+        f"  finetune chat {name}                  ask it yourself",
+        f"  finetune serve {name}                 an OpenAI-compatible server on this machine",
+        f"  finetune status {name} -o yaml        all that is known of the job",
+        "  examples/travel/demo.yaml                   the job; the same file runs on a cluster with kubectl apply",
+    ]
+    program = "" if shutil.which("finetune") else "(finetune is in .venv/bin: `source .venv/bin/activate` first)"
+    for line in [*lines, program]:
+        console.print(line, highlight=False, soft_wrap=True)

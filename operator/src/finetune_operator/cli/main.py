@@ -1,0 +1,148 @@
+"""`finetune`: the commands. Everything heavy is imported by the command that needs it, so that --help is quick."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from finetune_operator.cli.output import Output
+
+app = typer.Typer(
+    name="finetune",
+    help="Fine-tune a language model on this machine, from the same FineTuneJob as on a cluster.",
+    no_args_is_help=True,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+)
+
+
+class StageName(StrEnum):
+    """--stage"""
+
+    PREPARE = "Prepare"
+    TRAIN = "Train"
+    EVALUATE = "Evaluate"
+    SERVE = "Serve"
+
+
+Files = Annotated[
+    list[str] | None,
+    typer.Option("-f", "--file", help="YAML file or folder, or - for standard input. May be repeated."),
+]
+Claims = Annotated[
+    list[str] | None,
+    typer.Option("--claim", metavar="NAME=FOLDER", help="The folder that stands for a claim (pvc://NAME/...)."),
+]
+Namespace = Annotated[str | None, typer.Option("-n", "--namespace", help="Namespace; the file's own, or default.")]
+Name = Annotated[str, typer.Argument(help="Name of the job.")]
+MaybeName = Annotated[str | None, typer.Argument(help="Name of the job.")]
+Format = Annotated[Output, typer.Option("-o", "--output", help="For people, or the object for machines.")]
+Port = Annotated[int | None, typer.Option("--port", min=1, max=65535, help="Port to listen on; 8000, or a free one.")]
+
+
+@app.command()
+def check(files: Files = None, name: MaybeName = None, claim: Claims = None, namespace: Namespace = None,
+          output: Format = Output.TABLE) -> None:  # fmt: skip
+    """Check the job and every example of its data; show what would be trained, and what it would need."""
+    from finetune_operator.cli import commands
+
+    commands.check(files or [], name, claim or [], namespace, output)
+
+
+@app.command()
+def run(name: MaybeName = None, files: Files = None, claim: Claims = None, namespace: Namespace = None,
+        output: Format = Output.TABLE) -> None:  # fmt: skip
+    """Check, train, evaluate. Ctrl-C saves a checkpoint, and the same command goes on from there."""
+    from finetune_operator.cli import commands
+
+    commands.run(files or [], name, claim or [], namespace, output)
+
+
+@app.command()
+def status(name: MaybeName = None, namespace: Namespace = None, output: Format = Output.TABLE) -> None:
+    """Show a job, or all of them."""
+    from finetune_operator.cli import commands
+
+    commands.status(name, namespace, output)
+
+
+@app.command()
+def logs(
+    name: Name,
+    stage: Annotated[
+        StageName | None, typer.Option("--stage", case_sensitive=False, help="Default: the newest.")
+    ] = None,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on while something works on the job.")] = False,
+    namespace: Namespace = None,
+) -> None:
+    """Print the newest log of a job."""
+    from finetune_operator.cli import commands
+
+    commands.logs(name, stage.value if stage else None, follow, namespace)
+
+
+@app.command()
+def chat(
+    name: Name,
+    prompt: Annotated[
+        list[str] | None, typer.Option("--prompt", "-p", help="Ask this and end. May be repeated.")
+    ] = None,
+    namespace: Namespace = None,
+) -> None:
+    """Ask base and tuned model side by side. Every question stands by itself."""
+    from finetune_operator.cli import commands
+
+    commands.chat(name, prompt or [], namespace)
+
+
+@app.command()
+def serve(name: Name, port: Port = None, namespace: Namespace = None) -> None:
+    """Serve the promoted model over the OpenAI API until Ctrl-C."""
+    from finetune_operator.cli import commands
+
+    commands.serve(name, port, namespace)
+
+
+@app.command()
+def delete(
+    name: Name,
+    artifacts: Annotated[bool, typer.Option("--artifacts", help="The runs with their models, too.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before models are removed.")] = False,
+    namespace: Namespace = None,
+) -> None:
+    """Forget a job. Its models stay unless asked."""
+    from finetune_operator.cli import commands
+
+    commands.delete(name, namespace, artifacts=artifacts, yes=yes)
+
+
+@app.command()
+def demo(
+    model: Annotated[str | None, typer.Option(help="hf://OWNER/NAME or a folder, in place of the tiny base.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Forget what an earlier demo made.")] = False,
+) -> None:
+    """Fine-tune a tiny model on this machine and see what it has learnt: about five minutes."""
+    from finetune_operator.cli import demo as demonstration
+
+    demonstration.demo(model, fresh=fresh, folder=Path.cwd())
+
+
+def main() -> None:
+    """The entry point. Exit codes: 0 done, 1 the job failed, 2 the input is wrong, 130 interrupted."""
+    from finetune_operator.local.errors import LocalError
+
+    try:
+        app()
+    except LocalError as error:
+        print(error.message, file=sys.stderr)
+        if error.advice:
+            print(f"What to do: {error.advice}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(0)

@@ -1,0 +1,116 @@
+"""Numbers and times as people say them."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from finetune_api.conditions import ConditionType, FailureReason, Stage
+from finetune_api.job import FineTuneJob
+from finetune_api.status import RunStatus
+from finetune_operator.conditions import find
+from finetune_operator.diagnose import parse_time
+
+DOES = {
+    Stage.PREPARE: "fetch model and data, check every example",
+    Stage.TRAIN: "learn from the examples",
+    Stage.EVALUATE: "compare base and tuned on the held-out examples",
+    Stage.SERVE: "load both models and answer",
+}
+# What the user has to change, as opposed to what went wrong while running.
+INPUT_REASONS = {
+    FailureReason.DATASET_INVALID,
+    FailureReason.MODEL_ACCESS,
+    FailureReason.MODEL_INVALID,
+    FailureReason.SOURCE_UNAVAILABLE,
+    FailureReason.SPEC_INVALID,
+}
+
+
+def duration(seconds: float) -> str:
+    """45 s, 3 min 20 s, 2 h 5 min, 3 d 4 h."""
+    whole = max(0, round(seconds))
+    for unit, size, lower, lower_size in (("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
+        if whole >= size:
+            rest = whole % size // lower_size
+            return f"{whole // size} {unit} {rest} {lower}" if rest else f"{whole // size} {unit}"
+    return f"{whole} s"
+
+
+def size(amount: float) -> str:
+    """Bytes with a unit."""
+    for unit in ("B", "KiB", "MiB"):
+        if amount < 1024:
+            return f"{amount:.0f} {unit}"
+        amount /= 1024
+    return f"{amount:.1f} GiB"
+
+
+def age(since: str | None) -> str:
+    """Time since, in its largest unit, as kubectl has it."""
+    now = datetime.now(UTC)
+    seconds = (now - parse_time(since, now)).total_seconds()
+    for unit, unit_size in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= unit_size:
+            return f"{int(seconds // unit_size)}{unit}"
+    return f"{int(max(seconds, 0))}s"
+
+
+def stage_seconds(run: RunStatus, stage: Stage) -> float | None:
+    """How long the stage took, or takes by now; None before it began."""
+    entry = next((entry for entry in run.stages if entry.stage is stage), None)
+    if entry is None or entry.start_time is None:
+        return None
+    now = datetime.now(UTC)
+    return (parse_time(entry.completion_time, now) - parse_time(entry.start_time, now)).total_seconds()
+
+
+def is_done(run: RunStatus, stage: Stage) -> bool:
+    return any(entry.stage is stage and entry.completion_time for entry in run.stages)
+
+
+def result_of(run: RunStatus, stage: Stage) -> str:
+    """What a finished stage found, in a line."""
+    if stage is Stage.PREPARE and run.dataset:
+        data = run.dataset
+        return (
+            f"{data.train_examples:,} examples to learn from, {data.validation_examples:,} held out; "
+            f"{data.loss_tokens:,} tokens to learn"
+        )
+    if stage is Stage.TRAIN and run.progress:
+        loss = f", loss {run.progress.train_loss:.2f}" if run.progress.train_loss is not None else ""
+        return f"{run.progress.total_steps:,} steps{loss}; the model is verified"
+    if stage is Stage.EVALUATE and run.evaluation and run.evaluation.tuned:
+        scores = run.evaluation
+        base = f"{scores.base.loss:.2f} of the base, " if scores.base else ""
+        return f"held-out loss: {base}{run.evaluation.tuned.loss:.2f} tuned"
+    return "done"
+
+
+def training(run: RunStatus) -> str:
+    """Where the training is, in a line."""
+    progress = run.progress
+    if progress is None or not progress.total_steps:
+        return "loading"
+    parts = [f"step {progress.step:,} of {progress.total_steps:,}"]
+    if progress.train_loss is not None:
+        parts.append(f"loss {progress.train_loss:.2f}")
+    if progress.step >= progress.total_steps:
+        parts.append("verifying the model")
+    elif progress.remaining_seconds is not None:
+        parts.append(f"about {duration(progress.remaining_seconds)} left")
+    return ", ".join(parts)
+
+
+def condition(job: FineTuneJob, kind: ConditionType) -> str:
+    """True, False, Unknown, or empty."""
+    found = find(job.status.conditions, kind)
+    return found.status if found else ""
+
+
+def message(job: FineTuneJob) -> str:
+    """What the summary conditions say."""
+    for kind in (ConditionType.STALLED, ConditionType.RECONCILING, ConditionType.READY):
+        found = find(job.status.conditions, kind)
+        if found and found.status == "True":
+            return found.message
+    return ""
