@@ -17,7 +17,7 @@ Auto = Literal["auto"]
 NAME = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"
 KEY = r"^[-._a-zA-Z0-9]+$"
 SOURCE = r"^(hf|pvc|s3|https)://[^\s]+$"
-DECIMAL_ABOVE_0 = "^([0-9]{0,3}[1-9][0-9]{0,3}([.][0-9]{1,6})?|[0-9]{1,4}[.][0-9]{0,5}[1-9][0-9]{0,5})$"
+MULTIPLIER = "^[0-9]{1,4}([.][0-9]{1,6})?$"  # and one digit that is not 0
 PERCENT = r"^[0-9]{1,3}(\.[0-9]{1,3})?%$"
 DECIMAL = r"^[0-9]{1,6}(\.[0-9]{1,6})?$"
 QUANTITY = "^[0-9]{1,15}([.][0-9]{1,9})?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$"
@@ -285,10 +285,18 @@ class MethodSpec(ApiModel):
         return self.alpha or 2 * self.resolved_rank
 
 
+def is_multiplier(value: int | str) -> bool:
+    """`auto`, 1 to 9999, or a decimal above 0 as text."""
+    if isinstance(value, int):
+        return 0 < value <= 9999
+    return value == "auto" or bool(re.search(MULTIPLIER, value) and re.search("[1-9]", value))
+
+
 MULTIPLIER_RULE = Rule(
-    f"type(self) == int ? self > 0 && self <= 9999 : self == 'auto' || self.matches('{DECIMAL_ABOVE_0}')",
+    "type(self) == int ? self > 0 && self <= 9999 "
+    f": self == 'auto' || (self.matches('{MULTIPLIER}') && self.matches('[1-9]'))",
     'hyperparameters.learningRateMultiplier: write auto, a whole number from 1 to 9999, or a decimal in quotes: "1.8"',
-    lambda value: 0 < value <= 9999 if isinstance(value, int) else bool(re.search(f"^auto$|{DECIMAL_ABOVE_0}", value)),
+    is_multiplier,
 )
 _CHECKED, _DECLARED = ruled(MULTIPLIER_RULE)
 Multiplier = Annotated[
