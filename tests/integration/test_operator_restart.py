@@ -1,0 +1,199 @@
+"""The operator dies at every write, on a real API server, and makes everything once all the same.
+
+And a relist finds what no watch told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+from tests.cluster.control_plane import ControlPlane
+from tests.operator_process import (
+    GROUP,
+    PATIENCE,
+    Kubelet,
+    children,
+    condition,
+    job_manifest,
+    make_namespace,
+    prepared,
+    running_operator,
+    status_of,
+)
+from tests.simulator import good_summary
+
+from finetune_operator.control.api_client import Api, load_configuration
+from finetune_operator.control.apply import Applier
+from finetune_operator.control.cache import Cache, Name
+from finetune_operator.control.progress import ProgressReports
+from finetune_operator.control.reconcile import Reconciler
+from finetune_operator.control.resources import FINE_TUNE_JOB, JOB
+from finetune_operator.control.resync import Resync
+from finetune_operator.control.workqueue import WorkQueue
+from finetune_operator.decide import decide
+from finetune_operator.settings import Settings
+
+Result = TypeVar("Result")
+CHILDREN = [
+    ("ConfigMap", "travel-r1"),
+    ("Deployment", "travel-serve"),
+    ("Job", "travel-r1-evaluate"),
+    ("Job", "travel-r1-prepare"),
+    ("Job", "travel-r1-train"),
+    ("Service", "travel-serve"),
+]
+
+
+class Death(BaseException):
+    """SIGKILL, as far as the process itself can tell."""
+
+
+class MortalApi(Api):
+    """Dies right after the API server took a number of writes, before anybody hears of the last one."""
+
+    writes_left: float = float("inf")
+    writes = 0
+
+    async def request(self, method: str, path: str, label: str, **rest: Any) -> dict[str, Any]:
+        answer = await super().request(method, path, label, **rest)
+        if method != "GET":
+            self.writes += 1
+            self.writes_left -= 1
+            if self.writes_left <= 0:
+                raise Death
+        return answer
+
+
+@pytest.fixture(scope="module")
+def plane(control_plane_with_controllers: ControlPlane) -> ControlPlane:
+    return prepared(control_plane_with_controllers)
+
+
+def incarnate(plane: ControlPlane, body: Callable[[MortalApi, Cache, WorkQueue[Name]], Awaitable[Result]]) -> Result:
+    """A process of the operator without its watches: `body` says what it lives to do."""
+
+    async def live() -> Result:
+        configuration = await load_configuration(str(plane.kubeconfig_of("operator")))
+        api = MortalApi(configuration, concurrency=4, timeout=20)
+        try:
+            return await body(api, Cache(), WorkQueue())
+        finally:
+            await api.close()
+
+    return asyncio.run(live())
+
+
+def one_life(plane: ControlPlane, namespace: str, writes: float) -> int:
+    """Reads everything, passes over the job until nothing more is written or it dies. Returns the writes."""
+
+    async def body(api: MortalApi, cache: Cache, queue: WorkQueue[Name]) -> int:
+        api.writes_left = writes
+        reconcile = Reconciler(
+            cache=cache,
+            queue=queue,
+            applier=Applier(api, cache, "test"),
+            decide=decide,
+            settings=Settings(),
+            progress=ProgressReports(queue, 10),
+        )
+        await Resync(api, cache, queue.add, [namespace], 300).once(first=True)
+        try:
+            before = -1
+            while api.writes > before:
+                before = api.writes
+                await reconcile((namespace, "travel"))
+        except Death:
+            pass
+        finally:
+            queue.close()
+        return api.writes
+
+    return incarnate(plane, body)
+
+
+@pytest.mark.parametrize("writes", [1, 2, 3])
+def test_an_operator_that_dies_after_every_few_writes_makes_everything_once(plane: ControlPlane, writes: int) -> None:
+    namespace = make_namespace(plane, f"dying-{writes}")
+    kubelet = Kubelet(plane, namespace)
+    plane.kubectl.apply(job_manifest("travel", namespace))
+    seen: dict[tuple[str, str], str] = {}
+    for stage in ("Prepare", "Train", "Evaluate", "Serve"):
+        lives = 0
+        while one_life(plane, namespace, writes):
+            lives += 1
+            assert lives < 30, "it writes for ever"
+        for kind, name, uid in children(plane, namespace):
+            assert seen.setdefault((kind, name), uid) == uid, f"{kind} {name} was made twice"
+        selector = f"{GROUP}/job=travel,{GROUP}/stage={stage}"
+        if stage == "Serve":
+            kubelet.run(selector)
+        else:
+            kubelet.end(selector, good_summary(stage, 1))
+            name = f"travel-r1-{stage.lower()}"
+            plane.kubectl("wait", "--for=condition=Complete", f"job/{name}", "--timeout=60s", namespace=namespace)
+
+    def ready() -> bool:
+        one_life(plane, namespace, writes)
+        return condition(status_of(plane, namespace, "travel"), "Ready")[0] == "True"
+
+    plane.kubectl.wait_until(ready, PATIENCE, "Ready", namespace)
+    status = status_of(plane, namespace, "travel")
+    assert [record["result"] for record in status["runs"]] == ["Promoted"]
+    assert sorted(seen) == CHILDREN
+
+
+def test_a_process_that_is_killed_goes_on_where_it_was(plane: ControlPlane, tmp_path: Path) -> None:
+    namespace = make_namespace(plane, "killed")
+    kubelet = Kubelet(plane, namespace)
+    for number, stage in enumerate(("Prepare", "Train", "Evaluate")):
+        with running_operator(plane, tmp_path, name=f"life-{number}", FINETUNE_WATCH_NAMESPACES=namespace):
+            plane.kubectl.apply(job_manifest("travel", namespace))
+            pod = kubelet.pod(f"{GROUP}/job=travel,{GROUP}/stage={stage}")
+        # killed: the stage ends while nobody watches
+        kubelet.end(f"{GROUP}/job=travel,{GROUP}/stage={stage}", good_summary(stage, 1))
+        assert pod["metadata"]["labels"][f"{GROUP}/attempt"] == "1"
+    with running_operator(plane, tmp_path, name="last", FINETUNE_WATCH_NAMESPACES=namespace):
+        kubelet.run(f"{GROUP}/job=travel,{GROUP}/stage=Serve")
+        plane.kubectl.wait_until(
+            lambda: condition(status_of(plane, namespace, "travel"), "Ready")[0] == "True", PATIENCE, "Ready", namespace
+        )
+    assert [each[:2] for each in children(plane, namespace)] == CHILDREN
+
+
+def test_a_relist_prunes_what_vanished_unseen_and_asks_for_passes(plane: ControlPlane) -> None:
+    namespace = make_namespace(plane, "relist")
+    plane.kubectl.apply(job_manifest("travel", namespace), job_manifest("other", namespace))
+    assert one_life(plane, namespace, float("inf")) > 0
+
+    async def body(api: MortalApi, cache: Cache, queue: WorkQueue[Name]) -> Mapping[str, Any]:
+        asked: list[Name] = []
+        resync = Resync(api, cache, asked.append, [namespace], 300)
+        await resync.once(first=True)
+        assert cache.get(JOB, (namespace, "travel-r1-prepare"))
+        await asyncio.to_thread(plane.kubectl, "delete", "finetunejob", "other", namespace=namespace)
+        await asyncio.to_thread(plane.kubectl, "delete", "job", "travel-r1-prepare", namespace=namespace)
+        await asyncio.to_thread(
+            plane.kubectl.wait_until,
+            lambda: plane.kubectl.get("job", "travel-r1-prepare", namespace) is None,
+            PATIENCE,
+            "the Job's end",
+        )
+        asked.clear()
+        await resync.once()
+        assert resync.silent == set(), "once may be a change on its way"
+        return {
+            "jobs": cache.names(FINE_TUNE_JOB),
+            "children": cache.get(JOB, (namespace, "travel-r1-prepare")),
+            "asked": set(asked),
+        }
+
+    found = incarnate(plane, body)
+    assert found == {
+        "jobs": [(namespace, "travel")],
+        "children": None,
+        "asked": {(namespace, "travel"), (namespace, "other")},
+    }

@@ -1,0 +1,113 @@
+"""The cache only moves forward, knows whose a child is, and gets what others' objects are out of the way."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from finetune_operator.control.cache import Cache
+from finetune_operator.control.handlers import take_event
+from finetune_operator.control.observe import observe
+from finetune_operator.control.resources import FINE_TUNE_JOB, JOB, JOB_LABEL, POD, Resource
+
+
+def made(
+    resource: Resource, name: str, version: int = 1, uid: str = "", owner: str = "", label: str = "", kind: str = ""
+) -> dict[str, Any]:
+    metadata: dict[str, Any] = {
+        "name": name,
+        "namespace": "team-a",
+        "uid": uid or f"uid-{name}",
+        "resourceVersion": str(version),
+    }
+    if owner:
+        metadata["ownerReferences"] = [{"uid": owner, "controller": True, "kind": kind or "FineTuneJob"}]
+    if label:
+        metadata["labels"] = {JOB_LABEL: label}
+    return {"kind": resource.kind, "apiVersion": resource.api_version, "metadata": metadata}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "news"),
+    [
+        ((1, "a"), (2, "a"), True),
+        ((2, "a"), (2, "a"), False),
+        ((3, "a"), (2, "a"), False),
+        ((3, "a"), (4, "b"), True),
+        ((4, "b"), (3, "a"), False),
+    ],
+)
+def test_only_what_is_newer_is_news(first: tuple[int, str], second: tuple[int, str], news: bool) -> None:
+    cache = Cache()
+    assert cache.store(JOB, made(JOB, "x", *first))
+    assert cache.store(JOB, made(JOB, "x", *second)) is news
+    kept = second if news else first
+    found = cache.get(JOB, ("team-a", "x"))
+    assert found
+    assert (found["metadata"]["resourceVersion"], found["metadata"]["uid"]) == (str(kept[0]), kept[1])
+
+
+def test_a_deletion_of_a_predecessor_does_not_remove_the_successor() -> None:
+    cache = Cache()
+    cache.store(JOB, made(JOB, "x", 5, "new"))
+    assert not cache.remove(JOB, made(JOB, "x", 6, "old"))
+    assert cache.remove(JOB, made(JOB, "x", 7, "new"))
+    assert cache.get(JOB, ("team-a", "x")) is None
+
+
+def test_children_are_found_by_their_owner_and_pods_by_their_label() -> None:
+    cache = Cache()
+    cache.store(FINE_TUNE_JOB, made(FINE_TUNE_JOB, "travel", uid="T"))
+    cache.store(JOB, made(JOB, "travel-r1-train", uid="J", owner="T", label="travel"))
+    cache.store(JOB, made(JOB, "foreign", owner="someone", label="travel"))
+    pod = made(POD, "p", owner="J", label="travel", kind="Job")
+    stale = made(POD, "stale", owner="gone", label="travel", kind="Job")
+    cache.store(POD, pod)
+    cache.store(POD, stale)
+    observed = observe(cache, "T")
+    assert list(observed.jobs) == ["travel-r1-train"]
+    assert [each["metadata"]["name"] for each in observed.pods] == ["p"]
+    cache.remove(JOB, made(JOB, "travel-r1-train", 9, uid="J", owner="T", label="travel"))
+    assert not observe(cache, "T").jobs
+    assert not observe(cache, "T").pods
+
+
+def test_an_event_asks_for_a_pass_over_the_job_that_is_concerned_and_an_echo_does_not() -> None:
+    cache = Cache()
+    asked: list[tuple[str, str]] = []
+    job = made(FINE_TUNE_JOB, "travel", uid="T")
+    child = made(JOB, "travel-r1-train", owner="T", label="travel")
+    pod = made(POD, "p", owner="uid-travel-r1-train", label="travel", kind="Job")
+    for resource, body in ((FINE_TUNE_JOB, job), (JOB, child), (POD, pod)):
+        take_event(cache, resource, "ADDED", body, asked.append)
+        take_event(cache, resource, "MODIFIED", body, asked.append)
+    assert asked == [("team-a", "travel")] * 3
+    take_event(cache, POD, "DELETED", made(POD, "p", 2, label="travel"), asked.append)
+    assert len(asked) == 4
+    take_event(cache, POD, "ADDED", made(POD, "q", label="nobody"), asked.append)
+    assert len(asked) == 4
+
+
+def test_what_nobody_reads_is_not_kept() -> None:
+    cache = Cache()
+    body = made(JOB, "x")
+    body["metadata"]["managedFields"] = [{}]
+    body["metadata"]["annotations"] = {"kubectl.kubernetes.io/last-applied-configuration": "{}", "a": "b"}
+    cache.store(JOB, body)
+    found = cache.get(JOB, ("team-a", "x"))
+    assert found
+    assert "managedFields" not in found["metadata"]
+    assert found["metadata"]["annotations"] == {"a": "b"}
+
+
+def test_what_a_watch_tells_during_a_list_is_newer_than_the_list() -> None:
+    cache = Cache()
+    relist = cache.begin_relist(JOB)
+    cache.store(JOB, made(JOB, "born", 7))
+    cache.store(JOB, made(JOB, "from-list", 3), from_watch=False)
+    cache.remove(JOB, made(JOB, "died", 8))
+    assert relist.touched == {("team-a", "born"), ("team-a", "died")}
+    cache.end_relist(JOB, relist)
+    cache.store(JOB, made(JOB, "later", 9))
+    assert ("team-a", "later") not in relist.touched
