@@ -88,6 +88,7 @@ def make_run(
     resolved: Mapping[str, Any] | None = None,
     evaluation: Mapping[str, Any] | None = None,
     seed: int = 42,
+    dropout: str | None = None,
     base: Mapping[str, Any] | None = None,
 ) -> StageContext:
     """A run folder as Prepare leaves it, below `root`. `resolved`, `evaluation` and `base` override defaults."""
@@ -102,7 +103,7 @@ def make_run(
             "baseName": "tiny",
             "tunedName": "travel",
             "dataset": {"train": {"source": "pvc://data/train.jsonl"}},
-            "method": {"type": method},
+            "method": {"type": method, "dropout": dropout},
             "hyperparameters": {"seed": seed},
             "evaluation": {"maxExamples": 6, "sampleAnswers": 2, **(evaluation or {})},
             "paths": {"run": "team/travel/runs/1-01234567", "models": "team/models"},

@@ -162,6 +162,17 @@ def test_a_resumed_run_ends_with_the_same_weights(
     assert summary.eval_loss == uninterrupted[1].eval_loss
 
 
+def test_dropout_goes_on_with_the_same_random_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reference, context = make_run(tmp_path / "a", dropout="0.3"), make_run(tmp_path / "b", dropout="0.3")
+    train.run(reference)
+    with monkeypatch.context() as patch:
+        inject(patch, stop_at(6))
+        with pytest.raises(InterruptedStageError):
+            train.run(context)
+    train.run(context)
+    assert_same_weights(context.model_dir, reference.model_dir)
+
+
 def test_damaged_checkpoints_are_passed_over(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
