@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from pathlib import Path
 
 import pytest
@@ -74,8 +75,6 @@ def test_a_wrong_variable_is_named(name: str, value: str) -> None:
 
 
 def test_every_variable_is_documented() -> None:
-    import re
-
     used = set(re.findall(r'"((?:FINETUNE|POD|KUBECONFIG)[A-Z_]*)"', ENVIRONMENT.read_text()))
     text = OPERATIONS.read_text()
     assert {name for name in used if f"`{name}`" not in text} == set()
