@@ -119,15 +119,9 @@ def test_multiplier_of_zero_is_refused() -> None:
 @pytest.mark.parametrize(
     ("wanted", "p99", "context", "expected"),
     [
-        ("auto", 1, 2048, 128),
-        ("auto", 128, 2048, 128),
-        ("auto", 129, 2048, 256),
-        ("auto", 3000, 2048, 2048),
-        ("auto", 200, 100, 100),
-        ("auto", 200, 0, 256),
-        (64, 200, 2048, 64),
-        (2048, 200, 2048, 2048),
-        (4096, 1, 0, 4096),
+        *(("auto", 1, 2048, 128), ("auto", 128, 2048, 128), ("auto", 129, 2048, 256), ("auto", 3000, 2048, 2048)),
+        *(("auto", 200, 100, 100), ("auto", 200, 0, 256)),
+        *((64, 200, 2048, 64), (2048, 200, 2048, 2048), (4096, 1, 0, 4096)),
     ],
 )
 def test_max_length(wanted: int | str, p99: int, context: int, expected: int) -> None:
