@@ -89,7 +89,7 @@ def start(model: Path, processes: ForkServerContext) -> Iterator[Callable[[float
 
 
 def test_a_running_stream_is_finished_and_new_requests_are_answered(start: Callable[[float], Server]) -> None:
-    server = start(2.0)
+    server = start(8.0)
     client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=BOUND)
     stream = iter(client.completions.create(model="tiny", prompt="The", max_tokens=400, temperature=0, stream=True))
     next(stream)
