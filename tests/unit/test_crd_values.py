@@ -9,13 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from finetune_api.spec import (
-    Hyperparameters,
-    MethodSpec,
-    Resources,
-    Toleration,
-    is_multiplier,
-)
+from finetune_api.fields import is_multiplier
+from finetune_api.placement import Resources, Toleration
+from finetune_api.spec import Hyperparameters, MethodSpec
 
 AUTO_FIELDS = {
     "epochs": (1, 100),

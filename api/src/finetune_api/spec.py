@@ -2,54 +2,28 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
-from decimal import Decimal
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar
 
-from pydantic import AfterValidator, BeforeValidator, Field, Strict
+from pydantic import AfterValidator, Field, Strict
 
-from finetune_api.base import ApiModel, Int, Named, Rule, check_rules
-
-Auto = Literal["auto"]
-
-# Kubernetes' own limits: object names (RFC 1123 subdomain) and ConfigMap keys.
-NAME = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"
-KEY = r"^[-._a-zA-Z0-9]+$"
-SOURCE = r"^(hf|pvc|s3|https)://[^\s]+$"
-MULTIPLIER = "^[0-9]{1,4}([.][0-9]{1,6})?$"  # and one digit that is not 0
-PERCENT = r"^[0-9]{1,3}(\.[0-9]{1,3})?%$"
-DECIMAL = r"^[0-9]{1,6}(\.[0-9]{1,6})?$"
-QUANTITY = "^[0-9]{1,15}([.][0-9]{1,9})?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$"
-SUFFIXES = {"": Decimal(1), "m": Decimal("0.001")}
-SUFFIXES |= {letter: Decimal(1000) ** power for power, letter in enumerate("kMGTP", 1)}
-SUFFIXES |= {f"{letter}i": Decimal(1024) ** power for power, letter in enumerate("KMGTP", 1)}
-LABEL_KEY = "^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$"
-LABEL_VALUE = "^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$"
-
-
-def int_or_auto(description: str, low: int, high: int) -> Any:
-    """A field that takes a whole number or the word `auto`; the bounds become a CEL rule."""
-    schema: Any = {"x-int-or-auto": {"minimum": low, "maximum": high}}
-    return Field(default="auto", description=f"{description} `auto` or {low} to {high}.", json_schema_extra=schema)
-
-
-def _given(*values: object) -> int:
-    """How many of these are there."""
-    return sum(value is not None for value in values)
-
-
-def _distinct(values: Sequence[object]) -> Sequence[object]:
-    """The API server refuses the second of two equal items of a set; so do we."""
-    if len(set(values)) < len(values):
-        raise ValueError("an item occurs twice; remove one")
-    return values
-
-
-def _quantity(text: str) -> Decimal:
-    """A Kubernetes quantity as a number. https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/quantity"""
-    number, suffix = re.fullmatch(r"([0-9.]+)([a-zA-Z]*)", text).groups()  # type: ignore[union-attr]
-    return Decimal(number) * SUFFIXES[suffix]
+from finetune_api.base import ApiModel, Int, Named, Rule
+from finetune_api.fields import (
+    DECIMAL,
+    KEY,
+    PERCENT,
+    Auto,
+    ModuleName,
+    Multiplier,
+    Source,
+    distinct,
+    given,
+    int_or_auto,
+)
+from finetune_api.fields import (
+    NAME as NAME,
+)
+from finetune_api.placement import Placement as Placement
+from finetune_api.placement import Resources as Resources
 
 
 class Task(Named):
@@ -96,49 +70,6 @@ class ConfigMapRef(ApiModel):
 
     name: str = Field(description="Name of the ConfigMap.", min_length=1, max_length=253, pattern=NAME)
     key: str = Field(description="Key that holds the JSON Lines text.", min_length=1, max_length=253, pattern=KEY)
-
-
-def ruled(*rules: Rule) -> tuple[Any, Any]:
-    """The two halves of a field's rules: what a laptop checks, and what the CRD says."""
-    schema: Any = {"x-kubernetes-validations": [rule.to_cel() for rule in rules]}
-    return AfterValidator(lambda value: check_rules(value, rules)), Field(json_schema_extra=schema)
-
-
-def _form(scheme: str, pattern: str, message: str) -> Rule:
-    """Sources of this scheme must match the pattern (RE2 and Python's re alike, without backslashes)."""
-    return Rule(
-        f"!self.startsWith('{scheme}') || self.matches('{pattern}')",
-        message,
-        lambda source: not source.startswith(scheme) or re.search(pattern, source) is not None,
-    )
-
-
-_HUB_NAME = "[A-Za-z0-9][-._A-Za-z0-9]*"
-_CHECKED, _DECLARED = ruled(
-    _form(
-        "pvc://",
-        "^pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[^/].*$",
-        "source: write pvc://CLAIM/PATH, for example pvc://datasets/travel/train.jsonl",
-    ),
-    _form(
-        "hf://",
-        f"^hf://{_HUB_NAME}/{_HUB_NAME}(/.+)?$",
-        "source: write hf://OWNER/NAME, for a dataset hf://OWNER/NAME/FILE",
-    ),
-    _form("s3://", "^s3://[a-z0-9][-.a-z0-9]+/[^/].*$", "source: write s3://BUCKET/KEY"),
-    _form(
-        "https://",
-        "^https://[^/?#@]*([/?#].*)?$",
-        "source: an https URL must not carry a user or a password; put them into a Secret and name it in secretRef",
-    ),
-    _form("https://", "^https://[^/?#]+/[^/].*$", "source: write https://HOST/PATH"),
-    Rule(
-        "!self.contains('..')",
-        "source: '..' is not allowed in a path; name the file from the root of its source",
-        lambda source: ".." not in source,
-    ),
-)
-Source = Annotated[str, Field(max_length=1024, min_length=1, pattern=SOURCE), _CHECKED, _DECLARED]
 
 
 class BaseModelSpec(ApiModel):
@@ -213,7 +144,7 @@ class ValidationData(DataFile):
         Rule(
             "[has(self.source), has(self.configMapRef), has(self.fraction)].filter(x, x).size() == 1",
             "give exactly one of fraction, source and configMapRef",
-            lambda data: _given(data.source, data.config_map_ref, data.fraction) == 1,
+            lambda data: given(data.source, data.config_map_ref, data.fraction) == 1,
         ),
         DataFile.rules[1],
     )
@@ -241,9 +172,6 @@ class DatasetSpec(ApiModel):
     )
 
 
-ModuleName = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_.]+$")]
-
-
 def _only_lora(field: str) -> Rule:
     attribute = "target_modules" if field == "targetModules" else field
     return Rule(
@@ -267,12 +195,12 @@ class MethodSpec(ApiModel):
         pattern=r"^0(\.[0-9]{1,4})?$",
         description='LoRA dropout, "0" to "0.9999". Default "0".',
     )
-    target_modules: (
-        Annotated[list[ModuleName], Field(min_length=1, max_length=64), AfterValidator(_distinct)] | None
-    ) = Field(
-        default=None,
-        description="Names of the linear layers that get an adapter. Default: all of them but the output layer.",
-        json_schema_extra={"x-kubernetes-list-type": "set"},
+    target_modules: Annotated[list[ModuleName], Field(min_length=1, max_length=64), AfterValidator(distinct)] | None = (
+        Field(
+            default=None,
+            description="Names of the linear layers that get an adapter. Default: all of them but the output layer.",
+            json_schema_extra={"x-kubernetes-list-type": "set"},
+        )
     )
     rules: ClassVar = (_only_lora("rank"), _only_lora("alpha"), _only_lora("dropout"), _only_lora("targetModules"))
 
@@ -283,28 +211,6 @@ class MethodSpec(ApiModel):
     @property
     def resolved_alpha(self) -> int:
         return self.alpha or 2 * self.resolved_rank
-
-
-def is_multiplier(value: int | str) -> bool:
-    """`auto`, 1 to 9999, or a decimal above 0 as text."""
-    if isinstance(value, int):
-        return 0 < value <= 9999
-    return value == "auto" or bool(re.search(MULTIPLIER, value) and re.search("[1-9]", value))
-
-
-MULTIPLIER_RULE = Rule(
-    "type(self) == int ? self > 0 && self <= 9999 "
-    f": self == 'auto' || (self.matches('{MULTIPLIER}') && self.matches('[1-9]'))",
-    'hyperparameters.learningRateMultiplier: write auto, a whole number from 1 to 9999, or a decimal in quotes: "1.8"',
-    is_multiplier,
-)
-_CHECKED, _DECLARED = ruled(MULTIPLIER_RULE)
-Multiplier = Annotated[
-    Int | Annotated[str, Field(max_length=12)],
-    _CHECKED,
-    _DECLARED,
-    Field(json_schema_extra={"x-kubernetes-int-or-string": True}),
-]
 
 
 class Hyperparameters(ApiModel):
@@ -334,121 +240,6 @@ class Hyperparameters(ApiModel):
         "Optimizer steps between two checkpoints.", 1, 100000
     )
     seed: Int = Field(default=42, ge=0, le=2147483647, description="Seed of every random choice.")
-
-
-_CHECKED, _DECLARED = ruled(
-    Rule(
-        f"type(self) == int ? self >= 0 : self.matches('{QUANTITY}')",
-        "write a quantity: a number, or a number with a unit, for example 4, 500m, 0.5 or 32Gi",
-        lambda text: bool(re.search(QUANTITY, text)),
-    )
-)
-Quantity = Annotated[
-    str,
-    Field(max_length=32),
-    BeforeValidator(lambda value: str(value) if type(value) is int else value),
-    _CHECKED,
-    _DECLARED,
-    Field(json_schema_extra={"x-kubernetes-int-or-string": True}),
-]
-
-
-class ResourceList(ApiModel):
-    """Kubernetes quantities of one container."""
-
-    cpu: Quantity | None = Field(default=None, description="CPU cores, for example 4 or 500m.")
-    memory: Quantity | None = Field(default=None, description="Memory in bytes, for example 32Gi.")
-    ephemeral_storage: Quantity | None = Field(
-        default=None, alias="ephemeral-storage", description="Scratch space in bytes, for example 10Gi."
-    )
-
-
-def _limited(key: str, attribute: str) -> Rule:
-    """A request above its limit would be refused when the pod is made; say so now."""
-    given = f"has(self.requests) && has(self.limits) && has(self.requests.{key}) && has(self.limits.{key})"
-    numbers = [f"quantity(string(self.{part}.{key}))" for part in ("requests", "limits")]
-
-    def holds(resources: Resources) -> bool:
-        request, limit = (getattr(part, attribute, None) for part in (resources.requests, resources.limits))
-        return request is None or limit is None or _quantity(request) <= _quantity(limit)
-
-    return Rule(
-        f"!({given}) || {numbers[0]}.compareTo({numbers[1]}) <= 0",
-        f"resources: requests.{attribute.replace('_', '-')} is above its limit; raise the limit or lower the request",
-        holds,
-    )
-
-
-class Resources(ApiModel):
-    """Requests and limits of one container. GPUs are asked for by `gpus`."""
-
-    requests: ResourceList | None = Field(default=None, description="What is set aside.")
-    limits: ResourceList | None = Field(default=None, description="What is never exceeded.")
-    rules: ClassVar = (
-        _limited("cpu", "cpu"),
-        _limited("memory", "memory"),
-        _limited("ephemeral__dash__storage", "ephemeral_storage"),
-    )
-
-
-class Toleration(ApiModel):
-    """A Kubernetes toleration."""
-
-    key: str | None = Field(
-        default=None, max_length=316, pattern=LABEL_KEY, description="Taint key; empty with Exists tolerates all."
-    )
-    operator: Literal["Equal", "Exists"] = Field(
-        default="Equal", description="Equal compares the value; Exists does not."
-    )
-    value: str | None = Field(default=None, max_length=63, pattern=LABEL_VALUE, description="Taint value.")
-    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = Field(
-        default=None, description="Taint effect."
-    )
-    toleration_seconds: Int | None = Field(
-        default=None, ge=0, le=31536000, description="Seconds that a NoExecute taint is tolerated."
-    )
-    rules: ClassVar = (
-        Rule(
-            "self.operator != 'Exists' || !has(self.value)",
-            "value: must be empty when operator is Exists; remove it",
-            lambda taint: taint.operator != "Exists" or taint.value is None,
-        ),
-        Rule(
-            "!has(self.tolerationSeconds) || (has(self.effect) && self.effect == 'NoExecute')",
-            "tolerationSeconds: only a NoExecute taint has it; set effect to NoExecute or remove it",
-            lambda taint: taint.toleration_seconds is None or taint.effect == "NoExecute",
-        ),
-        Rule(
-            "self.operator == 'Exists' || has(self.key)",
-            "key: give the taint's key, or set operator to Exists",
-            lambda taint: taint.operator == "Exists" or taint.key is not None,
-        ),
-    )
-
-
-_CHECKED, _DECLARED = ruled(
-    Rule(
-        f"self.all(key, size(key) <= 316 && key.matches('{LABEL_KEY}'))",
-        "nodeSelector: every key must be a valid label key, for example nvidia.com/gpu.product",
-        lambda labels: all(len(key) <= 316 and re.search(LABEL_KEY, key) for key in labels),
-    )
-)
-NodeSelector = Annotated[
-    dict[str, Annotated[str, Field(max_length=63, pattern=LABEL_VALUE)]], Field(max_length=32), _CHECKED, _DECLARED
-]
-
-
-class Placement(ApiModel):
-    """Where pods run and what they get."""
-
-    resources: Resources = Field(default=Resources(), description="CPU and memory of the pod.")
-    node_selector: NodeSelector = Field(default={}, description="Labels that the node must have.")
-    tolerations: list[Toleration] = Field(
-        default=[],
-        max_length=32,
-        description="Taints that the pods tolerate.",
-        json_schema_extra={"x-kubernetes-list-type": "atomic"},
-    )
 
 
 class ComputeSpec(Placement):
@@ -490,7 +281,7 @@ class GateRule(ApiModel):
         Rule(
             "[has(self.minImprovement), has(self.max), has(self.min)].filter(x, x).size() == 1",
             "give exactly one of minImprovement, max and min",
-            lambda rule: _given(rule.min_improvement, rule.max, rule.min) == 1,
+            lambda rule: given(rule.min_improvement, rule.max, rule.min) == 1,
         ),
     )
 
@@ -510,7 +301,7 @@ class Gate(ApiModel):
 class EvaluationSpec(ApiModel):
     """How the result is proven against the base model."""
 
-    baselines: Annotated[list[Baseline], AfterValidator(_distinct)] = Field(
+    baselines: Annotated[list[Baseline], AfterValidator(distinct)] = Field(
         default=[Baseline.BASE],
         max_length=2,
         description="What the tuned model is compared with, beside its gate. Base is always measured.",

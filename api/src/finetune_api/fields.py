@@ -1,0 +1,149 @@
+"""Types of single values: their patterns, their bounds, and the rules that the schema alone cannot say."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from decimal import Decimal
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from finetune_api.base import Int, Rule, check_rules
+
+Auto = Literal["auto"]
+
+# Kubernetes' own limits: object names (RFC 1123 subdomain) and ConfigMap keys.
+NAME = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"
+KEY = r"^[-._a-zA-Z0-9]+$"
+SOURCE = r"^(hf|pvc|s3|https)://[^\s]+$"
+MULTIPLIER = "^[0-9]{1,4}([.][0-9]{1,6})?$"  # and one digit that is not 0
+PERCENT = r"^[0-9]{1,3}(\.[0-9]{1,3})?%$"
+DECIMAL = r"^[0-9]{1,6}(\.[0-9]{1,6})?$"
+QUANTITY = "^[0-9]{1,15}([.][0-9]{1,9})?(m|k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$"
+SUFFIXES = {"": Decimal(1), "m": Decimal("0.001")}
+SUFFIXES |= {letter: Decimal(1000) ** power for power, letter in enumerate("kMGTP", 1)}
+SUFFIXES |= {f"{letter}i": Decimal(1024) ** power for power, letter in enumerate("KMGTP", 1)}
+LABEL_KEY = "^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$"
+LABEL_VALUE = "^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$"
+
+
+def int_or_auto(description: str, low: int, high: int) -> Any:
+    """A field that takes a whole number or the word `auto`; the bounds become a CEL rule."""
+    schema: Any = {"x-int-or-auto": {"minimum": low, "maximum": high}}
+    return Field(default="auto", description=f"{description} `auto` or {low} to {high}.", json_schema_extra=schema)
+
+
+def given(*values: object) -> int:
+    """How many of these are there."""
+    return sum(value is not None for value in values)
+
+
+def distinct(values: Sequence[object]) -> Sequence[object]:
+    """The API server refuses the second of two equal items of a set; so do we."""
+    if len(set(values)) < len(values):
+        raise ValueError("an item occurs twice; remove one")
+    return values
+
+
+def quantity(text: str) -> Decimal:
+    """A Kubernetes quantity as a number. https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/quantity"""
+    number, suffix = re.fullmatch(r"([0-9.]+)([a-zA-Z]*)", text).groups()  # type: ignore[union-attr]
+    return Decimal(number) * SUFFIXES[suffix]
+
+
+def ruled(*rules: Rule) -> tuple[Any, Any]:
+    """The two halves of a field's rules: what a laptop checks, and what the CRD says."""
+    schema: Any = {"x-kubernetes-validations": [rule.to_cel() for rule in rules]}
+    return AfterValidator(lambda value: check_rules(value, rules)), Field(json_schema_extra=schema)
+
+
+def _form(scheme: str, pattern: str, message: str) -> Rule:
+    """Sources of this scheme must match the pattern (RE2 and Python's re alike, without backslashes)."""
+    return Rule(
+        f"!self.startsWith('{scheme}') || self.matches('{pattern}')",
+        message,
+        lambda source: not source.startswith(scheme) or re.search(pattern, source) is not None,
+    )
+
+
+_HUB_NAME = "[A-Za-z0-9][-._A-Za-z0-9]*"
+_CHECKED, _DECLARED = ruled(
+    _form(
+        "pvc://",
+        "^pvc://[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[^/].*$",
+        "source: write pvc://CLAIM/PATH, for example pvc://datasets/travel/train.jsonl",
+    ),
+    _form(
+        "hf://",
+        f"^hf://{_HUB_NAME}/{_HUB_NAME}(/.+)?$",
+        "source: write hf://OWNER/NAME, for a dataset hf://OWNER/NAME/FILE",
+    ),
+    _form("s3://", "^s3://[a-z0-9][-.a-z0-9]+/[^/].*$", "source: write s3://BUCKET/KEY"),
+    _form(
+        "https://",
+        "^https://[^/?#@]*([/?#].*)?$",
+        "source: an https URL must not carry a user or a password; put them into a Secret and name it in secretRef",
+    ),
+    _form("https://", "^https://[^/?#]+/[^/].*$", "source: write https://HOST/PATH"),
+    Rule(
+        "!self.contains('..')",
+        "source: '..' is not allowed in a path; name the file from the root of its source",
+        lambda source: ".." not in source,
+    ),
+)
+Source = Annotated[str, Field(max_length=1024, min_length=1, pattern=SOURCE), _CHECKED, _DECLARED]
+
+
+ModuleName = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_.]+$")]
+
+
+def is_multiplier(value: int | str) -> bool:
+    """`auto`, 1 to 9999, or a decimal above 0 as text."""
+    if isinstance(value, int):
+        return 0 < value <= 9999
+    return value == "auto" or bool(re.search(MULTIPLIER, value) and re.search("[1-9]", value))
+
+
+MULTIPLIER_RULE = Rule(
+    "type(self) == int ? self > 0 && self <= 9999 "
+    f": self == 'auto' || (self.matches('{MULTIPLIER}') && self.matches('[1-9]'))",
+    'hyperparameters.learningRateMultiplier: write auto, a whole number from 1 to 9999, or a decimal in quotes: "1.8"',
+    is_multiplier,
+)
+_CHECKED, _DECLARED = ruled(MULTIPLIER_RULE)
+Multiplier = Annotated[
+    Int | Annotated[str, Field(max_length=12)],
+    _CHECKED,
+    _DECLARED,
+    Field(json_schema_extra={"x-kubernetes-int-or-string": True}),
+]
+
+
+_CHECKED, _DECLARED = ruled(
+    Rule(
+        f"type(self) == int ? self >= 0 : self.matches('{QUANTITY}')",
+        "write a quantity: a number, or a number with a unit, for example 4, 500m, 0.5 or 32Gi",
+        lambda text: bool(re.search(QUANTITY, text)),
+    )
+)
+Quantity = Annotated[
+    str,
+    Field(max_length=32),
+    BeforeValidator(lambda value: str(value) if type(value) is int else value),
+    _CHECKED,
+    _DECLARED,
+    Field(json_schema_extra={"x-kubernetes-int-or-string": True}),
+]
+
+
+_CHECKED, _DECLARED = ruled(
+    Rule(
+        f"self.all(key, size(key) <= 316 && key.matches('{LABEL_KEY}'))",
+        "nodeSelector: every key must be a valid label key, for example nvidia.com/gpu.product",
+        lambda labels: all(len(key) <= 316 and re.search(LABEL_KEY, key) for key in labels),
+    )
+)
+NodeSelector = Annotated[
+    dict[str, Annotated[str, Field(max_length=63, pattern=LABEL_VALUE)]], Field(max_length=32), _CHECKED, _DECLARED
+]
