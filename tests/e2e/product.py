@@ -31,7 +31,8 @@ class Product:
     def install(self, **more: str) -> None:
         """`helm upgrade --install`, and waits until the operator is available."""
         pairs = [f"{key}={value}" for key, value in {**self.values, **more}.items()]
-        flags = [flag for pair in pairs for flag in ("--set", pair)]
+        # A tag of digits must not become a number; a count must not become a string.
+        flags = [flag for pair in pairs for flag in ("--set" if pair.startswith("replicas=") else "--set-string", pair)]
         command = [self.helm, "upgrade", "--install", RELEASE, CHART, "--namespace", self.namespace, *flags]
         run(*command, "--wait", "--timeout", "180s", env=self.kubectl.environment(), timeout=240)
         self.installed = True
