@@ -16,6 +16,7 @@ from finetune_operator.control.api_client import CHUNK, kopf_credentials
 from finetune_operator.control.cache import Cache, Name, name_of
 from finetune_operator.control.metrics import EVENTS_SEEN
 from finetune_operator.control.resources import FINE_TUNE_JOB, WATCHED, Resource
+from finetune_operator.control.stateless import NoDiffBase, NoProgress
 from finetune_operator.plan import Manifest
 
 Enqueue = Callable[[Name], None]
@@ -27,6 +28,8 @@ def kopf_settings() -> kopf.OperatorSettings:
     settings.posting.enabled = False  # Events are ours to post, deduplicated
     settings.peering.standalone = True  # a `default` peering of another operator would pause us
     settings.scanning.disabled = True  # no right to list CRDs and namespaces needed
+    settings.persistence.diffbase_storage = NoDiffBase()
+    settings.persistence.progress_storage = NoProgress()
     settings.watching.chunk_size = CHUNK
     # The server ends a watch after 5 min, so that a half-dead connection cannot last; the client waits a bit longer.
     settings.watching.server_timeout = 300
