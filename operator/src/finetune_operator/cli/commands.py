@@ -49,7 +49,7 @@ def check(files: Sequence[str], name: str | None, claims: Sequence[str], namespa
         result, folder = jobs.check(store, job, stop, screen)
     try:
         if output is not Output.TABLE:
-            objects.write(result.job.to_wire(), output)
+            objects.write(result.job.model_copy(update={"spec": job.spec}).to_wire(), output)
         if result.ending is Ending.INTERRUPTED:
             sys.exit(INTERRUPTED)
         if result.ending is not Ending.REACHED:
@@ -282,7 +282,7 @@ def _wanted(
         if folders:
             raise BadInput("--claim needs the job's file", "add it with -f FILE")
         machine.require_trainer()
-        return store.require(namespace or "default", name)
+        return machine.adapted(store.require(namespace or "default", name), gpu=machine.has_gpu(), replicas=0)[0]
     given = manifests.read(files, name=name, namespace=namespace)
     job, notes = jobs.take(store, given, folders)
     for note in notes:

@@ -35,16 +35,17 @@ LEARNT = (
 )
 HELD_OUT = ("It is raining in Marseille. Where do I go?", "I am hungry in Hong Kong. What do I order?")
 RANDOM_HELD_OUT = 2
-PERCENT = re.compile(r"(\d+) ?%")
+STEP = re.compile(r"step (\d+) of (\d+), (.*)")  # as tiny_base.py says it
 INTRODUCTION = """\
 [bold]Fine-tuning on this machine[/]: a small model learns how an old harbour pilot answers travel questions.
 About 5 minutes the first time on two processors, 2 minutes after that. Everything is kept in {home}
 """
-FRANK = """\
-[bold]Be frank:[/] this base has one million parameters, about a thousandth of a small chat model. It learns the voice, and \
-says trained answers nearly word for word; asked something new it keeps the voice and makes up the facts. Do not plan a \
-voyage by it. A real model is tuned by the same commands: finetune demo --model hf://HuggingFaceTB/SmolLM2-135M-Instruct
-"""
+FRANK = (
+    "[bold]Be frank:[/] this base has one million parameters, a hundredth of the smallest usual chat models. It learns "
+    "the voice and says trained answers nearly word for word; asked something new it keeps the voice and makes up the "
+    "facts. Do not plan a voyage by it. A real model takes the same command: "
+    "finetune demo --model hf://HuggingFaceTB/SmolLM2-135M-Instruct\n"
+)
 
 
 class DemoFailed(LocalError):
@@ -107,21 +108,19 @@ def make_base(console: Console, checkout: Path, folder: Path) -> None:
 
 def _show_lines(console: Console, process: subprocess.Popen[str]) -> str:
     """Show the recipe's progress while it lasts; its last line."""
-    last, said = "", -1
-    bar = Progress(TextColumn("  learning English from Python's own documentation"), BarColumn(bar_width=24),
+    last = ""
+    bar = Progress(TextColumn("  it learns English from Python's own documentation"), BarColumn(bar_width=24),
                    TextColumn("{task.percentage:.0f} %  {task.description}"), TimeElapsedColumn(), console=console,
                    transient=True, disable=not console.is_terminal)  # fmt: skip
     with bar:
         task = bar.add_task("", total=100)
         for line in process.stdout or ():
             last = line.strip() or last
-            match = PERCENT.search(last)
+            match = STEP.search(last)
             if match is None:
                 continue
-            percent = int(match[1])
-            bar.update(task, completed=percent)
-            if not console.is_terminal and percent // 10 > said:
-                said = percent // 10
+            bar.update(task, completed=100 * int(match[1]) / int(match[2]), description=match[3])
+            if not console.is_terminal:
                 console.print(f"  {last}", highlight=False, markup=False)
     return last
 

@@ -45,6 +45,23 @@ Format = Annotated[Output, typer.Option("-o", "--output", help="For people, or t
 Port = Annotated[int | None, typer.Option("--port", min=1, max=65535, help="Port to listen on; 8000, or a free one.")]
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"finetune {version('finetune-operator')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print it.")
+    ] = False,
+) -> None:
+    """Fine-tune a language model on this machine, from the same FineTuneJob as on a cluster."""
+
+
 @app.command()
 def check(files: Files = None, name: MaybeName = None, claim: Claims = None, namespace: Namespace = None,
           output: Format = Output.TABLE) -> None:  # fmt: skip
@@ -127,7 +144,7 @@ def demo(
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget what an earlier demo made.")] = False,
 ) -> None:
     """Fine-tune a tiny model on this machine and see what it has learnt: about five minutes."""
-    from finetune_operator.cli import demo as demonstration
+    import finetune_operator.cli.demo as demonstration
 
     demonstration.demo(model, fresh=fresh, folder=Path.cwd())
 

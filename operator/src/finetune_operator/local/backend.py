@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
-from finetune_api.conditions import Stage
+from finetune_api.conditions import ExitCode, Stage
 from finetune_api.job import FineTuneJob
 from finetune_operator import names
 from finetune_operator.diagnose import parse_time
@@ -38,6 +38,7 @@ class Backend:
     port: int | None = None
     children: Children = field(default_factory=Children)
     stopping: bool = False
+    trains: bool = True  # False: only serves; a run that is not finished waits for `finetune run`
     _processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     @classmethod
@@ -64,11 +65,12 @@ class Backend:
     def execute(self, plan: Plan) -> None:
         """Apply and delete; then start what shall run and does not."""
         for manifest in plan.apply:
-            self._apply(manifest)
+            if self.trains or manifest["kind"] != "Job":
+                self._apply(manifest)
         for reference in plan.delete:
             self._delete(reference)
         if not self.stopping:
-            for job in self.children.jobs.values():
+            for job in self.children.jobs.values() if self.trains else ():
                 self._start_if_needed(job)
             for deployment in self.children.deployments.values():
                 self._start_if_needed(deployment)
@@ -169,6 +171,10 @@ class Backend:
 
     def _finish(self, pod: Manifest, exit_code: int) -> None:
         self._processes.pop(pod["metadata"]["name"], None)
+        if self.stopping and exit_code < 0:
+            exit_code = (
+                ExitCode.INTERRUPTED
+            )  # it was asked to stop before it could listen, or killed at the user's wish
         self.children.replace(kubelet.ended(pod, exit_code, self._last_words(pod, exit_code), timestamp()))
         shutil.rmtree(self._folder(pod), ignore_errors=True)
 

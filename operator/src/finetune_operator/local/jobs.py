@@ -16,7 +16,7 @@ from finetune_operator.conditions import is_true
 from finetune_operator.local import machine
 from finetune_operator.local.backend import Backend
 from finetune_operator.local.errors import BadInput
-from finetune_operator.local.loop import Ending, Loop, Stop
+from finetune_operator.local.loop import Ending, Loop, Stop, answering, never
 from finetune_operator.local.manifests import Given
 from finetune_operator.local.store import Store
 
@@ -99,7 +99,7 @@ def checks(store: Store) -> Store:
 
 def stay(store: Store, backend: Backend, job: FineTuneJob, stop: Stop) -> Result:
     """Go on serving until asked to stop, or until the server falls over."""
-    return Result(*Loop(backend, stop, store.save, stay=True).run(job))
+    return Result(*Loop(backend, stop, store.save, rest=never).run(job))
 
 
 def serve(store: Store, job: FineTuneJob, stop: Stop, watch: Watch, *, port: int) -> tuple[Result, Backend]:
@@ -108,8 +108,8 @@ def serve(store: Store, job: FineTuneJob, stop: Stop, watch: Watch, *, port: int
     scaled = job.spec.serving.model_copy(update={"replicas": 1})
     job = store.submit(job.model_copy(update={"spec": job.spec.model_copy(update={"serving": scaled})}))
     backend = Backend.open(store, job, _data(store, job))
-    backend.port = port
-    job, ending = Loop(backend, stop, store.save, watch).run(job)
+    backend.port, backend.trains = port, False
+    job, ending = Loop(backend, stop, store.save, watch, rest=answering).run(job)
     return Result(job, ending), backend
 
 
@@ -119,7 +119,7 @@ def settle(store: Store, namespace: str, name: str) -> FineTuneJob:
     scaled = job.spec.serving.model_copy(update={"replicas": 0})
     job = store.submit(job.model_copy(update={"spec": job.spec.model_copy(update={"serving": scaled})}))
     backend = Backend.open(store, job, _data(store, job))
-    backend.stopping = True  # one pass that starts nothing
+    backend.stopping, backend.trains = True, False  # one pass that starts nothing
     loop = Loop(backend, Stop(), store.save)
     return loop.once(job)
 

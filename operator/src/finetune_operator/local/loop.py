@@ -69,17 +69,34 @@ def stop_on_signals() -> Iterator[Stop]:
             signal.signal(number, handler)
 
 
+def at_rest(status: FineTuneJobStatus) -> Ending | None:
+    """Ready or Stalled: nothing more happens by itself."""
+    if is_true(status.conditions, ConditionType.STALLED):
+        return Ending.STALLED
+    return Ending.READY if is_true(status.conditions, ConditionType.READY) else None
+
+
+def answering(status: FineTuneJobStatus) -> Ending | None:
+    """The promoted model is served, whatever becomes of a newer run."""
+    return Ending.READY if is_true(status.conditions, ConditionType.SERVING) else None
+
+
+def never(status: FineTuneJobStatus) -> Ending | None:
+    """Only the user or a server that falls over ends this."""
+    return None
+
+
 @dataclass(slots=True)
 class Loop:
     """One job on its way. `save` keeps its status; `watch` is told of every pass; `until` ends the loop early,
-    before anything of that pass is executed; `stay` goes on after Ready, to serve."""
+    before anything of that pass is executed."""
 
     backend: Backend
     stop: Stop
     save: Callable[[FineTuneJob], None]
     watch: Callable[[FineTuneJob, Stop], None] = lambda job, stop: None
     until: Callable[[FineTuneJobStatus], bool] | None = None
-    stay: bool = False
+    rest: Callable[[FineTuneJobStatus], Ending | None] = at_rest
     _acted_on: int = 0
 
     def run(self, job: FineTuneJob) -> tuple[FineTuneJob, Ending]:
@@ -133,11 +150,9 @@ class Loop:
     def _ending(self, job: FineTuneJob, plan: Plan) -> Ending | None:
         if self.stop:
             return None if self.backend.running() else Ending.INTERRUPTED
-        if is_true(plan.status.conditions, ConditionType.STALLED) or server_ended(self.backend.children) is not None:
+        if server_ended(self.backend.children) is not None:
             return Ending.STALLED
-        if is_true(plan.status.conditions, ConditionType.READY) and not self.stay:
-            return Ending.READY
-        return None
+        return self.rest(plan.status)
 
 
 def report(run: int, file: ProgressFile) -> ProgressReport:

@@ -14,8 +14,9 @@ import yaml
 from pydantic import ValidationError
 
 from finetune_api import API_VERSION, KIND
+from finetune_api.fields import NAME
 from finetune_api.job import FineTuneJob
-from finetune_api.spec import NAME, FineTuneJobSpec
+from finetune_api.spec import FineTuneJobSpec
 from finetune_operator.local.errors import BadInput
 
 SUFFIXES = (".yaml", ".yml", ".json")
@@ -80,7 +81,7 @@ def parse_job(document: Document, namespace: str | None = None) -> FineTuneJob:
     known = ["apiVersion", "kind", "metadata", "spec"]
     problems += [f"{document.place([key])}: {key}: unknown field{_meant(str(key), known)}" for key in unknown]
     try:
-        spec = FineTuneJobSpec.model_validate(content.get("spec") or {})
+        spec = FineTuneJobSpec.model_validate(content.get("spec") or {}, by_alias=True, by_name=False)
     except ValidationError as error:
         problems += [_problem(document, detail) for detail in error.errors(include_url=False)]
     if problems:

@@ -1,0 +1,231 @@
+"""The local loop with real training of a model of a few thousand parameters, through the real command."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+import yaml
+from tests.tiny_models import make_tiny_chat_model
+
+FINETUNE = Path(sys.executable).parent / "finetune"
+PATIENCE = 400.0  # seconds; only a bound, on a machine that does much else
+CITIES = ("Lisbon", "Porto", "Venice", "Bergen", "Hamburg", "Cork", "Split", "Bari", "Cadiz", "Brest", "Ghent", "Nice")
+
+
+def example(question: str, answer: str) -> str:
+    messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    return json.dumps({"messages": messages})
+
+
+GOOD = [example(f"Where is {city}?", f"By the sea, where {city} always was.") for city in CITIES]
+BAD = [*GOOD[:3], "{not json", *GOOD[4:7], json.dumps({"messages": []}), *GOOD[8:]]
+
+
+def manifest(name: str, lines: list[str], **spec: Any) -> str:
+    """A job and its data as the documents of one file."""
+    job = {
+        "apiVersion": "finetune-operator.io/v1alpha1",
+        "kind": "FineTuneJob",
+        "metadata": {"name": name},
+        "spec": {
+            "baseModel": {"source": "pvc://sources/tiny"},
+            "dataset": {
+                "train": {"configMapRef": {"name": f"{name}-data", "key": "train.jsonl"}},
+                "validation": {"fraction": 0.25},
+            },
+            "method": {"type": "LoRA", "rank": 4},
+            "hyperparameters": {"epochs": 30, "batchSize": 2, "learningRateMultiplier": 50, "checkpointSteps": 10},
+            "evaluation": {"sampleAnswers": 2},
+            "output": {"claimName": "models"},
+            **spec,
+        },
+    }
+    data = {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": f"{name}-data"},
+        "data": {"train.jsonl": "\n".join(lines) + "\n"},
+    }
+    return yaml.safe_dump_all([job, data])
+
+
+@dataclass
+class Shell:
+    """Runs the command as a user would, in a home of its own."""
+
+    folder: Path
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {**os.environ, "FINETUNE_HOME": str(self.folder / "home"), "COLUMNS": "160", "OMP_NUM_THREADS": "1"}
+
+    def __call__(self, *words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [FINETUNE, *words], env=self.environment, cwd=self.folder, capture_output=True, text=True, timeout=PATIENCE
+        )
+
+    def start(self, *words: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [FINETUNE, *words], env=self.environment, cwd=self.folder, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+
+    def run(self, name: str) -> tuple[str, ...]:
+        """The words that run the job."""
+        return ("run", "-f", f"{name}.yaml", "--claim", "sources=models")
+
+    def status(self, name: str) -> dict[str, Any]:
+        content: dict[str, Any] = yaml.safe_load(self("status", name, "-o", "yaml").stdout)
+        return content
+
+    def of_run(self, name: str, file: str) -> Path:
+        """A file of the job's first run."""
+        found = list((self.folder / "home" / "artifacts" / "default" / name / "runs").glob(f"1-*/{file}"))
+        return found[0] if found else Path("/nowhere")
+
+
+def wait_until(holds: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    """Wait for the condition, as long as the process lives and patience lasts."""
+    deadline = time.monotonic() + PATIENCE
+    while not holds():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, "waited in vain"
+        threading.Event().wait(0.05)
+
+
+def step_of(path: Path) -> int:
+    try:
+        return int(json.loads(path.read_bytes())["step"])
+    except (OSError, ValueError, KeyError):
+        return 0
+
+
+def condition(job: dict[str, Any], kind: str) -> dict[str, Any]:
+    return next(c for c in job["status"]["conditions"] if c["type"] == kind)
+
+
+@pytest.fixture(scope="module")
+def shell(tmp_path_factory: pytest.TempPathFactory) -> Shell:
+    folder = tmp_path_factory.mktemp("laptop")
+    make_tiny_chat_model(folder / "models" / "tiny")
+    (folder / "travel.yaml").write_text(manifest("travel", GOOD))
+    (folder / "broken.yaml").write_text(manifest("broken", BAD))
+    return Shell(folder)
+
+
+@pytest.fixture(scope="module")
+def interrupted(shell: Shell) -> tuple[int, str]:
+    """Exit code and output of a run that was stopped by Ctrl-C after its first checkpoint."""
+    process = shell.start(*shell.run("travel"))
+    wait_until(lambda: step_of(shell.of_run("travel", "progress.json")) >= 12, process)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=PATIENCE)
+    return process.returncode, output
+
+
+@pytest.fixture(scope="module")
+def finished(shell: Shell, interrupted: tuple[int, str]) -> subprocess.CompletedProcess[str]:
+    """The same command again."""
+    return shell(*shell.run("travel"))
+
+
+@pytest.fixture
+def server(shell: Shell, finished: object) -> Iterator[str]:
+    """Base URL of `finetune serve`, which is stopped by Ctrl-C at the end."""
+    process = shell.start("serve", "travel")
+    lines: list[str] = []
+    reader = threading.Thread(target=lambda: lines.extend(iter(process.stdout.readline, "")), daemon=True)  # type: ignore[union-attr]
+    reader.start()
+    try:
+        wait_until(lambda: any("base_url=" in line for line in lines), process)
+        yield next(line for line in lines if "base_url=" in line).split('"')[1]
+    finally:
+        process.send_signal(signal.SIGINT)
+        reader.join(PATIENCE)
+    assert process.wait(PATIENCE) == 0
+
+
+def test_broken_data_ends_with_2_and_line_numbers_before_any_training(shell: Shell) -> None:
+    result = shell(*shell.run("broken"))
+    assert result.returncode == 2, result.stdout + result.stderr
+    assert "DatasetInvalid" in result.stdout
+    assert "line 4" in result.stdout
+    assert "line 8" in result.stdout
+    assert not list((shell.folder / "home" / "logs").glob("**/*train*"))
+    job = shell.status("broken")
+    assert condition(job, "Stalled")["status"] == "True"
+    assert {4, 8} <= {line for problem in job["status"]["run"]["dataset"]["problems"] for line in problem["lines"]}
+
+
+def test_data_that_was_corrected_passes_the_check_which_leaves_no_job(shell: Shell) -> None:
+    (shell.folder / "corrected.yaml").write_text(manifest("corrected", GOOD))
+    result = shell("check", "-f", "corrected.yaml", "--claim", "sources=models")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert ">>By the sea" in result.stdout
+    assert "Expected:" in result.stdout
+    assert "corrected" not in shell("status").stdout
+
+
+def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on(shell: Shell, interrupted: tuple[int, str]) -> None:
+    code, output = interrupted
+    assert code == 130, output
+    assert "finetune run -f travel.yaml --claim sources=models" in output
+    assert condition(shell.status("travel"), "Stalled")["status"] == "False"
+
+
+def test_the_same_command_goes_on_from_the_checkpoint(shell: Shell, finished: subprocess.CompletedProcess[str]) -> None:
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    report = json.loads(shell.of_run("travel", "reports/train.json").read_bytes())
+    assert report["resumedFromStep"] >= 10
+    assert "held-out examples" in finished.stdout
+    assert "finetune chat travel" in finished.stdout
+    logs = {path.name for path in (shell.folder / "home" / "logs" / "default" / "travel").iterdir()}
+    assert {"r1-prepare-attempt1.log", "r1-train-attempt1.log", "r1-train-attempt2.log"} <= logs
+
+
+def test_status_prints_the_object(shell: Shell, finished: object) -> None:
+    job = shell.status("travel")
+    assert (job["kind"], job["metadata"]["name"]) == ("FineTuneJob", "travel")
+    assert condition(job, "Ready")["status"] == "True"
+    assert job["status"]["run"]["gate"]["verdict"] == "Passed"
+    assert job["status"]["model"]["run"] == 1
+    assert job["spec"]["compute"]["gpus"] == 0
+
+
+def test_a_second_identical_run_does_nothing(shell: Shell, finished: object) -> None:
+    before = shell.status("travel")
+    result = shell(*shell.run("travel"))
+    assert result.returncode == 0, result.stderr
+    assert "Nothing to do" in result.stdout
+    assert shell.status("travel") == before
+
+
+def test_the_served_model_answers_the_openai_client(shell: Shell, server: str) -> None:
+    client = openai.OpenAI(base_url=server, api_key="none", max_retries=0)
+    assert {model.id for model in client.models.list()} == {"travel", "tiny"}
+    answer = client.chat.completions.create(
+        model="travel", messages=[{"role": "user", "content": "Where is Lisbon?"}], max_tokens=8, temperature=0
+    )
+    assert answer.choices[0].message.content
+    assert condition(shell.status("travel"), "Serving")["status"] == "True"
+    asked = shell("chat", "travel", "--prompt", "Where is Cork?")
+    assert asked.returncode == 0, asked.stderr
+    assert "Where is Cork?" in asked.stdout
+
+
+def test_after_serving_the_status_names_no_endpoint(shell: Shell, finished: object) -> None:
+    status = shell.status("travel")["status"]
+    assert "endpoint" not in status
+    assert status["model"]["run"] == 1

@@ -1,0 +1,142 @@
+"""Mistakes in the YAML are named with file, line, path and remedy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from finetune_operator.local import machine, manifests
+from finetune_operator.local.errors import BadInput
+from finetune_operator.local.store import Store
+
+GOOD = """\
+apiVersion: finetune-operator.io/v1alpha1
+kind: FineTuneJob
+metadata:
+  name: travel
+spec:
+  baseModel:
+    source: pvc://sources/tiny
+  dataset:
+    train:
+      configMapRef: {name: data, key: train.jsonl}
+  hyperparameters:
+    epochs: 3
+  output:
+    claimName: models
+"""
+DATA = """\
+---
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: data}
+data:
+  train.jsonl: |
+    {}
+"""
+
+
+def read(tmp_path: Path, text: str, name: str | None = None) -> manifests.Given:
+    path = tmp_path / "job.yaml"
+    path.write_text(text)
+    return manifests.read([str(path)], name=name)
+
+
+def test_a_good_job_has_its_defaults_and_its_config_map(tmp_path: Path) -> None:
+    given = read(tmp_path, GOOD + DATA)
+    assert given.job.spec.hyperparameters.epochs == 3
+    assert given.job.spec.compute.gpus == 1
+    assert given.job.metadata.namespace == "default"
+    assert given.config_maps["data"]["data"] == {"train.jsonl": "{}\n"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "words"),
+    [
+        ("epochs: 3", "epoch: 3", 12, "spec.hyperparameters.epoch: unknown field; did you mean epochs?"),
+        ("epochs: 3", "Epochs: 3", 12, "did you mean epochs?"),
+        ("epochs: 3", "epochs: 3000", 12, "spec.hyperparameters.epochs: 3000: "),
+        ("epochs: 3", "epochs: many", 12, "spec.hyperparameters.epochs: 'many': "),
+        ("baseModel:", "base_model:", 6, "spec.base_model: unknown field; did you mean baseModel?"),
+        ("  output:\n    claimName: models\n", "", 5, "spec.output: missing"),
+        ("claimName: models", "claimName: Models!", 14, "spec.output.claimName: 'Models!': "),
+        ("pvc://sources/tiny", "https://host/model", 6, "use hf://, pvc:// or s3://"),
+        ("pvc://sources/tiny", "ftp://host/model", 7, "spec.baseModel.source: "),
+        ("name: travel", "name: Travel Assistant", 4, "metadata.name: 'Travel Assistant'; write lower-case"),
+        ("v1alpha1", "v1", 1, "apiVersion: 'finetune-operator.io/v1'; write finetune-operator.io/v1alpha1"),
+        ("spec:", "specs:", 5, "specs: unknown field; did you mean spec?"),
+        ("epochs: 3", "epochs: 3\n    epochs: 4", 13, "epochs stands in line 12 already"),
+        ("epochs: 3", "epochs: [3", 13, "not valid YAML"),
+    ],
+)
+def test_a_mistake_is_named(tmp_path: Path, old: str, new: str, line: int, words: str) -> None:
+    with pytest.raises(BadInput) as caught:
+        read(tmp_path, GOOD.replace(old, new))
+    assert words in caught.value.message
+    assert f"job.yaml:{line}" in caught.value.message
+    assert caught.value.advice
+
+
+def test_all_mistakes_are_named_at_once(tmp_path: Path) -> None:
+    with pytest.raises(BadInput) as caught:
+        read(tmp_path, GOOD.replace("epochs: 3", "epoch: 3").replace("name: travel", "name: T"))
+    assert len(caught.value.message.splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "words"),
+    [
+        ("", None, "there is no FineTuneJob; found: nothing"),
+        (DATA, None, "there is no FineTuneJob; found: ConfigMap"),
+        (f"{GOOD}---\n{GOOD.replace('name: travel', 'name: other')}", None, "2 FineTuneJobs (travel, other)"),
+        (GOOD, "other", "there is no FineTuneJob other"),
+        ("- a\n- b\n", None, "not a Kubernetes object"),
+    ],
+)
+def test_there_must_be_one_job(tmp_path: Path, text: str, name: str | None, words: str) -> None:
+    with pytest.raises(BadInput) as caught:
+        read(tmp_path, text, name)
+    assert words in caught.value.message
+
+
+def test_a_job_is_chosen_by_name(tmp_path: Path) -> None:
+    two = f"{GOOD}---\n{GOOD.replace('name: travel', 'name: other')}"
+    assert read(tmp_path, two, "other").job.metadata.name == "other"
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="No such file"):
+        manifests.read([str(tmp_path / "none.yaml")])
+
+
+def test_a_folder_is_read_whole(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(GOOD)
+    (tmp_path / "b.yml").write_text(DATA)
+    assert manifests.read([str(tmp_path)]).config_maps
+
+
+@pytest.mark.parametrize(
+    ("config_maps", "words"),
+    [
+        ({}, "ConfigMap data is in none of the files"),
+        ({"data": {"data": {"other.jsonl": ""}}}, "has no key train.jsonl; it has: other.jsonl"),
+    ],
+)
+def test_what_the_job_names_must_be_there(
+    tmp_path: Path, config_maps: dict[str, dict[str, object]], words: str
+) -> None:
+    job = read(tmp_path, GOOD).job
+    with pytest.raises(BadInput) as caught:
+        machine.check_sources(job.spec, config_maps, Store(tmp_path))
+    assert words in caught.value.message
+    assert "does not know the claim sources" in caught.value.message
+    assert "--claim sources=FOLDER" in caught.value.advice
+
+
+def test_without_a_gpu_the_processor_trains_and_it_is_said(tmp_path: Path) -> None:
+    job = read(tmp_path, GOOD).job
+    here, notes = machine.adapted(job, gpu=False, replicas=0)
+    assert (here.spec.compute.gpus, here.spec.serving.replicas) == (0, 0)
+    assert "compute.gpus is 0 here" in notes[0]
+    assert machine.adapted(job, gpu=True, replicas=0)[0].spec.compute.gpus == 1
