@@ -1,0 +1,124 @@
+"""What is written: Events within the API server's limits, a refused spec that says so once, and honest probes."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from prometheus_client import generate_latest
+from pydantic import ValidationError
+from tests.simulator import SPEC
+
+from finetune_api.conditions import FailureReason
+from finetune_api.job import FineTuneJob
+from finetune_operator.control import metrics
+from finetune_operator.control.api_client import Api, ApiError
+from finetune_operator.control.apply import GoneError, _refused, event_manifest
+from finetune_operator.control.cache import Cache
+from finetune_operator.control.health import OLDEST_SECONDS, Health
+from finetune_operator.control.reconcile import invalid_status
+from finetune_operator.control.resources import FINE_TUNE_JOB, JOB
+from finetune_operator.control.resync import Resync
+from finetune_operator.control.workqueue import WorkQueue
+from finetune_operator.plan import Event
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def stored(name: str = "travel", status: dict[str, Any] | None = None, **spec: Any) -> dict[str, Any]:
+    metadata = {"name": name, "namespace": "team-a", "uid": "u", "resourceVersion": "7", "generation": 3}
+    return {"kind": "FineTuneJob", "metadata": metadata, "spec": {**SPEC, **spec}, "status": status or {}}
+
+
+def test_events_fit_the_limits_and_equal_ones_have_one_name() -> None:
+    long = event_manifest(stored("x" * 253), Event("Warning", "R" * 300, "m" * 5000), "i" * 300)
+    assert len(long["metadata"]["name"]) <= 253
+    assert (len(long["note"]), len(long["reason"]), len(long["reportingInstance"])) == (1024, 128, 128)
+    names = [
+        event_manifest(stored(), Event(kind, "Trained", message), "pod")["metadata"]["name"]  # type: ignore[arg-type]
+        for kind, message in (("Normal", "a"), ("Normal", "a"), ("Normal", "b"), ("Warning", "a"))
+    ]
+    assert names[0] == names[1]
+    assert len(set(names)) == 3
+
+
+@pytest.mark.parametrize(
+    ("status", "reason", "message", "expected"),
+    [
+        (403, "Forbidden", "exceeded quota: small, requested: pods=1", FailureReason.QUOTA_EXCEEDED),
+        (403, "Forbidden", "cannot create resource", FailureReason.SYSTEM_FAULT),
+        (422, "Invalid", "spec.template: Invalid value", FailureReason.SPEC_INVALID),
+        (404, "NotFound", "namespace is gone", GoneError),
+        (403, "Forbidden", "because it is being terminated", GoneError),
+        (409, "Conflict", "newer", ApiError),
+        (500, "InternalError", "", ApiError),
+        (429, "TooManyRequests", "", ApiError),
+        (0, "NoAnswer", "", ApiError),
+    ],
+)
+def test_what_the_api_server_refuses_is_told_apart(status: int, reason: str, message: str, expected: Any) -> None:
+    manifest = {"kind": "Job", "metadata": {"name": "j", "namespace": "n"}}
+    error = ApiError(status, reason, message)
+    if isinstance(expected, FailureReason):
+        failure = _refused(JOB, manifest, error)
+        assert failure.reason == expected
+        assert message in failure.message
+    else:
+        with pytest.raises(expected):
+            _refused(JOB, manifest, error)
+
+
+def test_a_refused_spec_is_told_once_and_keeps_the_record() -> None:
+    runs = [{"number": 1, "hash": "a", "trigger": "Created", "result": "Promoted"}]
+    body = stored(status={"runs": runs}, evaluation={"maxExamples": 0})
+    with pytest.raises(ValidationError) as caught:
+        FineTuneJob.model_validate(body)
+    first = invalid_status(body, caught.value, NOW)
+    again = invalid_status({**body, "status": first}, caught.value, NOW + timedelta(days=1))
+    assert again == first
+    assert first["runs"] == runs
+    found = {each["type"]: (each["status"], each["reason"]) for each in first["conditions"]}
+    assert found == {
+        "Ready": ("False", "SpecInvalid"),
+        "Reconciling": ("False", "SpecInvalid"),
+        "Stalled": ("True", "SpecInvalid"),
+    }
+    assert "spec.evaluation.maxExamples" in first["conditions"][0]["message"]
+
+
+async def test_probes_fail_when_a_restart_would_help() -> None:
+    now = 0.0
+    cache, queue = Cache(), WorkQueue[tuple[str, str]](clock=lambda: now)
+    health = Health(cache, queue, resync_seconds=300)
+    assert health.problem() is None
+    queue.add(("team-a", "travel"))
+    now = OLDEST_SECONDS + 1
+    assert "waiting" in (health.problem() or "")
+    now = 0.0
+    resync = Resync(Api.__new__(Api), cache, queue.add, (), 300)
+    health.resync = resync
+    assert health.problem() is None
+    resync.finished_at = float("-inf")
+    assert "list" in (health.problem() or "")
+    resync.finished_at = float("inf")
+    resync.silent = {"pods"}
+    assert "pods" in (health.problem() or "")
+    queue.close()
+
+
+def test_series_of_a_training_end_with_it() -> None:
+    cache = Cache()
+    health = Health(cache, WorkQueue(), resync_seconds=300)
+    run = {"number": 2, "progress": {"percent": 40, "trainLoss": 1.5}}
+    body = stored(status={"stage": "Train", "run": run})
+    cache.store(FINE_TUNE_JOB, body)
+    health.refresh_metrics()
+    labels = {"namespace": "team-a", "job": "travel", "run": "2"}
+    assert metrics.REGISTRY.get_sample_value("finetune_training_percent", labels) == 40
+    assert metrics.REGISTRY.get_sample_value("finetune_training_loss", labels) == 1.5
+    done = {**body, "metadata": {**body["metadata"], "resourceVersion": "8"}, "status": {"stage": "Serve", "run": run}}
+    cache.store(FINE_TUNE_JOB, done)
+    health.refresh_metrics()
+    assert b'job="travel"' not in generate_latest(metrics.REGISTRY)
+    assert metrics.REGISTRY.get_sample_value("finetune_jobs", {"stage": "Serve", "ready": "Unknown"}) == 1
