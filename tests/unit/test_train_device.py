@@ -62,8 +62,10 @@ def test_omp_threads_are_obeyed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     assert device.limit_threads() == before
     monkeypatch.delenv("OMP_NUM_THREADS")
-    monkeypatch.setattr(device, "cpu_limit", lambda: 1)
+    monkeypatch.setattr(device, "cpu_limit", lambda: 3)
     try:
-        assert device.limit_threads() == 1
+        assert device.limit_threads() == 3
+        assert device.limit_threads(135_000_000) == 3
+        assert device.limit_threads(1_000_000) == 1  # threads would only wait for each other
     finally:
         torch.set_num_threads(before)

@@ -53,8 +53,8 @@ def run(context: StageContext) -> Summary:
 
     Raises ArtifactInvalidError when the model or the dataset is damaged or a loss is not finite.
     """
-    limit_threads()
     prepared = load_prepared(context)
+    limit_threads(prepared.resolved.model_parameters)
     artifacts.verify(context.model_dir)
     device = choose_device(context.config.gpus, prepared.resolved.precision)
     tokenizer = load_tokenizer(context.model_dir)

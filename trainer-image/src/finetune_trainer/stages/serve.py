@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from finetune_api.conditions import Stage
 from finetune_api.reports import Summary
 from finetune_api.spec import MethodType
@@ -16,19 +14,18 @@ from finetune_trainer.training.device import limit_threads
 
 def run(context: StageContext, host: str, port: int) -> None:
     """Serve until asked to stop. Raises ArtifactInvalidError when what is to be served is missing or was changed."""
-    limit_threads()
     serve(server_config(context, host, port))
 
 
 def server_config(context: StageContext, host: str, port: int) -> ServerConfig:
     """What the server of this run loads. The model is hashed, the base, which may be large, only measured."""
     config = context.config
-    base_dir = _base_dir(context)
-    artifacts.verify(base_dir, sizes_only=True)
+    base_path, parameters = _prepared(context)
+    artifacts.verify(context.artifacts / base_path, sizes_only=True)
     artifacts.verify(context.model_dir)
     adapter = config.method.type is MethodType.LORA
     return ServerConfig(
-        base_dir=base_dir,
+        base_dir=context.artifacts / base_path,
         base_name=config.base_name,
         tuned_name=config.tuned_name,
         adapter_dir=context.model_dir if adapter else None,
@@ -36,15 +33,17 @@ def server_config(context: StageContext, host: str, port: int) -> ServerConfig:
         run=config.run,
         host=host,
         port=port,
+        threads=limit_threads(parameters),
     )
 
 
-def _base_dir(context: StageContext) -> Path:
+def _prepared(context: StageContext) -> tuple[str, int | None]:
+    """The base's folder, relative to the artifact root, and its number of parameters."""
     path = context.report_path(Stage.PREPARE)
     try:
-        base_path = Summary.model_validate_json(path.read_bytes()).base_path
+        summary = Summary.model_validate_json(path.read_bytes())
     except (OSError, ValueError) as error:
         raise ArtifactInvalidError(f"{path} cannot be read: {error}", advice="run Prepare again") from error
-    if base_path is None:
+    if summary.base_path is None:
         raise ArtifactInvalidError(f"{path} names no base model", advice="run Prepare again")
-    return context.artifacts / base_path
+    return summary.base_path, summary.resolved.model_parameters if summary.resolved else None

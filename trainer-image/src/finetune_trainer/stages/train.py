@@ -32,8 +32,8 @@ def run(context: StageContext) -> Summary:
 
     Raises UserInputError, GpuOutOfMemoryError, LossNotFiniteError, ArtifactInvalidError, InterruptedStageError.
     """
-    limit_threads()
     prepared = load_prepared(context)
+    limit_threads(prepared.resolved.model_parameters)
     device = choose_device(context.config.gpus, prepared.resolved.precision)
     notes = [device.note] if device.note else []
     with StopRequest() as stop:
