@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from decimal import Decimal
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic_core import CoreSchema
+from pydantic_core.core_schema import no_info_before_validator_function
 
 from finetune_api.base import Int, Rule, check_rules
 
@@ -28,10 +31,41 @@ LABEL_KEY = "^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za
 LABEL_VALUE = "^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$"
 
 
-def int_or_auto(description: str, low: int, high: int) -> Any:
-    """A field that takes a whole number or the word `auto`; the bounds become a CEL rule."""
-    schema: Any = {"x-int-or-auto": {"minimum": low, "maximum": high}}
-    return Field(default="auto", description=f"{description} `auto` or {low} to {high}.", json_schema_extra=schema)
+@dataclass(frozen=True, slots=True)
+class IntOrAuto:
+    """Annotation of a field that takes a whole number within bounds, or the word `auto`.
+
+    One sentence for every mistake, in place of pydantic's one for each member of the union.
+    """
+
+    field: str
+    low: int
+    high: int
+
+    @property
+    def message(self) -> str:
+        """What the API server and the laptop say."""
+        return f"{self.field}: write auto or a whole number from {self.low} to {self.high}"
+
+    def check(self, value: Any) -> Any:
+        """The value, if it is one of ours."""
+        if value == "auto" or (type(value) is int and self.low <= value <= self.high):
+            return value
+        raise ValueError(self.message)
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return no_info_before_validator_function(self.check, handler(source))
+
+    def __get_pydantic_json_schema__(self, _: CoreSchema, __: GetJsonSchemaHandler) -> dict[str, Any]:
+        rule = f"type(self) == int ? self >= {self.low} && self <= {self.high} : self == 'auto'"
+        return {
+            "anyOf": [
+                {"type": "integer", "minimum": self.low, "maximum": self.high},
+                {"type": "string", "const": "auto", "maxLength": len("auto")},
+            ],
+            "x-kubernetes-int-or-string": True,
+            "x-kubernetes-validations": [{"rule": rule, "message": self.message}],
+        }
 
 
 def given(*values: object) -> int:

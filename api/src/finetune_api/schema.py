@@ -22,7 +22,7 @@ KEPT = {
     "x-kubernetes-validations",
 }
 # What pydantic says and a structural schema does not: said otherwise, or handled by hand below.
-DROPPED = frozenset({"title", "default", "properties", "items", "additionalProperties", "const", "x-int-or-auto"})
+DROPPED = frozenset({"title", "default", "properties", "items", "additionalProperties", "const"})
 ORDER = ("description", "type", "default", "enum", "properties", "required")
 
 
@@ -37,7 +37,7 @@ def structural_schema(model: type[BaseModel]) -> Schema:
 
 
 def _convert(node: Mapping[str, Any], definitions: Mapping[str, Schema], path: str) -> Schema:
-    plain = _int_or_auto(_resolved(node, definitions, path), path)
+    plain = _int_or_string(_resolved(node, definitions, path), path)
     if plain.get("x-kubernetes-int-or-string"):
         plain.pop("type", None)
     elif "type" not in plain:
@@ -86,20 +86,11 @@ def _merged(inner: Mapping[str, Any], outer: Mapping[str, Any]) -> Schema:
     return {**inner, **outer, **({"x-kubernetes-validations": rules} if rules else {})}
 
 
-def _int_or_auto(node: Schema, path: str) -> Schema:
-    """`int | Literal["auto"]` and `int | str`: the API server knows int-or-string, and CEL the bounds."""
+def _int_or_string(node: Schema, path: str) -> Schema:
+    """`int | str`: the API server knows int-or-string, and CEL the bounds of the number."""
     if "anyOf" not in node:
         return node
     plain = {key: value for key, value in node.items() if key != "anyOf"}
-    bounds = plain.get("x-int-or-auto")
-    if bounds:
-        low, high = bounds["minimum"], bounds["maximum"]
-        rule = f"type(self) == int ? self >= {low} && self <= {high} : self == 'auto'"
-        words = f"write auto or a whole number from {low} to {high}"
-        name = ".".join(path.split(".")[-2:])
-        longest: Schema = {"maxLength": len("auto")}
-        rules: Schema = {"x-kubernetes-validations": [{"rule": rule, "message": f"{name}: {words}"}]}
-        return {**plain, **longest, **rules, "x-kubernetes-int-or-string": True}
     if not plain.get("x-kubernetes-int-or-string"):
         raise SchemaError(f"{path}: one field, one type; int-or-string is the only exception")
     texts = [choice for choice in node["anyOf"] if choice.get("type") == "string"]

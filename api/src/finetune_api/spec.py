@@ -12,12 +12,12 @@ from finetune_api.fields import (
     KEY,
     PERCENT,
     Auto,
+    IntOrAuto,
     ModuleName,
     Multiplier,
     Source,
     distinct,
     given,
-    int_or_auto,
 )
 from finetune_api.fields import (
     NAME as NAME,
@@ -216,28 +216,30 @@ class MethodSpec(ApiModel):
 class Hyperparameters(ApiModel):
     """What `auto` resolved to is recorded in `status.run.resolved`."""
 
-    epochs: Annotated[Int, Field(ge=1, le=100)] | Auto = int_or_auto("Passes over the training data.", 1, 100)
-    batch_size: Annotated[Int, Field(ge=1, le=256)] | Auto = int_or_auto(
-        "Examples per optimizer step, over all devices.", 1, 256
+    epochs: Annotated[Int | Auto, IntOrAuto("hyperparameters.epochs", 1, 100)] = Field(
+        default="auto", description="Passes over the training data. `auto` or 1 to 100."
+    )
+    batch_size: Annotated[Int | Auto, IntOrAuto("hyperparameters.batchSize", 1, 256)] = Field(
+        default="auto", description="Examples per optimizer step, over all devices. `auto` or 1 to 256."
     )
     learning_rate_multiplier: Multiplier = Field(
         default="auto",
         description="Factor on the method's own learning rate (2e-4 for LoRA, 2e-5 for Full): `auto` (1), "
         'a whole number, or a decimal in quotes, for example "1.8".',
     )
-    max_length: Annotated[Int, Field(ge=16, le=131072)] | Auto = int_or_auto(
-        "Longest example, in tokens; what is longer is cut.", 16, 131072
+    max_length: Annotated[Int | Auto, IntOrAuto("hyperparameters.maxLength", 16, 131072)] = Field(
+        default="auto", description="Longest example, in tokens; what is longer is cut. `auto` or 16 to 131072."
     )
     packing: Packing = Field(
         default=Packing.AUTO,
         description="Several short examples in one row, without seeing each other. `auto`: where the attention "
         "implementation keeps them apart.",
     )
-    evaluation_steps: Annotated[Int, Field(ge=1, le=100000)] | Auto = int_or_auto(
-        "Optimizer steps between two evaluations.", 1, 100000
+    evaluation_steps: Annotated[Int | Auto, IntOrAuto("hyperparameters.evaluationSteps", 1, 100000)] = Field(
+        default="auto", description="Optimizer steps between two evaluations. `auto` or 1 to 100000."
     )
-    checkpoint_steps: Annotated[Int, Field(ge=1, le=100000)] | Auto = int_or_auto(
-        "Optimizer steps between two checkpoints.", 1, 100000
+    checkpoint_steps: Annotated[Int | Auto, IntOrAuto("hyperparameters.checkpointSteps", 1, 100000)] = Field(
+        default="auto", description="Optimizer steps between two checkpoints. `auto` or 1 to 100000."
     )
     seed: Int = Field(default=42, ge=0, le=2147483647, description="Seed of every random choice.")
 
@@ -338,8 +340,8 @@ class ServingSpec(Placement):
         default=Engine.AUTO, description="auto: vLLM when the server has a GPU, our own server otherwise."
     )
     replicas: Int = Field(default=1, ge=0, le=32, description="Servers. 0: the model is trained and kept, not served.")
-    gpus: Annotated[Int, Field(ge=0, le=1)] | Auto = int_or_auto(
-        "GPUs of a server; auto: as many as compute.gpus.", 0, 1
+    gpus: Annotated[Int | Auto, IntOrAuto("serving.gpus", 0, 1)] = Field(
+        default="auto", description="GPUs of a server; auto: as many as compute.gpus. `auto` or 0 to 1."
     )
     run: Int | None = Field(
         default=None,
