@@ -9,7 +9,7 @@ from decimal import Decimal
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, GetCoreSchemaHandler, GetJsonSchemaHandler
-from pydantic_core import CoreSchema
+from pydantic_core import CoreSchema, PydanticCustomError
 from pydantic_core.core_schema import no_info_before_validator_function
 
 from finetune_api.base import Int, Rule, check_rules
@@ -51,7 +51,7 @@ class IntOrAuto:
         """The value, if it is one of ours."""
         if value == "auto" or (type(value) is int and self.low <= value <= self.high):
             return value
-        raise ValueError(self.message)
+        raise PydanticCustomError("int_or_auto", "{message}", {"message": self.message})
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return no_info_before_validator_function(self.check, handler(source))
