@@ -47,22 +47,21 @@ def check(files: Sequence[str], name: str | None, claims: Sequence[str], namespa
     job = _wanted(store, console, files, name, claims, namespace)
     with stop_on_signals() as stop, Screen(console, jobs.checks(store), (Stage.PREPARE,)) as screen:
         result, folder = jobs.check(store, job, stop, screen)
-    try:
-        if output is not Output.TABLE:
-            objects.write(result.job.model_copy(update={"spec": job.spec}).to_wire(), output)
-        if result.ending is Ending.INTERRUPTED:
-            sys.exit(INTERRUPTED)
-        if result.ending is not Ending.REACHED:
-            report.show_failure(console, result.job, newest_log(jobs.checks(store), result.job, Stage.PREPARE))
-            sys.exit(_exit_code(result.job))
-        run = result.job.status.run
-        if run and run.dataset:
-            report.show_dataset(console, run.dataset, details=True)
-            report.show_rendered(console, folder)
-            report.show_plan(console, run)
-        console.print(f"\nThe data is fit for training. Next: {_like_this('run')}", highlight=False, soft_wrap=True)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    if output is not Output.TABLE:
+        objects.write(result.job.model_copy(update={"spec": job.spec}).to_wire(), output)
+    if result.ending is Ending.INTERRUPTED:
+        sys.exit(INTERRUPTED)
+    if result.ending is not Ending.REACHED:
+        # The folder stays until the next check: the list of all problems is in it.
+        report.show_failure(console, result.job, newest_log(jobs.checks(store), result.job, Stage.PREPARE))
+        sys.exit(_exit_code(result.job))
+    run = result.job.status.run
+    if run and run.dataset:
+        report.show_dataset(console, run.dataset, details=True)
+        report.show_rendered(console, folder)
+        report.show_plan(console, run)
+    shutil.rmtree(folder, ignore_errors=True)
+    console.print(f"\nThe data is fit for training. Next: {_like_this('run')}", highlight=False, soft_wrap=True)
 
 
 def run(files: Sequence[str], name: str | None, claims: Sequence[str], namespace: str | None, output: Output) -> None:
@@ -286,7 +285,7 @@ def _wanted(
     given = manifests.read(files, name=name, namespace=namespace)
     job, notes = jobs.take(store, given, folders)
     for note in notes:
-        console.print(f"Note: {escape(note)}", highlight=False, soft_wrap=True)
+        report.say(console, f"Note: {escape(note)}")
     return job
 
 

@@ -74,7 +74,7 @@ def demo(model: str | None, *, fresh: bool, folder: Path) -> None:
     report.show_answers(console, answers[len(LEARNT) :], "Questions that it has never seen")
     console.print()
     if model is None:
-        console.print(FRANK, highlight=False)
+        report.say(console, FRANK)
     _next(console, job, time.monotonic() - started)
 
 
@@ -134,7 +134,7 @@ def _job(store: Store, console: Console, checkout: Path, model: str | None) -> F
         given = replace(given, job=_with_model(given.job, source))
     job, notes = jobs.take(store, given, claims)
     for note in notes:
-        console.print(f"Note: {escape(note)}", highlight=False, soft_wrap=True)
+        report.say(console, f"Note: {escape(note)}")
     return job
 
 

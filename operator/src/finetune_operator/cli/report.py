@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from finetune_api.conditions import GateVerdict
+from finetune_api.conditions import FailureReason, GateVerdict
 from finetune_api.job import FineTuneJob
 from finetune_api.reports import EvaluateReport, SampleAnswer
 from finetune_api.status import DatasetStatus, EvaluationStatus, Problem, RunStatus
@@ -21,6 +21,12 @@ from finetune_operator.cli import words
 from finetune_operator.local.store import Store
 
 SAMPLES = 4
+SEVERITIES = {"error": "bold red", "warning": "yellow"}
+
+
+def say(console: Console, text: str) -> None:
+    """Prose with markup: wrapped between words in a terminal, one line elsewhere."""
+    console.print(text, highlight=False, soft_wrap=not console.is_terminal)
 
 
 def show_dataset(console: Console, data: DatasetStatus, *, details: bool = False) -> None:
@@ -31,8 +37,7 @@ def show_dataset(console: Console, data: DatasetStatus, *, details: bool = False
             table.add_row(name, value)
         console.print("\n[bold]The data[/]")
         console.print(table)
-    for problem in data.problems:
-        console.print(f"  [yellow]{escape(problem.check)}[/]: {escape(_finding(problem))}", highlight=False)
+    show_problems(console, data.problems)
     if details and not data.problems:
         console.print("  no problems found")
 
@@ -48,11 +53,25 @@ def _figures(data: DatasetStatus) -> Iterator[tuple[str, str]]:
             yield name, f"{count:,}"
 
 
-def _finding(problem: Problem) -> str:
+def show_problems(console: Console, problems: Sequence[Problem]) -> None:
+    """A line a kind of problem: how bad, where, what."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(no_wrap=True)
+    table.add_column(max_width=36)
+    table.add_column(overflow="fold")
+    for problem in problems:
+        severity, separator, text = problem.message.partition(": ")
+        if severity not in SEVERITIES or not separator:
+            severity, text = "warning", problem.message
+        table.add_row(Text(f"  {severity}", style=SEVERITIES[severity]), Text(_where(problem)), Text(text))
+    if problems:
+        console.print(table, highlight=False)
+
+
+def _where(problem: Problem) -> str:
     lines = ", ".join(map(str, problem.lines))
     more = f" and {problem.count - len(problem.lines)} more" if problem.count > len(problem.lines) else ""
-    where = f"{problem.file}, line{'s' if problem.count > 1 else ''} {lines}{more}" if lines else problem.file
-    return f"{where}: {problem.message}"
+    return f"{problem.file}, line{'s' if problem.count > 1 else ''} {lines}{more}" if lines else problem.file
 
 
 def show_run(console: Console, store: Store, job: FineTuneJob, *, samples: int = SAMPLES) -> None:
@@ -67,9 +86,9 @@ def show_run(console: Console, store: Store, job: FineTuneJob, *, samples: int =
     if run.gate:
         passed = run.gate.verdict is GateVerdict.PASSED
         text = "passed: the model is promoted" if passed else "failed: the model is kept, but not promoted"
-        console.print(f"Gate [bold {'green' if passed else 'red'}]{text}[/]. {escape('; '.join(run.gate.reasons))}")
+        say(console, f"Gate [bold {'green' if passed else 'red'}]{text}[/]. {escape('; '.join(run.gate.reasons))}")
     for note in run.notes:
-        console.print(f"Note: {escape(note)}", highlight=False)
+        say(console, f"Note: {escape(note)}")
     answers = sample_answers(store, job, run)
     if answers and samples:
         show_answers(console, [(a.prompt, a.base, a.tuned) for a in answers[:samples]], "Held-out questions")
@@ -132,17 +151,21 @@ def show_failure(console: Console, job: FineTuneJob, log: Path | None) -> None:
     """What went wrong, where, and the remedy."""
     run = job.status.run
     failure = run.failure if run else None
-    if run and run.dataset:
-        show_dataset(console, run.dataset)
     if failure is None:
-        console.print(f"[red]{escape(words.message(job))}[/]", highlight=False, soft_wrap=True)
+        say(console, f"[red]{escape(words.message(job))}[/]")
         return
+    problems = run.dataset.problems if run and run.dataset else []
     where = f"{failure.stage.value}: " if failure.stage else ""
-    console.print(f"[red bold]{where}{failure.reason}[/] {escape(failure.message)}", highlight=False, soft_wrap=True)
+    if problems and failure.reason is FailureReason.DATASET_INVALID:
+        say(console, f"[red bold]{where}{failure.reason}[/] The data cannot be trained on:")
+        show_problems(console, problems)
+    else:
+        show_problems(console, problems)
+        say(console, f"[red bold]{where}{failure.reason}[/] {escape(failure.message)}")
     if failure.advice:
-        console.print(f"What to do: {escape(failure.advice)}", highlight=False, soft_wrap=True)
+        say(console, f"What to do: {escape(failure.advice)}")
     if log:
-        console.print(f"The log: {escape(str(log))}", highlight=False, soft_wrap=True)
+        say(console, f"The log: {escape(str(log))}")
 
 
 def show_rendered(console: Console, folder: Path) -> None:
@@ -160,7 +183,7 @@ def show_rendered(console: Console, folder: Path) -> None:
         text.append(marked, style="bold green" if piece["trained"] else "dim")
     marks = "in green" if colour else "between >> and <<"
     console.print(f"\n[bold]An example as the model sees it[/] (what stands {marks} is learnt, the rest is only read)")
-    console.print(text, soft_wrap=True)
+    console.print(text, soft_wrap=not console.is_terminal)
 
 
 def show_plan(console: Console, run: RunStatus) -> None:
@@ -170,7 +193,7 @@ def show_plan(console: Console, run: RunStatus) -> None:
         rank = f", LoRA rank {values.lora_rank}" if values.lora_rank else ""
         trained = f"{values.trainable_parameters or 0:,} of {values.model_parameters or 0:,} parameters"
         console.print(
-            f"\n[bold]The training[/]\n{values.epochs} epochs, {values.total_steps:,} steps of {values.batch_size} "
+            f"\n[bold]The training[/]\n{values.epochs} epoch{'s' * (values.epochs > 1)}, {values.total_steps:,} steps of {values.batch_size} "
             f"examples, learning rate {values.learning_rate:g}{rank}: {trained}",
             highlight=False,
         )
@@ -180,4 +203,4 @@ def show_plan(console: Console, run: RunStatus) -> None:
             f"Expected: {words.size(needs.memory_bytes)} of memory, about {time} of training", highlight=False
         )
     for note in run.notes:
-        console.print(f"Note: {escape(note)}", highlight=False)
+        say(console, f"Note: {escape(note)}")

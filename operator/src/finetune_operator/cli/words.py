@@ -108,7 +108,10 @@ def condition(job: FineTuneJob, kind: ConditionType) -> str:
 
 
 def message(job: FineTuneJob) -> str:
-    """What the summary conditions say."""
+    """What the summary conditions say, or for a job that is done what that means on one machine."""
+    if job.status.model and not job.spec.serving.replicas and condition(job, ConditionType.READY) == "True":
+        run = job.status.model.run
+        return f"Run {run} is trained and promoted. It answers while `finetune serve` or `finetune chat` runs."
     for kind in (ConditionType.STALLED, ConditionType.RECONCILING, ConditionType.READY):
         found = find(job.status.conditions, kind)
         if found and found.status == "True":

@@ -72,7 +72,7 @@ def drive(store: Store, wanted: FineTuneJob, stop: Stop, watch: Watch) -> Result
 
 def check(store: Store, wanted: FineTuneJob, stop: Stop, watch: Watch) -> tuple[Result, Path]:
     """Prepare only, with the data as it is now, and nothing kept but the downloaded model. Returns the result and the
-    run's folder, which the caller removes with `forget_check` when it has read the report."""
+    run's folder, which the caller removes when it has read the report."""
     scratch = checks(store)
     for part in ("artifacts", "claims"):
         (store.home / part).mkdir(parents=True, exist_ok=True)
