@@ -192,10 +192,11 @@ def show_plan(console: Console, run: RunStatus) -> None:
     if values:
         rank = f", LoRA rank {values.lora_rank}" if values.lora_rank else ""
         trained = f"{values.trainable_parameters or 0:,} of {values.model_parameters or 0:,} parameters"
-        console.print(
-            f"\n[bold]The training[/]\n{values.epochs} epoch{'s' * (values.epochs > 1)}, {values.total_steps:,} steps of {values.batch_size} "
-            f"examples, learning rate {values.learning_rate:g}{rank}: {trained}",
-            highlight=False,
+        epochs = f"{values.epochs} epoch{'s' * (values.epochs > 1)}, {values.total_steps:,} steps"
+        console.print("\n[bold]The training[/]")
+        say(
+            console,
+            f"{epochs} of {values.batch_size} examples, learning rate {values.learning_rate:g}{rank}: {trained}",
         )
     if needs:
         time = words.duration(needs.train_seconds)
