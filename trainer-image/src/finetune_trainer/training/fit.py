@@ -63,9 +63,14 @@ def fit(context: StageContext, prepared: Prepared, resolved: ResolvedValues, dev
 
 
 def make_reproducible(seed: int, device: Device) -> None:
-    """Seed every generator. On the CPU only deterministic algorithms are used; on a GPU they would cost too much."""
+    """Seed every generator. On the CPU deterministic algorithms are used; on a GPU they would cost too much.
+
+    An architecture with an operation that has none is trained all the same, with PyTorch's warning in the log.
+    """
     set_seed(seed)
-    torch.use_deterministic_algorithms(device.kind == "cpu")
+    torch.use_deterministic_algorithms(device.kind == "cpu", warn_only=True)
+    # A debugging aid that comes with it and would write every buffer twice.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # set by its class
 
 
 def build_model(context: StageContext, prepared: Prepared, resolved: ResolvedValues, device: Device) -> PreTrainedModel:
