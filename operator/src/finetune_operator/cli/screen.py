@@ -57,12 +57,12 @@ class Screen:
         table = Table.grid(padding=(0, 1))
         table.add_column(width=2)
         table.add_column(min_width=9)
-        table.add_column(min_width=20, overflow="fold", ratio=1)
-        table.add_column(justify="right", no_wrap=True)
+        table.add_column(min_width=8, justify="right", no_wrap=True, style="dim")
+        table.add_column(min_width=20, overflow="fold")
         for stage in self._stages:
             self._add_row(table, job, stage)
         if stop:
-            table.add_row("", "", Text(ASKED_TO_STOP, style="yellow"), "")
+            table.add_row("", "", "", Text(ASKED_TO_STOP, style="yellow"))
         return table
 
     def _add_row(self, table: Table, job: FineTuneJob, stage: Stage) -> None:
@@ -77,12 +77,11 @@ class Screen:
                 row.add_row(
                     ProgressBar(total=100, completed=run.progress.percent, width=24), f"{run.progress.percent} %", text
                 )
-            table.add_row(self._spinner, Text(stage.value, style="bold"), row, taken)
+            table.add_row(self._spinner, Text(stage.value, style="bold"), taken, row)
             return
         mark, style = {"done": ("✓", "green"), "failed": ("✗", "red"), "later": ("·", "dim")}[state]
-        table.add_row(
-            Text(mark, style=style), Text(stage.value, style=style), Text(text, style=style * (state == "later")), taken
-        )
+        said = Text(text, style=style * (state == "later"))
+        table.add_row(Text(mark, style=style), Text(stage.value, style=style), taken, said)
 
     def _state(self, job: FineTuneJob, stage: Stage) -> str:
         run = job.status.run
