@@ -173,6 +173,12 @@ OURS = (
         ONE_HELD_OUT,
     ),
     Bad(
+        "no held-out example",  # a whole number, which the API server's own bound of 0.01 would let through
+        "dataset: {validation: {fraction: 0}}",
+        "spec.dataset.validation.fraction",
+        "fraction: write a number from 0.01 to 0.5",
+    ),
+    Bad(
         "a rank for full weights",
         "method: {type: Full, rank: 8}",
         "spec.method",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic import AfterValidator, BeforeValidator, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, Strict
 from pydantic_core import CoreSchema, PydanticCustomError
 from pydantic_core.core_schema import no_info_before_validator_function
 
@@ -92,6 +92,17 @@ def ruled(*rules: Rule) -> tuple[Any, Any]:
     return AfterValidator(lambda value: check_rules(value, rules)), Field(json_schema_extra=schema)
 
 
+# The API server compares a whole number with a bound's whole part: 0 would pass as at least 0.01.
+_CHECKED, _DECLARED = ruled(
+    Rule(
+        "self >= 0.01 && self <= 0.5",
+        "fraction: write a number from 0.01 to 0.5",
+        lambda value: 0.01 <= value <= 0.5,
+    )
+)
+Fraction = Annotated[float, Strict(), _CHECKED, _DECLARED, Field(json_schema_extra={"minimum": 0.01, "maximum": 0.5})]
+
+
 def _form(scheme: str, pattern: str, message: str) -> Rule:
     """Sources of this scheme must match the pattern (RE2 and Python's re alike, without backslashes)."""
     return Rule(
@@ -156,7 +167,7 @@ Multiplier = Annotated[
 
 _CHECKED, _DECLARED = ruled(
     Rule(
-        f"type(self) == int ? self >= 0 : self.matches('{QUANTITY}')",
+        f"type(self) == int ? self >= 0 && self < 1000000000000000 : self.matches('{QUANTITY}')",
         "write a quantity: a number, or a number with a unit, for example 4, 500m, 0.5 or 32Gi",
         lambda text: bool(re.search(QUANTITY, text)),
     )

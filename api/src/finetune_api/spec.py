@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar
 
-from pydantic import AfterValidator, Field, Strict
+from pydantic import AfterValidator, Field
 
 from finetune_api.base import ApiModel, Int, Named, Rule
 from finetune_api.fields import (
@@ -12,6 +12,7 @@ from finetune_api.fields import (
     KEY,
     PERCENT,
     Auto,
+    Fraction,
     IntOrAuto,
     ModuleName,
     Multiplier,
@@ -137,8 +138,8 @@ class DataFile(ApiModel):
 class ValidationData(DataFile):
     """Held-out examples: a file of their own, or a share of the training data."""
 
-    fraction: Annotated[float, Strict()] | None = Field(
-        default=None, description="Share of the training examples that is held out, 0.01 to 0.5.", ge=0.01, le=0.5
+    fraction: Fraction | None = Field(
+        default=None, description="Share of the training examples that is held out, 0.01 to 0.5."
     )
     rules: ClassVar = (
         Rule(

@@ -43,6 +43,8 @@
   value: {{ printf "https://%s.%s.svc:8443" (include "finetune-operator.fullname" .) .Release.Namespace | quote }}
 - name: FINETUNE_PROGRESS_AUDIENCE
   value: {{ .Values.progress.audience | quote }}
+- name: FINETUNE_TOKEN_ISSUER
+  value: {{ .Values.progress.tokenIssuer | quote }}
 - name: FINETUNE_PROGRESS_INTERVAL_SECONDS
   value: {{ .Values.progress.intervalSeconds | quote }}
 - name: FINETUNE_PROGRESS_CERT
