@@ -101,6 +101,24 @@ def test_what_nobody_reads_is_not_kept() -> None:
     assert found["metadata"]["annotations"] == {"a": "b"}
 
 
+def test_of_a_pod_its_volumes_are_kept_and_of_a_job_no_spec() -> None:
+    cache = Cache()
+    volumes = [{"name": "artifacts", "persistentVolumeClaim": {"claimName": "models"}}]
+    cache.store(POD, {**made(POD, "p"), "spec": {"volumes": volumes, "containers": [{"name": "main"}]}, "status": {}})
+    cache.store(JOB, {**made(JOB, "j"), "spec": {"template": {}}, "status": {"active": 1}})
+    cache.store(FINE_TUNE_JOB, {**made(FINE_TUNE_JOB, "t"), "spec": {"task": "Chat"}})
+    pod, job, tuned = (
+        cache.get(each, ("team-a", name)) for each, name in ((POD, "p"), (JOB, "j"), (FINE_TUNE_JOB, "t"))
+    )
+    assert pod
+    assert job
+    assert tuned
+    assert pod["spec"] == {"volumes": volumes}
+    assert "spec" not in job
+    assert job["status"] == {"active": 1}
+    assert tuned["spec"] == {"task": "Chat"}
+
+
 def test_what_a_watch_tells_during_a_list_is_newer_than_the_list() -> None:
     cache = Cache()
     relist = cache.begin_relist(JOB)

@@ -30,7 +30,7 @@ APPLY_PATCH = "application/apply-patch+yaml"
 JSON = "application/json"
 ATTEMPTS = 4  # with the waits between them about 4 s; after that the work queue's own backoff takes over
 LONGEST_WAIT = 10.0  # seconds; a longer Retry-After is the work queue's matter
-CHUNK = 500  # objects a LIST page, as client-go
+CHUNK = 200  # objects a LIST page; with 500, as client-go has it, a page is the peak of our memory
 
 OUTDATED = "the CRD is older than this operator: kubectl apply --server-side -f crds/finetunejobs.yaml"
 

@@ -168,11 +168,11 @@ def _first_failure(results: Sequence[ApplyFailure | BaseException | None]) -> Ap
 
 
 def _differs(resource: Resource, manifest: Manifest, live: Manifest) -> bool:
-    """By the hash of the manifest that made it: defaults that the API server added are no difference."""
+    """By the hash of the manifest that made it: what the API server added is no difference, and is not kept."""
     wanted, found = ((each["metadata"].get("annotations") or {}).get(SPEC_HASH) for each in (manifest, live))
     if wanted is not None or found is not None:
         return bool(wanted != found)
-    return resource is not CONFIG_MAP or manifest.get("data") != live.get("data")
+    return resource is not CONFIG_MAP  # a run's ConfigMap is immutable
 
 
 def _overlaid(resource: Resource, manifest: Manifest, live: Manifest) -> Manifest:
