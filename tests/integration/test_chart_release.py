@@ -212,7 +212,9 @@ def test_uninstall_leaves_definition_and_jobs_and_reinstall_finds_them(release: 
     release.uninstall()
     assert not kubectl.get("deployment", NAME, namespace=HOME)
     assert not kubectl.get("clusterrole", NAME)
-    assert kubectl.get("crd", CRD_NAME)
+    definition = kubectl.get("crd", CRD_NAME)
+    assert definition
+    assert "deletionTimestamp" not in definition["metadata"]
     release.install()
     after = kubectl.get(CRD_NAME, "travel", namespace="default")
     release.uninstall()
