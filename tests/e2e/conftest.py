@@ -41,8 +41,8 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny base model (briefly trained) and the travel data, as a PVC would hold them."""
     folder = tmp_path_factory.mktemp("sources")
     script = ROOT / "examples" / "tiny-base" / "tiny_base.py"
-    base = binaries.cache_root() / "tiny-base-60"  # made once a machine; the script checks that it is complete
-    subprocess.run([sys.executable, str(script), str(base), "--steps", "60"], check=True, timeout=600)
+    base = binaries.cache_root() / "tiny-base-200"  # made once a machine; the script checks that it is complete
+    subprocess.run([sys.executable, str(script), str(base), "--steps", "200"], check=True, timeout=600)
     shutil.copytree(base, folder / "tiny-base")
     (folder / "travel").mkdir()
     for name in ("train.jsonl", "validation.jsonl"):

@@ -24,13 +24,13 @@ def travel_job(name: str, **spec: Any) -> dict[str, Any]:
             "train": {"source": "pvc://sources/travel/train.jsonl"},
             "validation": {"source": "pvc://sources/travel/validation.jsonl"},
         },
-        "method": {"type": "LoRA", "rank": 16, "alpha": 32},
+        "method": {"type": "LoRA", "rank": 32, "alpha": 64},
         "hyperparameters": {
-            "epochs": 2,
+            "epochs": 6,
             "batchSize": 8,
-            "learningRateMultiplier": 10,
-            "checkpointSteps": 5,
-            "evaluationSteps": 20,
+            "learningRateMultiplier": 20,
+            "checkpointSteps": 20,
+            "evaluationSteps": 40,
         },
         "compute": {
             "gpus": 0,

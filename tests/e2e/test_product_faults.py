@@ -12,8 +12,8 @@ from tests.e2e.product import Job, Product, Tenant, condition, failure, run_of
 
 
 def test_deleted_trainer_pod_resumes(product: Product, tenant: Tenant) -> None:
-    tenant.apply(with_epochs(travel_job("travel"), 8))
-    tenant.wait_for("travel", lambda job: (run_of(job).get("progress") or {}).get("step", 0) >= 5, 300, "step 5")
+    tenant.apply(with_epochs(travel_job("travel"), 10))
+    tenant.wait_for("travel", lambda job: (run_of(job).get("progress") or {}).get("step", 0) >= 25, 300, "step 25")
     [pod] = [
         p["metadata"]["name"]
         for p in tenant.children("pods", "travel")
@@ -30,7 +30,7 @@ def test_deleted_trainer_pod_resumes(product: Product, tenant: Tenant) -> None:
 
 def test_operator_absent_in_every_stage(product: Product, tenant: Tenant) -> None:
     """Killed while a stage runs, and away until its pod has ended: nothing is lost, nothing runs twice."""
-    tenant.apply(with_epochs(travel_job("travel"), 4))
+    tenant.apply(travel_job("travel"))
     stage_jobs = ["travel-r1-prepare", "travel-r1-train", "travel-r1-evaluate"]
     for stage_job in stage_jobs:
         tenant.kubectl.wait_until(

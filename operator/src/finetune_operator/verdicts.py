@@ -74,14 +74,15 @@ def _failed_words(outcome: Outcome, failure: Failure) -> str:
     where = f"{failure.stage} of run {outcome.run.number}" if failure.stage else f"Run {outcome.run.number}"
     if failure.stage is Stage.SERVE:
         where = "Serving"
-    return " ".join(part for part in (f"{where}: {failure.message}", failure.advice, _still(outcome)) if part)
+    parts = (_sentence(f"{where}: {failure.message}"), _sentence(failure.advice), _still(outcome))
+    return " ".join(part for part in parts if part)
 
 
 def _going_words(outcome: Outcome, failure: Failure | None) -> str:
     run = outcome.run.number if outcome.stage is not Stage.SERVE or outcome.wanted is None else outcome.wanted.run
     text = f"Run {run} {DOING[outcome.stage]}."
     if failure is not None:
-        text += f" It waits: {failure.reason}: {failure.message} {failure.advice}"
+        text += f" It waits: {failure.reason}: {_sentence(failure.message)} {_sentence(failure.advice)}".rstrip()
     return " ".join(part for part in (text, _still(outcome)) if part)
 
 
@@ -157,3 +158,11 @@ def _serving(outcome: Outcome) -> Judgement:
     reason = serving.finding.reason if serving.finding else "NotAvailable"
     text = serving.finding.message if serving.finding else f"No server of run {outcome.wanted.run} is available yet."
     return Type.SERVING, "False", reason, text
+
+
+def _sentence(text: str) -> str:
+    """Reports and the API server end their texts as they like; side by side they must read as sentences."""
+    text = text.strip()
+    if not text:
+        return ""
+    return text[0].upper() + text[1:] + ("" if text[-1] in ".!?:" else ".")
