@@ -350,3 +350,10 @@ def test_values_schema_refuses(release: Release, setting: str, field: str) -> No
     with pytest.raises(CommandFailed, match="values don't meet the specifications of the schema") as refusal:
         release.template(setting)
     assert field in str(refusal.value)
+
+
+def test_definition_goes_with_the_release_when_it_is_not_kept(release: Release) -> None:
+    kubectl = release.plane.kubectl
+    release.install("crds.keep=false")
+    release.uninstall()
+    kubectl.wait_until(lambda: not kubectl.get("crd", CRD_NAME), 30, "the end of the definition")
