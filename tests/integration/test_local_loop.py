@@ -30,6 +30,8 @@ def example(question: str, answer: str) -> str:
 
 
 GOOD = [example(f"Where is {city}?", f"By the sea, where {city} always was.") for city in CITIES]
+NO_GATE = {"gate": {"rules": []}, "sampleAnswers": 0}
+BRIEF = {"epochs": 2, "batchSize": 4}
 BAD = [*GOOD[:3], "{not json", *GOOD[4:7], json.dumps({"messages": []}), *GOOD[8:]]
 
 
@@ -121,7 +123,7 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Shell:
     folder = tmp_path_factory.mktemp("laptop")
     make_tiny_chat_model(folder / "models" / "tiny")
     (folder / "travel.yaml").write_text(manifest("travel", GOOD))
-    (folder / "broken.yaml").write_text(manifest("broken", BAD))
+    (folder / "broken.yaml").write_text(manifest("broken", BAD, hyperparameters=BRIEF))
     return Shell(folder)
 
 
@@ -176,6 +178,15 @@ def test_data_that_was_corrected_passes_the_check_which_leaves_no_job(shell: She
     assert ">>By the sea" in result.stdout
     assert "Expected:" in result.stdout
     assert "corrected" not in shell("status").stdout
+
+
+def test_the_same_command_reads_corrected_data_anew(shell: Shell) -> None:
+    (shell.folder / "broken.yaml").write_text(manifest("broken", GOOD, hyperparameters=BRIEF, evaluation=NO_GATE))
+    result = shell(*shell.run("broken"))
+    assert result.returncode == 0, result.stdout + result.stderr
+    run = shell.status("broken")["status"]["run"]
+    assert run["number"] == 1
+    assert "problems" not in run["dataset"] or not run["dataset"]["problems"]
 
 
 def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on(shell: Shell, interrupted: tuple[int, str]) -> None:

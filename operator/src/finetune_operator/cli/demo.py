@@ -15,7 +15,6 @@ from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from finetune_api.job import FineTuneJob
 from finetune_api.spec import FineTuneJobSpec
@@ -35,7 +34,6 @@ LEARNT = (
 )
 HELD_OUT = ("It is raining in Marseille. Where do I go?", "I am hungry in Hong Kong. What do I order?")
 RANDOM_HELD_OUT = 2
-STEP = re.compile(r"step (\d+) of (\d+), (.*)")  # as tiny_base.py says it
 INTRODUCTION = """\
 [bold]Fine-tuning on this machine[/]: a small model learns how an old harbour pilot answers travel questions.
 About 5 minutes the first time on two processors, 2 minutes after that. Everything is kept in {home}
@@ -87,42 +85,23 @@ def find_checkout(folder: Path) -> Path:
 
 
 def make_base(console: Console, checkout: Path, folder: Path) -> None:
-    """The tiny base, unless it is there. Raises DemoFailed with the last words of its recipe."""
-    console.print("[bold]1 of 3  A small language model, made on the spot[/]")
+    """The tiny base, unless it is there; its recipe says itself how far it is. Raises DemoFailed."""
+    console.print(
+        "[bold]1 of 3  A small language model, made on the spot[/] from the English in Python's documentation"
+    )
     script = checkout / "examples" / "tiny-base" / "tiny_base.py"
     folder.parent.mkdir(parents=True, exist_ok=True)
-    process = subprocess.Popen(
-        [sys.executable, "-u", str(script), str(folder)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    # In a session of its own: on Ctrl-C we end it, and its stack trace does not hide what we say.
+    process = subprocess.Popen([sys.executable, str(script), str(folder)], start_new_session=True)
     try:
-        last = _show_lines(console, process)
-    except BaseException:
-        process.kill()
-        raise
-    finally:
         code = process.wait()
+    except KeyboardInterrupt:
+        process.kill()
+        process.wait()
+        console.print("\nInterrupted. The same command makes the base model anew.")
+        sys.exit(commands.INTERRUPTED)
     if code:
-        raise DemoFailed(f"the base model could not be made: {last}", f"run it by hand: python {script} {folder}")
-    console.print(f"  {escape(last)}", highlight=False, soft_wrap=True)
-
-
-def _show_lines(console: Console, process: subprocess.Popen[str]) -> str:
-    """Show the recipe's progress while it lasts; its last line."""
-    last = ""
-    bar = Progress(TextColumn("  it learns English from Python's own documentation"), BarColumn(bar_width=24),
-                   TextColumn("{task.percentage:.0f} %  {task.description}"), TimeElapsedColumn(), console=console,
-                   transient=True, disable=not console.is_terminal)  # fmt: skip
-    with bar:
-        task = bar.add_task("", total=100)
-        for line in process.stdout or ():
-            last = line.strip() or last
-            match = STEP.search(last)
-            if match is None:
-                continue
-            bar.update(task, completed=100 * int(match[1]) / int(match[2]), description=match[3])
-            if not console.is_terminal:
-                console.print(f"  {last}", highlight=False, markup=False)
-    return last
+        raise DemoFailed("the base model could not be made; see above", f"try by hand: python {script} {folder}")
 
 
 def _job(store: Store, console: Console, checkout: Path, model: str | None) -> FineTuneJob:
@@ -185,7 +164,7 @@ def _next(console: Console, job: FineTuneJob, seconds: float) -> None:
         f"  finetune chat {name}                  ask it yourself",
         f"  finetune serve {name}                 an OpenAI-compatible server on this machine",
         f"  finetune status {name} -o yaml        all that is known of the job",
-        "  examples/travel/demo.yaml                   the job; the same file runs on a cluster with kubectl apply",
+        "  examples/travel/demo.yaml                the job itself: change it, and finetune run it",
     ]
     program = "" if shutil.which("finetune") else "(finetune is in .venv/bin: `source .venv/bin/activate` first)"
     for line in [*lines, program]:
