@@ -74,7 +74,7 @@ def _failed_words(outcome: Outcome, failure: Failure) -> str:
     where = f"{failure.stage} of run {outcome.run.number}" if failure.stage else f"Run {outcome.run.number}"
     if failure.stage is Stage.SERVE:
         where = "Serving"
-    parts = (_sentence(f"{where}: {failure.message}"), _sentence(failure.advice), _still(outcome))
+    parts = (_sentence(f"{where}: {failure.message}"), _advice(failure), _still(outcome))
     return " ".join(part for part in parts if part)
 
 
@@ -82,7 +82,7 @@ def _going_words(outcome: Outcome, failure: Failure | None) -> str:
     run = outcome.run.number if outcome.stage is not Stage.SERVE or outcome.wanted is None else outcome.wanted.run
     text = f"Run {run} {DOING[outcome.stage]}."
     if failure is not None:
-        text += f" It waits: {failure.reason}: {_sentence(failure.message)} {_sentence(failure.advice)}".rstrip()
+        text += f" It waits: {failure.reason}: {_sentence(failure.message)} {_advice(failure)}".rstrip()
     return " ".join(part for part in (text, _still(outcome)) if part)
 
 
@@ -161,8 +161,11 @@ def _serving(outcome: Outcome) -> Judgement:
 
 
 def _sentence(text: str) -> str:
-    """Reports and the API server end their texts as they like; side by side they must read as sentences."""
+    """The original words, ended: reports and the API server end their texts as they like."""
     text = text.strip()
-    if not text:
-        return ""
-    return text[0].upper() + text[1:] + ("" if text[-1] in ".!?:" else ".")
+    return text if not text or text[-1] in ".!?:" else f"{text}."
+
+
+def _advice(failure: Failure) -> str:
+    """Advice as a sentence of its own."""
+    return _sentence(failure.advice[:1].upper() + failure.advice[1:])

@@ -105,8 +105,8 @@ def verify_answers(
     if base >= BASE_STOPS:
         raise _invalid(
             f"none of {len(questions)} answers ends by itself, while {base:.0%} of the base model's do",
-            advice="train longer or with a higher learning rate; if that does not help, look at the rendered examples of "
-            "the dataset report: the end-of-turn token must be trained on",
+            advice="train longer or with a higher learning rate; if that does not help, look at the rendered "
+            "examples of the dataset report: the end-of-turn token must be trained on",
         )
     return Verified(0.0, [f"none of {len(questions)} sample answers ended by itself; more epochs or data may help"])
 
