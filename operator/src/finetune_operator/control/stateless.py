@@ -1,7 +1,7 @@
 """kopf keeps nothing on or of our objects.
 
 By default it copies every object of every event two or three times, to know what a change handler has not handled
-yet. We have no change handlers; that was two thirds of the CPU of its side (12 ms an event).
+yet. We have no change handlers; that was two thirds of the CPU on its side.
 """
 
 from __future__ import annotations
