@@ -1,0 +1,67 @@
+"""The demo asks what the data has, and makes a sound job of a model of the user's."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from finetune_operator.cli import demo
+from finetune_operator.local import machine, manifests
+from finetune_operator.local.errors import BadInput
+from finetune_operator.local.store import Store
+
+CHECKOUT = Path(__file__).parents[2]
+TRAVEL = CHECKOUT / "examples" / "travel"
+
+
+def questions(file: str) -> set[str]:
+    lines = (TRAVEL / file).read_text(encoding="utf-8").splitlines()
+    return {json.loads(line)["messages"][0]["content"] for line in lines}
+
+
+def given() -> manifests.Given:
+    return manifests.read([str(TRAVEL / "demo.yaml"), str(TRAVEL / "dataset.yaml")], name=demo.JOB)
+
+
+def test_the_questions_are_in_the_data() -> None:
+    assert set(demo.LEARNT) <= questions("train.jsonl")
+    assert set(demo.HELD_OUT) <= questions("validation.jsonl") - questions("train.jsonl")
+    more = demo._more_held_out(CHECKOUT)
+    assert len(more) == demo.RANDOM_HELD_OUT
+    assert set(more) <= questions("validation.jsonl") - set(demo.HELD_OUT)
+
+
+def test_the_job_finds_its_data_and_its_base(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    (store.claims / "sources").mkdir(parents=True)
+    machine.check_sources(given().job.spec, given().config_maps, store)
+    assert given().job.spec.compute.gpus == 0
+
+
+def test_the_checkout_is_found_from_within_and_from_anywhere(tmp_path: Path) -> None:
+    assert demo.find_checkout(TRAVEL) == CHECKOUT
+    assert demo.find_checkout(tmp_path) == CHECKOUT
+
+
+def test_a_model_of_the_users_gets_a_recipe_for_real_models() -> None:
+    job = demo._with_model(given().job, "hf://owner/model")
+    assert job.metadata.name == demo.MODEL_JOB
+    assert job.spec.base_model.source == "hf://owner/model"
+    assert job.spec.hyperparameters.learning_rate_multiplier == "auto"
+    assert job.spec.dataset == given().job.spec.dataset
+
+
+def test_a_folder_becomes_a_claim(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "config.json").write_text("{}")
+    assert demo._source(str(tmp_path / "mine")) == ("pvc://demo-model/mine", [("demo-model", tmp_path)])
+    with pytest.raises(BadInput, match="no such model folder"):
+        demo._source(str(tmp_path))
+
+
+@pytest.mark.parametrize("source", ["hf://only-a-name", "ftp://host/model"])
+def test_a_wrong_source_is_refused(source: str) -> None:
+    with pytest.raises(BadInput):
+        demo._with_model(given().job, source)
