@@ -20,7 +20,7 @@ from finetune_api.job import FineTuneJob
 from finetune_api.spec import FineTuneJobSpec
 from finetune_operator.cli import chat as chatting
 from finetune_operator.cli import commands, report, words
-from finetune_operator.local import jobs, manifests
+from finetune_operator.local import jobs, manifests, processes
 from finetune_operator.local.errors import BadInput, LocalError
 from finetune_operator.local.store import FOLDER, Store
 
@@ -92,7 +92,8 @@ def make_base(console: Console, checkout: Path, folder: Path) -> None:
     script = checkout / "examples" / "tiny-base" / "tiny_base.py"
     folder.parent.mkdir(parents=True, exist_ok=True)
     # In a session of its own: on Ctrl-C we end it, and its stack trace does not hide what we say.
-    process = subprocess.Popen([sys.executable, str(script), str(folder)], start_new_session=True)
+    command = processes.tethered([sys.executable, str(script), str(folder)])
+    process = subprocess.Popen(command, start_new_session=True)
     try:
         code = process.wait()
     except KeyboardInterrupt:

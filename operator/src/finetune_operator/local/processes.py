@@ -23,15 +23,19 @@ os.execvp(sys.argv[2], sys.argv[2:])
 POLL_SECONDS = 0.1
 
 
+def tethered(arguments: Sequence[str]) -> list[str]:
+    """The command, such that it ends with this process."""
+    if sys.platform != "linux":
+        return list(arguments)
+    return [sys.executable, "-S", "-c", TETHER, str(os.getpid()), *arguments]
+
+
 def spawn(arguments: Sequence[str], environment: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
     """Start in a process group of its own, so that Ctrl-C in the terminal reaches only us. Output goes to `log`."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    command = list(arguments)
-    if sys.platform == "linux":
-        command = [sys.executable, "-S", "-c", TETHER, str(os.getpid()), *command]
     with log.open("ab") as output:
         return subprocess.Popen(
-            command,
+            tethered(arguments),
             env=dict(environment),
             stdin=subprocess.DEVNULL,
             stdout=output,
