@@ -89,11 +89,11 @@ def test_out_of_memory_is_named(product: Product, tenant: Tenant) -> None:
 
 def test_gpu_that_no_node_has_is_named(product: Product, tenant: Tenant) -> None:
     job = travel_job("travel")
-    job["spec"]["compute"]["gpus"] = 1
+    job["spec"]["compute"] |= {"gpus": 1, "gpuResource": "example.com/gpu"}
     tenant.apply(job)
     seen = tenant.wait_for("travel", waits_with("Unschedulable"), 240, "Unschedulable")
     assert failure(seen)["waiting"] is True
-    assert "nvidia.com/gpu" in failure(seen)["message"]
+    assert "example.com/gpu" in failure(seen)["message"]
 
     # The user gives up the GPU: the waiting pod is replaced, and the trouble is no longer shown.
     job["spec"]["compute"]["gpus"] = 0
