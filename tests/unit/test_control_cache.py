@@ -9,7 +9,7 @@ import pytest
 from finetune_operator.control.cache import Cache
 from finetune_operator.control.handlers import take_event
 from finetune_operator.control.observe import observe
-from finetune_operator.control.resources import FINE_TUNE_JOB, JOB, JOB_LABEL, POD, Resource
+from finetune_operator.control.resources import CONFIG_MAP, FINE_TUNE_JOB, JOB, JOB_LABEL, POD, Resource
 
 
 def made(
@@ -99,6 +99,14 @@ def test_what_nobody_reads_is_not_kept() -> None:
     assert found
     assert "managedFields" not in found["metadata"]
     assert found["metadata"]["annotations"] == {"a": "b"}
+
+
+def test_the_snapshot_of_a_run_is_kept_for_a_rollback() -> None:
+    cache = Cache()
+    cache.store(CONFIG_MAP, {**made(CONFIG_MAP, "x-r1"), "data": {"run.json": "{}", "ca.crt": "long"}})
+    found = cache.get(CONFIG_MAP, ("team-a", "x-r1"))
+    assert found
+    assert found["data"] == {"run.json": "{}"}
 
 
 def test_of_a_pod_its_volumes_are_kept_and_of_a_job_no_spec() -> None:

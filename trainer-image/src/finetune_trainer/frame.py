@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 
-from finetune_api.conditions import FailureReason, Stage
+from finetune_api.conditions import ExitCode, FailureReason, Stage
 from finetune_api.reports import EvaluateReport, StageFailure, Summary
 from finetune_api.run_config import RunConfig
 from finetune_trainer import artifacts
@@ -113,6 +113,9 @@ def explain(error: BaseException) -> tuple[StageFailure, int]:
         return _failure(FailureReason.STORAGE_FULL, text, "enlarge the output claim, or delete old runs from it"), 1
     if isinstance(error, MemoryError):
         return _failure(FailureReason.OUT_OF_MEMORY, text, "raise compute.resources.limits.memory"), 1
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, by name: the frame does not load torch
+        advice = "use a GPU with more memory, a smaller maxLength, or a smaller model"
+        return _failure(FailureReason.CUDA_OUT_OF_MEMORY, text, advice), ExitCode.GPU_OUT_OF_MEMORY
     return _failure(FailureReason.SYSTEM_FAULT, text, "the stage is tried again; its log has the stack trace"), 1
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from sys import intern
 from typing import Any, TypeVar, cast
 
+from finetune_operator.builders.run_config_map import RUN_JSON
 from finetune_operator.control.resources import (
     CONFIG_MAP,
     DEPLOYMENT,
@@ -27,7 +28,7 @@ from finetune_operator.plan import Manifest
 K = TypeVar("K")
 V = TypeVar("V")
 Name = tuple[str, str]  # namespace, name
-UNREAD = {JOB.kind: ("spec",), DEPLOYMENT.kind: ("spec",), CONFIG_MAP.kind: ("data", "binaryData")}
+UNREAD = {JOB.kind: ("spec",), DEPLOYMENT.kind: ("spec",), CONFIG_MAP.kind: ("binaryData",)}
 LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"  # a copy of the whole spec; nothing reads it
 
 
@@ -54,6 +55,8 @@ def slim(body: Manifest) -> Manifest:
     if body.get("kind") in UNREAD:
         for part in UNREAD[body["kind"]]:
             kept.pop(part, None)
+    if body.get("kind") == CONFIG_MAP.kind:  # the snapshot of a run, by which an older run is served again
+        kept["data"] = {key: text for key, text in (body.get("data") or {}).items() if key == RUN_JSON}
     if body.get("kind") == POD.kind:  # which claims and ConfigMaps a pod waits for
         kept["spec"] = {"volumes": (body.get("spec") or {}).get("volumes") or []}
     return cast(Manifest, shared_keys(kept))

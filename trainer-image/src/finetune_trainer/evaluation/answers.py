@@ -35,7 +35,8 @@ class Answer:
 def question(example: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Question | None:
     """The question in a chat or completion example; None when nothing can be asked (no user turn before an answer)."""
     if "messages" not in example:
-        return Question(example["prompt"], example["completion"], tokenizer(example["prompt"])["input_ids"])
+        tokens = tokenizer(example["prompt"])["input_ids"]  # none for an empty prompt without a start token
+        return Question(example["prompt"], example["completion"], tokens) if tokens else None
     messages: list[dict[str, Any]] = example["messages"]
     last = max((i for i, message in enumerate(messages) if message["role"] == "assistant"), default=0)
     asked = messages[:last]
@@ -88,6 +89,7 @@ def _answer_batch(
             temperature=None,
             top_p=None,
             top_k=None,
+            repetition_penalty=1.0,  # the server applies none either, whatever the model's own settings say
             pad_token_id=pad,
             eos_token_id=sorted(ends) or None,
         )
