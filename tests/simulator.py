@@ -114,8 +114,8 @@ class Cluster:
     def execute(self, plan: Plan, writes: int | None = None) -> None:
         """All of the plan, or only its first writes, as when the operator dies in between."""
         steps: list[Callable[[], None]] = [lambda m=m: self.apply(m) for m in plan.apply]  # type: ignore[misc]
-        steps += [lambda r=r: self.delete(r) for r in plan.delete]  # type: ignore[misc]
         steps.append(lambda: self.write_status(plan.status))
+        steps += [lambda r=r: self.delete(r) for r in plan.delete]  # type: ignore[misc]
         for step in steps[: len(steps) if writes is None else writes]:
             step()
         if writes is None:

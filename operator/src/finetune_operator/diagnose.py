@@ -248,7 +248,16 @@ def _unscheduled(pod: Manifest, now: datetime) -> Finding | None:
     message = str(condition.get("message") or "")
     storage = "persistentvolumeclaim" in message.lower() or "persistent volume" in message.lower()
     storage = storage or "volume node affinity conflict" in message
-    return Finding(Reason.STORAGE_UNBOUND if storage else Reason.UNSCHEDULABLE, message)
+    if not storage:
+        return Finding(Reason.UNSCHEDULABLE, message)
+    # The scheduler does not always say which claim it means.
+    claims = [name for name in _claims(pod) if name not in message]
+    return Finding(Reason.STORAGE_UNBOUND, message + (f" (claims of the pod: {', '.join(claims)})" if claims else ""))
+
+
+def _claims(pod: Manifest) -> list[str]:
+    volumes = (pod.get("spec") or {}).get("volumes") or ()
+    return [each["persistentVolumeClaim"]["claimName"] for each in volumes if each.get("persistentVolumeClaim")]
 
 
 def _unmounted(pod: Manifest, now: datetime) -> Finding | None:
@@ -262,8 +271,7 @@ def _unmounted(pod: Manifest, now: datetime) -> Finding | None:
     volumes = (pod.get("spec") or {}).get("volumes") or ()
     # The run's own ConfigMap is made before its Jobs; one that the user named may not be there.
     sources = [v["configMap"]["name"] for v in volumes if v.get("configMap") and v.get("name") != "config"]
-    claims = [v["persistentVolumeClaim"]["claimName"] for v in volumes if v.get("persistentVolumeClaim")]
-    text = f"The node cannot mount the pod's volumes. PersistentVolumeClaims: {', '.join(claims)}."
+    text = f"The node cannot mount the pod's volumes. PersistentVolumeClaims: {', '.join(_claims(pod))}."
     if sources:
         return Finding(Reason.CONFIG_MISSING, f"{text} ConfigMaps: {', '.join(sources)}.")
     advice = (

@@ -65,7 +65,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What one pass decided. Executed in this order: apply, delete, status (when changed), events."""
+    """What one pass decided. Executed in this order: apply, status (when changed), events, delete."""
 
     status: FineTuneJobStatus
     apply: tuple[Manifest, ...] = ()

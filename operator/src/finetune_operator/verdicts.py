@@ -82,7 +82,10 @@ def _going_words(outcome: Outcome, failure: Failure | None) -> str:
     run = outcome.run.number if outcome.stage is not Stage.SERVE or outcome.wanted is None else outcome.wanted.run
     text = f"Run {run} {DOING[outcome.stage]}."
     if failure is not None:
-        text += f" It waits: {failure.reason}: {_sentence(failure.message)} {_advice(failure)}".rstrip()
+        # Trouble of the old run's server is told, but it is not what a new run waits for.
+        elsewhere = failure.stage is Stage.SERVE and outcome.stage is not Stage.SERVE
+        words = f"{failure.reason}: {_sentence(failure.message)} {_advice(failure)}".rstrip()
+        text += f" {'Serving has trouble' if elsewhere else 'It waits'}: {words}"
     return " ".join(part for part in (text, _still(outcome)) if part)
 
 

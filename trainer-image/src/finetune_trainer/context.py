@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,12 @@ class StageContext:
     config: RunConfig
     artifacts: Path
     sources: Path
+
+    @property
+    def gpus(self) -> int:
+        """GPUs of this very pod. The run's snapshot may say otherwise: a job that waited for a GPU in vain may have
+        been given to the CPU since (compute is no part of a run)."""
+        return int(os.environ.get("FINETUNE_GPUS", self.config.gpus))
 
     @property
     def run_dir(self) -> Path:

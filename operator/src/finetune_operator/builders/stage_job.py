@@ -110,6 +110,7 @@ def _environment(job: FineTuneJob, run: RunStatus, stage: Stage, settings: Setti
     result = dict(pod.BASE_ENV)
     if stage is not Stage.PREPARE:
         result |= pod.OFFLINE_ENV
+        result["FINETUNE_GPUS"] = str(job.spec.compute.gpus)  # run.json may be older than compute
     if stage is Stage.TRAIN and settings.progress_url:
         meta = job.metadata
         path = f"/progress/v1alpha1/namespaces/{meta.namespace}/jobs/{meta.name}/runs/{run.number}"

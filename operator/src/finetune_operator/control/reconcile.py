@@ -112,12 +112,13 @@ class Reconciler:
         refused = await self._applier.children(job.metadata.uid, plan.apply)
         if refused != observed.apply_failure:
             plan = self._reconsider(job, refused, plan, now)
-        await self._applier.delete(plan.delete)
         status = plan.status.to_wire()
         if await self._applier.status(body, status):
             self._log(job, plan)
             count_outcomes(job.status, plan.status)
             await self._applier.events(body, plan.events)
+        # Last: what is deleted is decided anew in every pass, what the status remembers is not.
+        await self._applier.delete(plan.delete)
         if refused:
             self._queue.retry(name)
         else:

@@ -56,7 +56,7 @@ def run(context: StageContext) -> Summary:
     prepared = load_prepared(context)
     limit_threads(prepared.resolved.model_parameters)
     artifacts.verify(context.model_dir)
-    device = choose_device(context.config.gpus, prepared.resolved.precision)
+    device = choose_device(context.gpus, prepared.resolved.precision)
     tokenizer = load_tokenizer(context.model_dir)
     adapter = context.config.method.type is MethodType.LORA
     if adapter:

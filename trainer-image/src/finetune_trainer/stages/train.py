@@ -34,7 +34,7 @@ def run(context: StageContext) -> Summary:
     """
     prepared = load_prepared(context)
     limit_threads(prepared.resolved.model_parameters)
-    device = choose_device(context.config.gpus, prepared.resolved.precision)
+    device = choose_device(context.gpus, prepared.resolved.precision)
     notes = [device.note] if device.note else []
     with StopRequest() as stop:
         result, more_notes = _fit_in_memory(context, prepared, device, stop)
