@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 from tests.simulator import make_job
 
 from finetune_api.conditions import Stage, Trigger
+from finetune_api.fields import quantity
 from finetune_api.spec import Engine, Resources
 from finetune_api.status import ModelStatus, RunStatus
 from finetune_operator import names
 from finetune_operator.builders.metadata import digest
 from finetune_operator.builders.pod import resources
-from finetune_operator.builders.run_config_map import parse_run_config, quantity, run_config, run_config_map
+from finetune_operator.builders.run_config_map import parse_run_config, run_config, run_config_map
 from finetune_operator.builders.server import answers_for_base, engine, serving_gpus, vllm_rank
 from finetune_operator.builders.stage_job import inputs_hash, stage_job
 from finetune_operator.settings import Settings
@@ -82,7 +83,7 @@ def test_tuned_and_base_never_share_a_name() -> None:
     ("text", "value"), [("512", 512), ("2Gi", 2 * 2**30), ("1.5Gi", 3 * 2**29), ("64M", 64_000_000), ("500m", 0)]
 )
 def test_quantities(text: str, value: int) -> None:
-    assert quantity(text) == value
+    assert int(quantity(text)) == value
 
 
 def test_an_unreadable_quantity_says_what_to_write() -> None:

@@ -82,8 +82,10 @@ def distinct(values: Sequence[object]) -> Sequence[object]:
 
 def quantity(text: str) -> Decimal:
     """A Kubernetes quantity as a number. https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/quantity"""
-    number, suffix = re.fullmatch(r"([0-9.]+)([a-zA-Z]*)", text).groups()  # type: ignore[union-attr]
-    return Decimal(number) * SUFFIXES[suffix]
+    match = re.fullmatch(r"([0-9.]+)([a-zA-Z]*)", text)
+    if match is None or match[2] not in SUFFIXES:
+        raise ValueError(f"{text!r} is not a Kubernetes quantity; write for example 2Gi")
+    return Decimal(match[1]) * SUFFIXES[match[2]]
 
 
 def ruled(*rules: Rule) -> tuple[Any, Any]:

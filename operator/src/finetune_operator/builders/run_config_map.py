@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from decimal import Decimal
-
+from finetune_api.fields import quantity
 from finetune_api.job import FineTuneJob
 from finetune_api.run_config import RunConfig, RunPaths
 from finetune_api.status import RunStatus
@@ -15,21 +13,6 @@ from finetune_operator.settings import Settings
 
 RUN_JSON = "run.json"
 CA_CRT = "ca.crt"
-
-_FACTORS = {
-    "": 1,
-    "m": Decimal("0.001"),
-    **{letter: 1000**power for power, letter in enumerate("kMGTP", start=1)},
-    **{f"{letter}i": 1024**power for power, letter in enumerate("KMGTP", start=1)},
-}
-
-
-def quantity(text: str) -> int:
-    """A Kubernetes quantity as a whole number of its unit, for example "2Gi" as 2147483648 bytes."""
-    match = re.fullmatch(r"([0-9.]+)([a-zA-Z]*)", text)
-    if match is None or match[2] not in _FACTORS:
-        raise ValueError(f"{text!r} is not a Kubernetes quantity; write for example 2Gi")
-    return int(Decimal(match[1]) * _FACTORS[match[2]])
 
 
 def run_config(job: FineTuneJob, run: RunStatus, settings: Settings) -> RunConfig:
@@ -52,7 +35,7 @@ def run_config(job: FineTuneJob, run: RunStatus, settings: Settings) -> RunConfi
         hyperparameters=spec.hyperparameters,
         evaluation=spec.evaluation,
         gpus=spec.compute.gpus,
-        memory_limit_bytes=quantity(limits.memory) if limits and limits.memory else None,
+        memory_limit_bytes=int(quantity(limits.memory)) if limits and limits.memory else None,
         paths=RunPaths(
             run=names.run_folder(meta.namespace, meta.name, run.number, run.hash),
             models=names.models_folder(meta.namespace),
