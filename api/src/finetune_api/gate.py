@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from finetune_api.conditions import GateVerdict
-from finetune_api.spec import GateRule, Metric
+from finetune_api.spec import GateRule
 from finetune_api.status import EvaluationStatus, GateStatus
-
-LOWER_IS_BETTER = {Metric.LOSS: True, Metric.PERPLEXITY: True, Metric.TOKEN_ACCURACY: False}
 
 
 def judge(rules: Sequence[GateRule], evaluation: EvaluationStatus) -> GateStatus:
@@ -22,6 +20,8 @@ def _check(rule: GateRule, evaluation: EvaluationStatus) -> tuple[bool, str]:
     if evaluation.tuned is None:
         return False, f"{rule.metric}: the tuned model was not measured"
     tuned = evaluation.tuned.value(rule.metric)
+    if tuned is None:
+        return False, f"{rule.metric}: not measured, because no held-out example has what it needs"
     if rule.max is not None:
         ok = tuned <= float(rule.max)
         return ok, f"{rule.metric} {tuned:.4g} is {'at most' if ok else 'above'} {rule.max}"
@@ -36,7 +36,9 @@ def _check_improvement(rule: GateRule, tuned: float, evaluation: EvaluationStatu
     if evaluation.base is None:
         return False, f"{rule.metric}: the base model was not measured"
     base = evaluation.base.value(rule.metric)
-    gain = base - tuned if LOWER_IS_BETTER[rule.metric] else tuned - base
+    if base is None:
+        return False, f"{rule.metric}: the base model was not measured"
+    gain = base - tuned if rule.metric.lower_is_better else tuned - base
     # A base of 0 cannot be improved by a share of itself; any gain then counts as enough.
     percent = 100 * gain / abs(base) if base else (float("inf") if gain > 0 else 0.0)
     ok = percent >= wanted - 1e-9  # 0.5 to 0.6 is 19.999999999999996 % in binary

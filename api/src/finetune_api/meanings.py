@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from finetune_api.conditions import ConditionType, ExitCode, FailureReason, Stage
+from finetune_api.tasks import Metric
 
 STAGE_MEANINGS = {
     Stage.PREPARE: "Downloads model and data once, checks every example, resolves `auto`, estimates time and memory.",
@@ -52,3 +53,25 @@ EXIT_CODES = {
     ExitCode.ARTIFACT_INVALID: "An artifact failed its verification. Not tried again.",
     ExitCode.INTERRUPTED: "Interrupted, with a checkpoint saved. Tried again, and not counted.",
 }
+# For people who never trained a model: a name, and how to read the figure.
+METRIC_MEANINGS = {
+    Metric.LOSS: ("loss", "lower is better"),
+    Metric.PERPLEXITY: ("perplexity", "lower is better; 1 is certain"),
+    Metric.TOKEN_ACCURACY: ("right next token", "higher is better"),
+    Metric.TOOL_NAME: ("right function called", "higher is better"),
+    Metric.TOOL_VALID: ("arguments fit the schema", "higher is better"),
+    Metric.TOOL_EXACT: ("function and arguments right", "higher is better"),
+    Metric.REWARD_ACCURACY: ("better answer preferred", "higher is better; the base is at 50 %"),
+    Metric.REWARD_MARGIN: ("margin of the better answer", "higher is better"),
+    Metric.ACCURACY: ("right label", "higher is better"),
+    Metric.MACRO_F1: ("F1, every label alike", "higher is better"),
+    Metric.WEIGHTED_F1: ("F1, frequent labels count more", "higher is better"),
+    Metric.ENTITY_F1: ("F1 of whole entities", "higher is better"),
+    Metric.BLEU: ("BLEU", "higher is better, 0 to 100"),
+    Metric.CHRF: ("chrF", "higher is better, 0 to 100"),
+    Metric.ROUGE_L: ("ROUGE-L", "higher is better"),
+    Metric.EXACT_MATCH: ("exactly the answer", "higher is better"),
+    Metric.ANSWER_F1: ("words of the answer", "higher is better"),
+}
+# Shown as they are; every other one is a share, shown in percent.
+PLAIN_METRICS = frozenset({Metric.LOSS, Metric.PERPLEXITY, Metric.REWARD_MARGIN, Metric.BLEU, Metric.CHRF})

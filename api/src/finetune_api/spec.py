@@ -7,40 +7,23 @@ from typing import Annotated, ClassVar
 from pydantic import AfterValidator, Field
 
 from finetune_api.base import ApiModel, Int, Named, Rule
-from finetune_api.fields import (
-    DECIMAL,
-    KEY,
-    PERCENT,
-    Auto,
-    Fraction,
-    IntOrAuto,
-    ModuleName,
-    Multiplier,
-    Source,
-    distinct,
-    given,
-)
-from finetune_api.fields import (
-    NAME as NAME,
-)
+from finetune_api.dataset import Columns as Columns
+from finetune_api.dataset import ConfigMapRef as ConfigMapRef
+from finetune_api.dataset import DataFile as DataFile
+from finetune_api.dataset import DatasetSpec as DatasetSpec
+from finetune_api.dataset import SecretRef as SecretRef
+from finetune_api.dataset import ValidationData as ValidationData
+from finetune_api.fields import DECIMAL, PERCENT, Auto, IntOrAuto, Source, distinct, given
+from finetune_api.fields import NAME as NAME
+from finetune_api.method import Hyperparameters as Hyperparameters
+from finetune_api.method import MethodSpec as MethodSpec
+from finetune_api.method import Packing as Packing
 from finetune_api.placement import Placement as Placement
 from finetune_api.placement import Resources as Resources
-
-
-class Task(Named):
-    CHAT = "Chat"
-    COMPLETION = "Completion"
-
-
-class MethodType(Named):
-    LORA = "LoRA"
-    FULL = "Full"
-
-
-class Packing(Named):
-    AUTO = "auto"
-    ENABLED = "Enabled"
-    DISABLED = "Disabled"
+from finetune_api.tasks import DECODERS, TASKS
+from finetune_api.tasks import MethodType as MethodType
+from finetune_api.tasks import Metric as Metric
+from finetune_api.tasks import Task as Task
 
 
 class Engine(Named):
@@ -52,25 +35,6 @@ class Engine(Named):
 class Baseline(Named):
     BASE = "Base"
     FEW_SHOT = "FewShot"
-
-
-class Metric(Named):
-    LOSS = "loss"
-    PERPLEXITY = "perplexity"
-    TOKEN_ACCURACY = "tokenAccuracy"
-
-
-class SecretRef(ApiModel):
-    """A Secret of the job's namespace. Only the prepare pod sees it; the operator never reads it."""
-
-    name: str = Field(description="Name of the Secret.", min_length=1, max_length=253, pattern=NAME)
-
-
-class ConfigMapRef(ApiModel):
-    """A key of a ConfigMap in the job's namespace: a small dataset that lives in Git beside the job."""
-
-    name: str = Field(description="Name of the ConfigMap.", min_length=1, max_length=253, pattern=NAME)
-    key: str = Field(description="Key that holds the JSON Lines text.", min_length=1, max_length=253, pattern=KEY)
 
 
 class BaseModelSpec(ApiModel):
@@ -112,139 +76,6 @@ class BaseModelSpec(ApiModel):
     )
 
 
-class DataFile(ApiModel):
-    """One file of examples: a source, or a key of a ConfigMap."""
-
-    source: Source | None = Field(
-        default=None,
-        description="Where the JSON Lines file (may be gzip) lies: hf://OWNER/NAME/FILE, pvc://CLAIM/PATH, "
-        "s3://BUCKET/KEY or https://HOST/PATH.",
-    )
-    config_map_ref: ConfigMapRef | None = Field(default=None, description="A small dataset kept in a ConfigMap.")
-    rules: ClassVar = (
-        Rule(
-            "has(self.source) != has(self.configMapRef)",
-            "give exactly one of source and configMapRef",
-            lambda data: (data.source is None) != (data.config_map_ref is None),
-        ),
-        Rule(
-            "!has(self.source) || !self.source.startsWith('hf://') || self.source.matches('^hf://[^/]+/[^/]+/.+$')",
-            "source: a hub dataset needs its file: hf://OWNER/NAME/FILE, for example hf://team/travel/train.jsonl",
-            lambda data: not (data.source or "").startswith("hf://") or data.source.count("/") >= 4,
-        ),
-    )
-
-
-class ValidationData(DataFile):
-    """Held-out examples: a file of their own, or a share of the training data."""
-
-    fraction: Fraction | None = Field(
-        default=None, description="Share of the training examples that is held out, 0.01 to 0.5."
-    )
-    rules: ClassVar = (
-        Rule(
-            "[has(self.source), has(self.configMapRef), has(self.fraction)].filter(x, x).size() == 1",
-            "give exactly one of fraction, source and configMapRef",
-            lambda data: given(data.source, data.config_map_ref, data.fraction) == 1,
-        ),
-        DataFile.rules[1],
-    )
-
-
-class DatasetSpec(ApiModel):
-    """The examples to learn from and to be judged by."""
-
-    train: DataFile = Field(description="The training examples.")
-    validation: ValidationData = Field(
-        default=ValidationData(fraction=0.1),
-        description="The held-out examples. By default a tenth of the training data.",
-    )
-    secret_ref: SecretRef | None = Field(
-        default=None,
-        description="Secret whose keys become environment variables of the prepare pod (AWS_ACCESS_KEY_ID, "
-        "AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL, HF_TOKEN, HTTPS_AUTHORIZATION).",
-    )
-    max_lost_percent: Int = Field(
-        default=5,
-        ge=0,
-        le=100,
-        description="Share of the examples, in percent, that may be cut or dropped because they are longer than "
-        "maxLength. Above it the data is refused before a GPU is asked for.",
-    )
-
-
-def _only_lora(field: str) -> Rule:
-    attribute = "target_modules" if field == "targetModules" else field
-    return Rule(
-        f"self.type == 'LoRA' || !has(self.{field})",
-        f"method.{field}: only LoRA has it; remove it or set method.type to LoRA",
-        lambda method: method.type == MethodType.LORA or getattr(method, attribute) is None,
-    )
-
-
-class MethodSpec(ApiModel):
-    """How the weights change."""
-
-    type: MethodType = Field(
-        default=MethodType.LORA, description="LoRA trains small adapter matrices; Full trains all weights."
-    )
-    rank: Int | None = Field(default=None, ge=1, le=512, description="LoRA rank. Default 16.")
-    alpha: Int | None = Field(default=None, ge=1, le=2048, description="LoRA alpha. Default twice the rank.")
-    dropout: str | None = Field(
-        default=None,
-        max_length=8,
-        pattern=r"^0(\.[0-9]{1,4})?$",
-        description='LoRA dropout, "0" to "0.9999". Default "0".',
-    )
-    target_modules: Annotated[list[ModuleName], Field(min_length=1, max_length=64), AfterValidator(distinct)] | None = (
-        Field(
-            default=None,
-            description="Names of the linear layers that get an adapter. Default: all of them but the output layer.",
-            json_schema_extra={"x-kubernetes-list-type": "set"},
-        )
-    )
-    rules: ClassVar = (_only_lora("rank"), _only_lora("alpha"), _only_lora("dropout"), _only_lora("targetModules"))
-
-    @property
-    def resolved_rank(self) -> int:
-        return self.rank or 16
-
-    @property
-    def resolved_alpha(self) -> int:
-        return self.alpha or 2 * self.resolved_rank
-
-
-class Hyperparameters(ApiModel):
-    """What `auto` resolved to is recorded in `status.run.resolved`."""
-
-    epochs: Annotated[Int | Auto, IntOrAuto("hyperparameters.epochs", 1, 100)] = Field(
-        default="auto", description="Passes over the training data. `auto` or 1 to 100."
-    )
-    batch_size: Annotated[Int | Auto, IntOrAuto("hyperparameters.batchSize", 1, 256)] = Field(
-        default="auto", description="Examples per optimizer step, over all devices. `auto` or 1 to 256."
-    )
-    learning_rate_multiplier: Multiplier = Field(
-        default="auto",
-        description="Factor on the method's own learning rate (2e-4 for LoRA, 2e-5 for Full): `auto` (1), "
-        'a whole number, or a decimal in quotes, for example "1.8".',
-    )
-    max_length: Annotated[Int | Auto, IntOrAuto("hyperparameters.maxLength", 16, 131072)] = Field(
-        default="auto", description="Longest example, in tokens; what is longer is cut. `auto` or 16 to 131072."
-    )
-    packing: Packing = Field(
-        default=Packing.AUTO,
-        description="Several short examples in one row, without seeing each other. `auto`: where the attention "
-        "implementation keeps them apart.",
-    )
-    evaluation_steps: Annotated[Int | Auto, IntOrAuto("hyperparameters.evaluationSteps", 1, 100000)] = Field(
-        default="auto", description="Optimizer steps between two evaluations. `auto` or 1 to 100000."
-    )
-    checkpoint_steps: Annotated[Int | Auto, IntOrAuto("hyperparameters.checkpointSteps", 1, 100000)] = Field(
-        default="auto", description="Optimizer steps between two checkpoints. `auto` or 1 to 100000."
-    )
-    seed: Int = Field(default=42, ge=0, le=2147483647, description="Seed of every random choice.")
-
-
 class ComputeSpec(Placement):
     """What training and evaluation run on."""
 
@@ -270,7 +101,8 @@ class GateRule(ApiModel):
     """One condition that the tuned model must meet on the held-out examples."""
 
     metric: Metric = Field(
-        description="What is measured. loss and perplexity are better when lower, tokenAccuracy when higher."
+        description="What is measured; the reference has each task's metrics under Tasks. loss and perplexity are "
+        "better when lower, all others when higher."
     )
     min_improvement: str | None = Field(
         default=None,
@@ -359,6 +191,20 @@ class ServingSpec(Placement):
     )
 
 
+def _task_measures(task: Task) -> Rule:
+    metrics = [metric.value for metric in TASKS[task].metrics]
+    return Rule(
+        f"self.task != '{task}' || self.evaluation.gate.rules.all(r, r.metric in {metrics})",
+        f"evaluation.gate: the task {task} measures {', '.join(metrics)}; use one of them",
+        lambda spec: spec.task is not task or all(rule.metric in metrics for rule in spec.evaluation.gate.rules_),
+    )
+
+
+_DECODER = f"self.task in {[task.value for task in DECODERS]}"
+_TEXT = "self.task in ['Chat', 'Completion']"
+_TEXT_TASKS = (Task.CHAT, Task.COMPLETION)
+
+
 def _vllm_has_gpu(spec: str) -> str:
     return f"{spec}.serving.engine != 'VLLM' || {spec}.serving.gpus != 'auto' || {spec}.compute.gpus > 0"
 
@@ -367,7 +213,10 @@ class FineTuneJobSpec(ApiModel):
     """One fine-tuning, from data to a served model."""
 
     task: Task = Field(
-        default=Task.CHAT, description="What the model learns: Chat (messages) or Completion (prompt and completion)."
+        default=Task.CHAT,
+        description="What the model learns. Chat: conversations, with tools. Completion: text after text. Preference: "
+        "the better of two answers (DPO). Classification: labels of texts. TokenClassification: labels of words. "
+        "Seq2Seq: a text from a text (translation, summary). QuestionAnswering: where the answer stands in a text.",
     )
     base_model: BaseModelSpec = Field(description="The model that is tuned.")
     dataset: DatasetSpec = Field(description="The examples.")
@@ -391,5 +240,26 @@ class FineTuneJobSpec(ApiModel):
             "serving.engine: VLLM needs a GPU, and compute.gpus is 0; set serving.gpus to 1 or engine to Native",
             lambda spec: spec.serving.engine != Engine.VLLM or spec.serving.gpus != "auto" or spec.compute.gpus > 0,
             old_self=True,
+        ),
+        *(_task_measures(task) for task in TASKS),
+        Rule(
+            f"self.serving.engine != 'VLLM' || {_DECODER}",
+            "serving.engine: vLLM serves Chat, Completion and Preference; set it to auto or Native",
+            lambda spec: spec.serving.engine is not Engine.VLLM or spec.task in DECODERS,
+        ),
+        Rule(
+            f"self.hyperparameters.packing != 'Enabled' || {_TEXT}",
+            "hyperparameters.packing: only Chat and Completion can share a row; set it to auto",
+            lambda spec: spec.hyperparameters.packing is not Packing.ENABLED or spec.task in _TEXT_TASKS,
+        ),
+        Rule(
+            f"!('FewShot' in self.evaluation.baselines) || {_TEXT}",
+            "evaluation.baselines: FewShot puts examples into a prompt, which only Chat and Completion have; remove it",
+            lambda spec: Baseline.FEW_SHOT not in spec.evaluation.baselines or spec.task in _TEXT_TASKS,
+        ),
+        Rule(
+            "!has(self.hyperparameters.beta) || self.task == 'Preference'",
+            "hyperparameters.beta: only the task Preference has it; remove it",
+            lambda spec: spec.hyperparameters.beta is None or spec.task is Task.PREFERENCE,
         ),
     )

@@ -15,7 +15,7 @@ from finetune_api.conditions import (
     Stage,
     Trigger,
 )
-from finetune_api.spec import Metric
+from finetune_api.tasks import Metric
 
 MESSAGE_LENGTH = 4096  # characters of a message kept; longer ones are cut by the operator
 Message = Annotated[str, Field(max_length=MESSAGE_LENGTH)]
@@ -70,13 +70,25 @@ class LengthStats(StatusModel):
     max: Count = Field(description="Longest.")
 
 
+class LabelCount(StatusModel):
+    """A label of the training data."""
+
+    label: Word = Field(description="The label.")
+    count: Count = Field(description="Training examples (or words) with it.")
+
+
 class DatasetStatus(StatusModel):
     """What Prepare found in the data."""
 
     train_examples: Count = Field(default=0, description="Training examples.")
     validation_examples: Count = Field(default=0, description="Held-out examples.")
     train_tokens: Count = Field(default=0, description="Tokens of the training examples.")
-    loss_tokens: Count = Field(default=0, description="Tokens that are trained on: the assistant's words.")
+    loss_tokens: Count = Field(
+        default=0, description="Tokens that are trained on: what the model shall write, or the words that it labels."
+    )
+    labels: list[LabelCount] = Field(
+        default=[], max_length=100, description="Labels of the training data, in the model's order; the first 100."
+    )
     length: LengthStats | None = Field(default=None, description="Tokens of an example.")
     truncated: Count = Field(default=0, description="Examples that are cut at maxLength.")
     dropped: Count = Field(default=0, description="Examples that are left out because nothing to learn remains.")
@@ -103,6 +115,7 @@ class ResolvedValues(StatusModel):
     precision: Literal["float32", "bfloat16"] = Field(description="Arithmetic.")
     lora_rank: Count | None = Field(default=None, description="Rank of the adapter.")
     lora_alpha: Count | None = Field(default=None, description="Alpha of the adapter.")
+    beta: float | None = Field(default=None, description="Preference: how strongly the model is held to its base.")
     revision: Word | None = Field(default=None, description="Commit or digest of the base model.")
     model_parameters: Count | None = Field(default=None, description="Parameters of the base model.")
     trainable_parameters: Count | None = Field(default=None, description="Parameters that are trained.")
@@ -144,17 +157,51 @@ class Interval(StatusModel):
 
 
 class Scores(StatusModel):
-    """Metrics on the held-out examples."""
+    """Metrics on the held-out examples: those of the task, named as in `evaluation.gate`."""
 
-    loss: float = Field(description="Mean loss of the trained-on tokens, nats.")
-    perplexity: float = Field(description="exp(loss).")
-    token_accuracy: float = Field(description="Share of the trained-on tokens that were the most likely ones, 0 to 1.")
+    loss: float = Field(description="Mean loss: of a trained-on token, or of an example. Nats.")
     loss_interval: Interval | None = Field(default=None, description="Interval of the loss.")
+    perplexity: float | None = Field(default=None, description="exp(loss).")
+    token_accuracy: float | None = Field(
+        default=None, description="Share of the trained-on tokens (or words) that were right, 0 to 1."
+    )
+    tool_name: float | None = Field(
+        default=None, description="Share of the tool calls that name the right functions, 0 to 1."
+    )
+    tool_valid: float | None = Field(
+        default=None, description="Share of the tool calls whose arguments are valid against the schema, 0 to 1."
+    )
+    tool_exact: float | None = Field(
+        default=None, description="Share of the tool calls with the right functions and equal arguments, 0 to 1."
+    )
+    reward_accuracy: float | None = Field(
+        default=None, description="Share of the pairs in which the better answer is preferred, 0 to 1."
+    )
+    reward_margin: float | None = Field(
+        default=None, description="Mean of the better answer's reward minus the worse one's, nats times beta."
+    )
+    accuracy: float | None = Field(default=None, description="Share of the examples that were right, 0 to 1.")
+    macro_f1: float | None = Field(default=None, alias="macroF1", description="Mean F1 of the labels, 0 to 1.")
+    weighted_f1: float | None = Field(
+        default=None, alias="weightedF1", description="Mean F1 of the labels, weighted by how often they occur, 0 to 1."
+    )
+    entity_f1: float | None = Field(
+        default=None, alias="entityF1", description="F1 of whole entities, by seqeval's rules, 0 to 1."
+    )
+    bleu: float | None = Field(default=None, description="Corpus BLEU by sacrebleu, 0 to 100.")
+    chrf: float | None = Field(default=None, description="Corpus chrF by sacrebleu, 0 to 100.")
+    rouge_l: float | None = Field(default=None, description="Mean ROUGE-L F1, 0 to 1.")
+    exact_match: float | None = Field(
+        default=None, description="Share of the answers that equal an expected one, by SQuAD's rules, 0 to 1."
+    )
+    answer_f1: float | None = Field(
+        default=None, alias="answerF1", description="Mean word overlap with the expected answers, by SQuAD's rules."
+    )
 
-    def value(self, metric: Metric) -> float:
-        return {Metric.LOSS: self.loss, Metric.PERPLEXITY: self.perplexity, Metric.TOKEN_ACCURACY: self.token_accuracy}[
-            metric
-        ]
+    def value(self, metric: Metric) -> float | None:
+        """What was measured under this name; None when it was not."""
+        found: float | None = self.model_dump(by_alias=True).get(metric.value)
+        return found
 
 
 class EvaluationStatus(StatusModel):

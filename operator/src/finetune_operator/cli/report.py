@@ -14,8 +14,10 @@ from rich.text import Text
 
 from finetune_api.conditions import FailureReason, GateVerdict
 from finetune_api.job import FineTuneJob
+from finetune_api.meanings import METRIC_MEANINGS, PLAIN_METRICS
 from finetune_api.reports import EvaluateReport, SampleAnswer
 from finetune_api.status import DatasetStatus, EvaluationStatus, Problem, RunStatus
+from finetune_api.tasks import Metric
 from finetune_operator import names
 from finetune_operator.cli import words
 from finetune_operator.local.store import Store
@@ -104,9 +106,9 @@ def show_scores(console: Console, evaluation: EvaluationStatus) -> None:
     for name, _ in shown:
         table.add_column(name, justify="right")
     table.add_column("")
-    table.add_row("loss", *(f"{s.loss:.3f}" for _, s in shown), "lower is better")
-    table.add_row("perplexity", *(f"{s.perplexity:,.1f}" for _, s in shown), "lower is better; 1 is certain")
-    table.add_row("right next token", *(f"{s.token_accuracy:.1%}" for _, s in shown), "higher is better")
+    for metric, (word, hint) in METRIC_MEANINGS.items():
+        if any(scores.value(metric) is not None for _, scores in shown):
+            table.add_row(word, *(_figure(metric, scores.value(metric)) for _, scores in shown), hint)
     console.print(table, highlight=False)
     interval = evaluation.loss_difference
     if interval is not None:
@@ -115,6 +117,14 @@ def show_scores(console: Console, evaluation: EvaluationStatus) -> None:
             sure = "so the tuned model is worse"
         text = f"The tuned loss is lower by {interval.low:.2f} to {interval.high:.2f} (95 % interval), {sure}."
         console.print(text, highlight=False)
+
+
+def _figure(metric: Metric, value: float | None) -> str:
+    if value is None:
+        return "–"
+    if metric not in PLAIN_METRICS:
+        return f"{value:.1%}"
+    return f"{value:,.1f}" if metric in (Metric.PERPLEXITY, Metric.BLEU, Metric.CHRF) else f"{value:.3f}"
 
 
 def show_answers(console: Console, answers: Sequence[tuple[str, str, str]], title: str) -> None:

@@ -1,0 +1,112 @@
+"""The data: where it lies, what is held out, and how its columns are called."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+
+from finetune_api.base import ApiModel, Int, Rule
+from finetune_api.fields import KEY, NAME, Fraction, Source, given
+
+Column = Annotated[str, Field(min_length=1, max_length=128)]
+
+
+class SecretRef(ApiModel):
+    """A Secret of the job's namespace. Only the prepare pod sees it; the operator never reads it."""
+
+    name: str = Field(description="Name of the Secret.", min_length=1, max_length=253, pattern=NAME)
+
+
+class ConfigMapRef(ApiModel):
+    """A key of a ConfigMap in the job's namespace: a small dataset that lives in Git beside the job."""
+
+    name: str = Field(description="Name of the ConfigMap.", min_length=1, max_length=253, pattern=NAME)
+    key: str = Field(description="Key that holds the JSON Lines text.", min_length=1, max_length=253, pattern=KEY)
+
+
+class DataFile(ApiModel):
+    """One file of examples: a source, or a key of a ConfigMap."""
+
+    source: Source | None = Field(
+        default=None,
+        description="Where the file lies (JSON Lines, JSON, CSV or Parquet; may be gzip): hf://OWNER/NAME/FILE, "
+        "pvc://CLAIM/PATH, s3://BUCKET/KEY or https://HOST/PATH.",
+    )
+    config_map_ref: ConfigMapRef | None = Field(default=None, description="A small dataset kept in a ConfigMap.")
+    rules: ClassVar = (
+        Rule(
+            "has(self.source) != has(self.configMapRef)",
+            "give exactly one of source and configMapRef",
+            lambda data: (data.source is None) != (data.config_map_ref is None),
+        ),
+        Rule(
+            "!has(self.source) || !self.source.startsWith('hf://') || self.source.matches('^hf://[^/]+/[^/]+/.+$')",
+            "source: a hub dataset needs its file: hf://OWNER/NAME/FILE, for example hf://team/travel/train.jsonl",
+            lambda data: not (data.source or "").startswith("hf://") or data.source.count("/") >= 4,
+        ),
+    )
+
+
+class ValidationData(DataFile):
+    """Held-out examples: a file of their own, or a share of the training data."""
+
+    fraction: Fraction | None = Field(
+        default=None, description="Share of the training examples that is held out, 0.01 to 0.5."
+    )
+    rules: ClassVar = (
+        Rule(
+            "[has(self.source), has(self.configMapRef), has(self.fraction)].filter(x, x).size() == 1",
+            "give exactly one of fraction, source and configMapRef",
+            lambda data: given(data.source, data.config_map_ref, data.fraction) == 1,
+        ),
+        DataFile.rules[1],
+    )
+
+
+class Columns(ApiModel):
+    """Names in the data, where they are not ours: the left side is what the task needs, the right side what the
+    data calls it."""
+
+    text: Column | None = Field(default=None, description="Classification, TokenClassification, Completion: the text.")
+    text_pair: Column | None = Field(default=None, description="Classification: a second text.")
+    label: Column | None = Field(default=None, description="Classification: the label, or a list of labels.")
+    tokens: Column | None = Field(default=None, description="TokenClassification: the words.")
+    tags: Column | None = Field(default=None, description="TokenClassification: a tag a word, for example B-PER.")
+    spans: Column | None = Field(default=None, description="TokenClassification: start, end and label in `text`.")
+    source: Column | None = Field(default=None, description="Seq2Seq: what the model reads.")
+    target: Column | None = Field(default=None, description="Seq2Seq: what it writes.")
+    question: Column | None = Field(default=None, description="QuestionAnswering: the question.")
+    context: Column | None = Field(default=None, description="QuestionAnswering: the text with the answer.")
+    answers: Column | None = Field(default=None, description="QuestionAnswering: the answers, as in SQuAD.")
+    prompt: Column | None = Field(default=None, description="Completion, Preference: what comes before.")
+    completion: Column | None = Field(default=None, description="Completion: what the model writes.")
+    chosen: Column | None = Field(default=None, description="Preference: the better answer.")
+    rejected: Column | None = Field(default=None, description="Preference: the worse answer.")
+    messages: Column | None = Field(default=None, description="Chat: the conversation.")
+    tools: Column | None = Field(default=None, description="Chat: the functions that may be called.")
+
+
+class DatasetSpec(ApiModel):
+    """The examples to learn from and to be judged by."""
+
+    train: DataFile = Field(description="The training examples.")
+    validation: ValidationData = Field(
+        default=ValidationData(fraction=0.1),
+        description="The held-out examples. By default a tenth of the training data.",
+    )
+    columns: Columns | None = Field(
+        default=None, description="Names of the columns or keys, where the data calls them otherwise."
+    )
+    secret_ref: SecretRef | None = Field(
+        default=None,
+        description="Secret whose keys become environment variables of the prepare pod (AWS_ACCESS_KEY_ID, "
+        "AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL, HF_TOKEN, HTTPS_AUTHORIZATION).",
+    )
+    max_lost_percent: Int = Field(
+        default=5,
+        ge=0,
+        le=100,
+        description="Share of the examples, in percent, that may be cut or dropped because they are longer than "
+        "maxLength. Above it the data is refused before a GPU is asked for.",
+    )
