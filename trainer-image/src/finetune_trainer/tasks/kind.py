@@ -1,0 +1,189 @@
+"""What differs between tasks, and nothing else of a task is known outside its module.
+
+A line of the data goes `check` -> `normalise` -> `encode` -> `cut` (all in Prepare), its columns go into `trainer`
+(Train) and `measure` (Train and Evaluate), and `ask` and `answer` show people what the model does with it.
+"""
+
+from __future__ import annotations
+
+import re
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from finetune_api.status import ResolvedValues
+from finetune_api.tasks import Metric, Task
+from finetune_trainer.data.problems import Fault, Findings
+
+Tokens = Mapping[str, "array[int]"]
+"""Columns of one example as Train reads them: `input_ids` always; the others are the task's own."""
+
+Row = Mapping[str, Sequence[int]]
+"""The same, read back from disk."""
+
+
+def no_interruption() -> None:
+    """For callers that nothing interrupts."""
+
+
+class EncodingError(Exception):
+    """The example cannot become tokens. `check` names the kind of fault, `where` the place in the line."""
+
+    def __init__(self, check: str, message: str, where: str = "") -> None:
+        super().__init__(message)
+        self.check, self.message, self.where = check, message, where
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What Prepare learned of the data that the model is built by. Empty for tasks that generate text."""
+
+    labels: tuple[str, ...] = ()
+    counts: tuple[int, ...] = ()
+    multi_label: bool = False
+
+
+class ExampleFormat(Protocol):
+    """How lines of the data become tokens of one model. Reads the training data first, then the held-out data."""
+
+    special: re.Pattern[str]  # texts must not hold the model's special tokens
+
+    def check(self, row: Mapping[str, Any]) -> list[Fault]:
+        """Everything wrong with the line. Without an error among it, `normalise` takes it."""
+
+    def normalise(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """The example in our one form: what `dataset/train.jsonl` keeps."""
+
+    def encode(self, normal: Mapping[str, Any]) -> Tokens:
+        """Its tokens, uncut. Raises EncodingError."""
+
+    def cut(self, tokens: Tokens, max_length: int) -> Tokens | None:
+        """At most `max_length` tokens of it, the same object when it is short enough; None when nothing to learn
+        remains."""
+
+    def learned(self, tokens: Tokens) -> int:
+        """How many tokens (or labels) are trained on."""
+
+    def end_of_training_data(self, findings: Findings) -> None:
+        """Called between the two files: what is learned of the training data (labels) is now fixed."""
+
+    @property
+    def facts(self) -> Facts:
+        """What was learned of the training data."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Per example, shape [n]: summed loss in nats, and what it is a sum over (trained-on tokens, or 1).
+
+    `metrics` are those that come with the loss (token accuracy, accuracy, F1); `outputs` is what a task keeps for its
+    `measure` of another model on the same rows (Preference: log-probabilities, shape [n, 2]).
+    """
+
+    loss: NDArray[np.float64]
+    weight: NDArray[np.int64]
+    metrics: Mapping[Metric, float] = field(default_factory=dict)
+    outputs: NDArray[np.float64] | None = None
+
+    @property
+    def mean_loss(self) -> float:
+        return float(self.loss.sum() / max(1, self.weight.sum()))
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A held-out example as a person sees it, and the row that the model sees."""
+
+    prompt: str
+    expected: str
+    row: Row
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """`stopped`: whether a generated answer ended by itself; None where nothing is generated."""
+
+    text: str
+    stopped: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """What a model is measured on: the rows, and the same examples as text, in the same order."""
+
+    rows: Sequence[Row]
+    examples: Sequence[Mapping[str, Any]]
+    tokenizer: PreTrainedTokenizerBase
+    facts: Facts
+
+
+@dataclass(frozen=True, slots=True)
+class TrainerParts:
+    """What a trainer is made of. `extra` are the keyword arguments of our mixin: hand them on unread."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    resolved: ResolvedValues
+    arguments: Mapping[str, Any]  # of transformers.TrainingArguments; a task adds its own to them
+    train: Any  # datasets.Dataset
+    validation: Any  # datasets.Dataset
+    facts: Facts
+    base_dir: Path
+    extra: Mapping[str, Any]
+
+
+class TaskKind(Protocol):
+    """One task. Implementations are plain classes without state."""
+
+    task: ClassVar[Task]
+    auto_model: ClassVar[Any]  # AutoModelForCausalLM and its kin
+    peft_type: ClassVar[str]  # PEFT's word for the task: SEQ_CLS and its kin; it keeps a new head with the adapter
+
+    def require(self, config: Any, tokenizer: PreTrainedTokenizerBase, source: str) -> None:
+        """Raise UserInputError (ModelInvalid) when a model of this configuration cannot do the task."""
+
+    def model_options(self, facts: Facts) -> dict[str, Any]:
+        """Keyword arguments for `from_pretrained` and for the configuration: labels of a classifier."""
+
+    def example_format(
+        self, tokenizer: PreTrainedTokenizerBase, stop_ids: frozenset[int], special: re.Pattern[str]
+    ) -> ExampleFormat: ...
+
+    def trainer(self, parts: TrainerParts) -> Any:
+        """A transformers Trainer with our mixin, `Checkpointing`, in front."""
+
+    def measure(
+        self,
+        model: PreTrainedModel,
+        held_out: HeldOut,
+        *,
+        reference: Measured | None = None,
+        between_batches: Callable[[], None] = no_interruption,
+    ) -> Measured:
+        """Loss and the metrics that come with it, of a model in evaluation mode. `reference`: of the base model on
+        the same rows, None when this is the base. `between_batches` may raise to stop."""
+
+    def generated(
+        self, model: PreTrainedModel, held_out: HeldOut, *, between_batches: Callable[[], None] = no_interruption
+    ) -> Mapping[Metric, float]:
+        """Metrics that need the model to generate; empty for most tasks."""
+
+    def ask(self, held_out: HeldOut) -> Iterator[Question]:
+        """The examples that can be asked, in order."""
+
+    def answer(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        questions: Sequence[Question],
+        *,
+        facts: Facts,
+        between_batches: Callable[[], None] = no_interruption,
+    ) -> list[Answer]:
+        """What the model makes of them, in order, as the server would."""
