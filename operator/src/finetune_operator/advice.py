@@ -44,11 +44,17 @@ ADVICE: dict[Reason, str] = {
     Reason.SYSTEM_FAULT: "Read the log of the stage's pod; set a new spec.rerunToken to try again.",
 }
 
+OWN_LIMIT = (
+    "Raise limits.ephemeral-storage in compute.resources (serving.resources for a server); /tmp is as large as that."
+)
+
 
 def advice_for(reason: Reason, message: str = "") -> str:
     """The sentence for the reason, sharpened where the message says more."""
     if reason is Reason.UNSCHEDULABLE:
         return _unschedulable(message)
+    if reason is Reason.EVICTED and "limit" in message:  # the pod's own, not a lack of the node
+        return OWN_LIMIT
     return ADVICE[reason]
 
 

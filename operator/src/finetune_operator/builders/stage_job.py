@@ -7,7 +7,7 @@ from typing import Any
 
 from finetune_api.conditions import ExitCode, Stage
 from finetune_api.job import FineTuneJob
-from finetune_api.spec import Resources
+from finetune_api.placement import ResourceList, Resources
 from finetune_api.status import RunStatus
 from finetune_operator import names
 from finetune_operator.builders import pod
@@ -42,10 +42,12 @@ def stage_job(job: FineTuneJob, run: RunStatus, stage: Stage, settings: Settings
 
 
 def inputs_hash(job: FineTuneJob) -> str:
-    """Stands for what a user can change to right a failed stage without starting a new run."""
+    """Stands for what a user can change to right a failed stage without starting a new run. As in `run_hash`,
+    defaults are left out: a field that a later version adds must not try every failed stage again."""
     spec = job.spec
     refs = [spec.base_model.secret_ref, spec.dataset.secret_ref]
-    return digest([spec.compute.to_wire(), [ref and ref.name for ref in refs]])
+    compute = spec.compute.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    return digest([compute, [ref and ref.name for ref in refs]])
 
 
 def failure_rules() -> list[dict[str, Any]]:
@@ -89,7 +91,7 @@ def _pod(job: FineTuneJob, run: RunStatus, stage: Stage, settings: Settings) -> 
         volumes=[
             pod.config_volume(job.metadata.name, run.number),
             pod.claim_volume("artifacts", job.spec.output.claim_name),
-            pod.TMP_VOLUME,
+            pod.tmp_volume(_amounts(job, stage)),
             *extra_volumes,
         ],
         grace_seconds=settings.train_grace_seconds if stage is Stage.TRAIN else PREPARE_GRACE_SECONDS,
@@ -101,14 +103,30 @@ def _pod(job: FineTuneJob, run: RunStatus, stage: Stage, settings: Settings) -> 
 
 def _resources(job: FineTuneJob, stage: Stage) -> dict[str, Any]:
     compute = job.spec.compute
-    if stage is Stage.PREPARE:
-        return pod.resources(Resources(), stage)
-    return pod.resources(compute.resources, stage, compute.gpus, compute.gpu_resource)
+    gpus = 0 if stage is Stage.PREPARE else compute.gpus
+    return pod.resources(_amounts(job, stage), stage, gpus, compute.gpu_resource)
+
+
+def _amounts(job: FineTuneJob, stage: Stage) -> Resources:
+    """What the user gives the stage. Prepare needs no GPU machine's CPUs and memory, but a quota of scratch space asks
+    each pod for an amount."""
+    given = job.spec.compute.resources
+    return _scratch_only(given) if stage is Stage.PREPARE else given
+
+
+def _scratch_only(given: Resources) -> Resources:
+    requests, limits = (
+        ResourceList(ephemeral_storage=part.ephemeral_storage) if part and part.ephemeral_storage else None
+        for part in (given.requests, given.limits)
+    )
+    return Resources(requests=requests, limits=limits)
 
 
 def _environment(job: FineTuneJob, run: RunStatus, stage: Stage, settings: Settings) -> dict[str, str]:
     result = dict(pod.BASE_ENV)
-    if stage is not Stage.PREPARE:
+    if stage is Stage.PREPARE:
+        result |= pod.DOWNLOAD_ENV
+    else:
         result |= pod.OFFLINE_ENV
         result["FINETUNE_GPUS"] = str(job.spec.compute.gpus)  # run.json may be older than compute
     if stage is Stage.TRAIN and settings.progress_url:
