@@ -34,11 +34,20 @@ def stage_job(job: FineTuneJob, run: RunStatus, stage: Stage, settings: Settings
     }
     if stage is Stage.TRAIN and job.spec.compute.active_deadline_seconds:
         spec["activeDeadlineSeconds"] = job.spec.compute.active_deadline_seconds
-    annotations = {names.ANNOTATION_RUN_HASH: run.hash, names.ANNOTATION_INPUTS_HASH: inputs_hash(job)}
+    annotations = {
+        names.ANNOTATION_RUN_HASH: run.hash,
+        names.ANNOTATION_INPUTS_HASH: inputs_hash(job),
+        names.ANNOTATION_CLAIM: run_claim(job, run),
+    }
     name = names.stage_name(job.metadata.name, run.number, stage)
     return sealed(
         {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata(job, name, labels, annotations), "spec": spec}
     )
+
+
+def run_claim(job: FineTuneJob, run: RunStatus) -> str:
+    """The claim that the run's files are on; a run that has not begun takes what the spec names."""
+    return run.claim_name or job.spec.output.claim_name
 
 
 def inputs_hash(job: FineTuneJob) -> str:
@@ -64,7 +73,7 @@ def _exit_codes(values: list[int]) -> dict[str, Any]:
 
 
 def _pod(job: FineTuneJob, run: RunStatus, stage: Stage, settings: Settings) -> dict[str, Any]:
-    extra_volumes, extra_mounts = _extras(job, stage, settings)
+    extra_volumes, extra_mounts = _extras(job, run, stage, settings)
     container: dict[str, Any] = {
         "name": names.CONTAINER,
         "image": settings.trainer_image,
@@ -90,7 +99,7 @@ def _pod(job: FineTuneJob, run: RunStatus, stage: Stage, settings: Settings) -> 
         container=container,
         volumes=[
             pod.config_volume(job.metadata.name, run.number),
-            pod.claim_volume("artifacts", job.spec.output.claim_name),
+            pod.claim_volume("artifacts", run_claim(job, run)),
             pod.tmp_volume(_amounts(job, stage)),
             *extra_volumes,
         ],
@@ -146,10 +155,10 @@ def _secrets(job: FineTuneJob) -> list[str]:
 Volumes = tuple[list[dict[str, Any]], list[dict[str, Any]]]
 
 
-def _extras(job: FineTuneJob, stage: Stage, settings: Settings) -> Volumes:
+def _extras(job: FineTuneJob, run: RunStatus, stage: Stage, settings: Settings) -> Volumes:
     """Volumes and mounts beside configuration, artifacts and /tmp."""
     if stage is Stage.PREPARE:
-        return _source_volumes(job)
+        return _source_volumes(job, run)
     volumes, mounts = [pod.SHM_VOLUME], [pod.mount("shm", "/dev/shm")]
     if stage is Stage.TRAIN and settings.progress_url:
         volumes.append(_token_volume(settings))
@@ -162,12 +171,12 @@ def _token_volume(settings: Settings) -> dict[str, Any]:
     return {"name": "progress-token", "projected": {"sources": [{"serviceAccountToken": token}]}}
 
 
-def _source_volumes(job: FineTuneJob) -> Volumes:
+def _source_volumes(job: FineTuneJob, run: RunStatus) -> Volumes:
     """What Prepare reads, each claim and ConfigMap once, read-only."""
     volumes: list[dict[str, Any]] = []
     mounts: list[dict[str, Any]] = []
     for index, claim in enumerate(dict.fromkeys(_claims(job))):
-        name = "artifacts" if claim == job.spec.output.claim_name else f"source-{index}"
+        name = "artifacts" if claim == run_claim(job, run) else f"source-{index}"
         if name != "artifacts":
             volumes.append(pod.claim_volume(name, claim))
         mounts.append(pod.mount(name, f"{pod.SOURCES_PATH}/pvc/{claim}", read_only=True))

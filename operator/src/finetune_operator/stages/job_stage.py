@@ -131,7 +131,11 @@ def _try_again(view: View, run: RunStatus, stage: Stage, job: Manifest | None) -
 
 
 def _inputs_changed(view: View, job: Manifest) -> bool:
-    return names.annotation(job, names.ANNOTATION_INPUTS_HASH) not in (None, inputs_hash(view.job))
+    if names.annotation(job, names.ANNOTATION_INPUTS_HASH) not in (None, inputs_hash(view.job)):
+        return True
+    # The first stage can begin on another claim; the later ones need what the first one wrote.
+    first = names.label(job, names.LABEL_STAGE) == Stage.PREPARE.value
+    return first and names.annotation(job, names.ANNOTATION_CLAIM) not in (None, view.job.spec.output.claim_name)
 
 
 def _replace(view: View, run: RunStatus, job: Manifest) -> Step:
