@@ -139,6 +139,12 @@ FORBIDDEN = 'Error creating: pods "travel-r1-train-x" is forbidden: '
             "pod-security.kubernetes.io",
         ),
         (FORBIDDEN + "maximum cpu usage per Pod is 2, but limit is 4", Reason.POD_REFUSED, "LimitRange"),
+        (
+            'Error creating: Pod "travel-r1-train-x" is invalid: spec.containers[0].resources.requests: Invalid value: '
+            '"1Gi": must be less than or equal to memory limit of 64Mi',
+            Reason.POD_REFUSED,
+            "LimitRange",
+        ),
         (FORBIDDEN + "no PriorityClass with name batch was found", Reason.SPEC_INVALID, "priorityClassName"),
         (
             'Error creating: admission webhook "policy.example.com" denied the request: no',

@@ -13,7 +13,8 @@ from finetune_operator.finding import Finding
 # Each attempt is for a pod of another name, and tells what others use just now: left out, so that one cause stays
 # one message, and a status that waits is not written again and again.
 ATTEMPT = re.compile(
-    r"^(?:\(combined from similar events\): )?(?:Error creating: )?(?:pods \"[^\"]*\" is forbidden: )?"
+    r"^(?:\(combined from similar events\): )?(?:Error creating: )?"
+    r"(?:pods \"[^\"]*\" is forbidden: |Pod \"[^\"]*\" is invalid: )?"
 )
 USED = re.compile(r"\bused: \S+, ")
 
@@ -41,6 +42,8 @@ CAUSES: tuple[tuple[str, Reason, str], ...] = (
         "Ask who runs the webhook that the message names, or change in the job what it objects to.",
     ),
     ("no PriorityClass", Reason.SPEC_INVALID, "Correct compute.priorityClassName, or create that PriorityClass."),
+    # A LimitRange's greatest amount becomes the limit of a container that has none, and may be below what is asked for.
+    ("must be less than or equal to", Reason.POD_REFUSED, LIMITS),
     ("per Container", Reason.POD_REFUSED, LIMITS),
     ("per Pod", Reason.POD_REFUSED, LIMITS),
 )
