@@ -17,7 +17,7 @@ from finetune_api.job import FineTuneJob
 from finetune_api.reports import Summary
 from finetune_api.status import FineTuneJobStatus
 from finetune_operator.decide import decide
-from finetune_operator.plan import Manifest, ObjectRef, Observed, Plan, ProgressReport
+from finetune_operator.plan import Manifest, ObjectRef, Observed, Plan, PodRefusal, ProgressReport
 from finetune_operator.settings import Settings
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -88,6 +88,8 @@ class Cluster:
         self.now = START
         self.objects: dict[tuple[str, str], Manifest] = {}
         self.pods: list[Manifest] = []
+        self.former: list[Manifest] = []  # pods that a Job left which is gone
+        self.refusals: dict[str, PodRefusal] = {}
         self.progress: ProgressReport | None = None
         self.plans: list[Plan] = []
         self.created: list[str] = []
@@ -106,6 +108,8 @@ class Cluster:
             deployments=of("Deployment"),
             services=of("Service"),
             progress=self.progress,
+            former_pods=copy.deepcopy(self.former),
+            refusals=dict(self.refusals),
         )
 
     def plan(self) -> Plan:

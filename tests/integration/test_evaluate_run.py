@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tests.tiny_models import make_tiny_chat_model
-from tests.trained_runs import chats, make_run, one_thread
+from tests.trained_runs import BASE, chats, make_run, one_thread
 
 from finetune_api.conditions import GateVerdict, Stage
 from finetune_api.gate import judge
@@ -64,9 +64,12 @@ def test_the_report_shows_answers_side_by_side(lora: tuple[StageContext, Summary
     context, _, summary = lora
     report = EvaluateReport.model_validate_json((context.evaluation_dir / "report.json").read_bytes())
     assert report.evaluation == summary.evaluation
-    assert [(s.prompt, s.expected) for s in report.samples] == [
-        (e["messages"][0]["content"], e["messages"][1]["content"]) for e in chats(2, offset=100)
-    ]
+    asked = {e["messages"][0]["content"]: e["messages"][1]["content"] for e in chats(6, offset=100)}
+    assert len(report.samples) == 2
+    assert all(asked[s.prompt] == s.expected for s in report.samples)
+    assert report.questions_left_out == 0
+    assert not report.evaluation.says_enough
+    assert summary.notes[0].startswith("only 6 held-out example(s) were measured")
     assert all(s.base != s.tuned for s in report.samples)
     assert summary.to_message()
 
@@ -104,6 +107,36 @@ def test_other_methods_and_tasks(tmp_path: Path, settings: dict[str, Any]) -> No
     assert found.tuned.loss < found.base.loss
     assert found.tuned.loss == pytest.approx(fit.eval_loss, rel=1e-6)
     assert len(EvaluateReport.model_validate_json((context.evaluation_dir / "report.json").read_bytes()).samples) == 2
+
+
+def test_a_base_that_is_not_finite_does_not_keep_the_tuned_model_from_being_measured(tmp_path: Path) -> None:
+    context = make_run(tmp_path, method=MethodType.FULL)
+    train.run(context)
+    path = context.artifacts / BASE / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.norm.weight"][0] = float("nan")
+    save_file(tensors, path, metadata={"format": "pt"})
+    summary = evaluate.run(context)
+    again = Summary.model_validate_json(summary.to_message())
+    assert again.evaluation is not None
+    assert again.evaluation.tuned is not None
+    assert (again.evaluation.base, again.evaluation.loss_difference) == (None, None)
+    assert any("the base model's loss is not finite on 6 of 6" in note for note in again.notes)
+    verdict = judge([GateRule.model_validate({"metric": "loss", "minImprovement": "1%"})], again.evaluation)
+    assert verdict.verdict is GateVerdict.FAILED
+
+
+def test_questions_at_the_end_of_the_context_are_left_out_and_said(tmp_path: Path) -> None:
+    long = [{"messages": [{"role": "user", "content": "sun " * 150}, {"role": "assistant", "content": "Boats."}]}]
+    context = make_run(tmp_path, validation=[*long, *chats(5, offset=100)], evaluation={"sampleAnswers": 6})
+    notes = train.run(context).notes
+    assert any(note.startswith("1 held-out question(s) were not asked") for note in notes)
+    summary = evaluate.run(context)
+    assert summary.evaluation is not None
+    assert summary.evaluation.examples == 6  # measured it is
+    assert any(note.startswith("1 held-out question(s) were not asked") for note in summary.notes)
+    report = EvaluateReport.model_validate_json((context.evaluation_dir / "report.json").read_bytes())
+    assert (len(report.samples), report.questions_left_out) == (5, 1)
 
 
 @pytest.mark.parametrize(("fault", "message"), [("nan", "loss is not finite"), ("changed", "was changed")])

@@ -108,6 +108,8 @@ def test_what_a_training_leaves(uninterrupted: tuple[StageContext, Summary]) -> 
     done = progress(context)
     assert (done.percent, done.step, done.total_steps, done.checkpoint_step) == (100, 10, 10, 10)
     assert done.eval_loss is not None
+    assert summary.resolved is not None
+    assert summary.resolved.precision == "float32"
     assert summary.to_message()  # fits and serialises
 
 
@@ -117,6 +119,7 @@ def test_the_server_is_told_where_all_is(uninterrupted: tuple[StageContext, Summ
     assert (config.base_name, config.tuned_name, config.run) == ("tiny", "travel", 1)
     assert (config.adapter_dir, config.tuned_dir) == (context.model_dir, None)
     assert config.base_dir == context.artifacts / BASE
+    assert config.dtype == "float32"  # as it was trained
 
 
 def test_the_best_checkpoint_becomes_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

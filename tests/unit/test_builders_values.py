@@ -12,7 +12,7 @@ from tests.simulator import make_job
 
 from finetune_api.conditions import Stage, Trigger
 from finetune_api.fields import quantity
-from finetune_api.spec import Engine, Resources
+from finetune_api.spec import ComputeSpec, Engine, Resources
 from finetune_api.status import ModelStatus, RunStatus
 from finetune_operator import names
 from finetune_operator.builders.metadata import digest
@@ -20,6 +20,7 @@ from finetune_operator.builders.pod import resources
 from finetune_operator.builders.run_config_map import parse_run_config, run_config, run_config_map
 from finetune_operator.builders.server import answers_for_base, engine, serving_gpus, vllm_rank
 from finetune_operator.builders.stage_job import inputs_hash, stage_job
+from finetune_operator.plan import Manifest
 from finetune_operator.settings import Settings
 
 LABEL = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
@@ -167,3 +168,44 @@ def test_what_may_right_a_failed_stage_is_compute_and_secrets() -> None:
     assert inputs_hash(make_job(compute={"gpus": 1})) != same
     base = {"source": "pvc://models/tiny-base", "secretRef": {"name": "token"}}
     assert inputs_hash(make_job(baseModel=base)) != same
+
+
+def test_a_field_that_a_later_version_adds_gives_no_failed_job_another_try() -> None:
+    class LaterCompute(ComputeSpec):
+        later: str = "default"
+
+    job = make_job(compute={"gpus": 0, "resources": {"limits": {"memory": "4Gi"}}})
+    compute = LaterCompute.model_validate(job.spec.compute.to_wire())
+    later = job.model_copy(update={"spec": job.spec.model_copy(update={"compute": compute})})
+    assert inputs_hash(later) == inputs_hash(job)
+    said = compute.model_copy(update={"later": "another"})
+    assert inputs_hash(job.model_copy(update={"spec": job.spec.model_copy(update={"compute": said})})) != inputs_hash(
+        job
+    )
+
+
+MIB = 2**20
+
+
+def volumes_of(manifest: Manifest) -> dict[str, dict[str, Any]]:
+    return {volume["name"]: volume for volume in manifest["spec"]["template"]["spec"]["volumes"]}
+
+
+@pytest.mark.parametrize("stage", [Stage.PREPARE, Stage.TRAIN, Stage.EVALUATE])
+def test_scratch_space_is_bounded_and_follows_the_users_limit(stage: Stage) -> None:
+    def size(volume: str, **compute: Any) -> float:
+        volumes = volumes_of(stage_job(make_job(compute={"gpus": 0, **compute}), RUN, stage, Settings()))
+        return quantity(volumes[volume]["emptyDir"]["sizeLimit"])
+
+    assert 1024 * MIB <= size("tmp") <= 16 * 1024 * MIB
+    limits = {"limits": {"ephemeral-storage": "40Gi"}}
+    assert size("tmp", resources=limits) == 40 * 1024 * MIB
+    if stage is not Stage.PREPARE:
+        assert 1024 * MIB <= size("shm") <= 4 * 1024 * MIB
+
+
+def test_prepare_takes_the_users_scratch_space_and_nothing_else_of_compute() -> None:
+    amounts = {"requests": {"cpu": "8", "ephemeral-storage": "2Gi"}, "limits": {"memory": "64Gi"}}
+    job = stage_job(make_job(compute={"gpus": 0, "resources": amounts}), RUN, Stage.PREPARE, Settings())
+    given = job["spec"]["template"]["spec"]["containers"][0]["resources"]
+    assert given == {"requests": {"ephemeral-storage": "2Gi", "cpu": "250m", "memory": "512Mi"}}

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
-from finetune_trainer.data.chat import TemplateAbilities, check_chat, normalise_chat
+from finetune_trainer.data.chat import check_chat, normalise_chat
 from finetune_trainer.data.completion import check_completion
 from finetune_trainer.data.problems import Fault, Findings, line_list
+from finetune_trainer.messages import TemplateAbilities
 
 U: dict[str, Any] = {"role": "user", "content": "Hi"}
 A: dict[str, Any] = {"role": "assistant", "content": "Hello!"}

@@ -278,6 +278,22 @@ def test_an_evicted_pod_names_what_ran_out() -> None:
     assert "ephemeral-storage" in failure.advice
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        'Usage of EmptyDir volume "tmp" exceeds the limit "8Gi". ',
+        "Pod ephemeral local storage usage exceeds the total limit of containers 1Gi. ",
+        'Container main exceeded its local ephemeral storage limit "1Gi". ',
+    ],
+)
+def test_a_pod_that_passed_its_own_limit_of_scratch_space_is_told_to_raise_it(text: str) -> None:
+    cluster = started("Train")
+    cluster.pods[-1]["status"] = {"phase": "Failed", "reason": "Evicted", "message": text}
+    failure = failure_of(cluster.plan().status)
+    assert failure.reason is Reason.EVICTED
+    assert "limits.ephemeral-storage" in failure.advice
+
+
 def test_a_deleted_pod_is_an_interruption() -> None:
     cluster = started("Train")
     set_state(cluster.pods[-1], "Running", {"running": {}})

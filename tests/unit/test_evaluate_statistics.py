@@ -9,7 +9,7 @@ import pytest
 
 from finetune_trainer.errors import ArtifactInvalidError
 from finetune_trainer.evaluation.scoring import ExampleScores
-from finetune_trainer.evaluation.statistics import difference, interval, scores
+from finetune_trainer.evaluation.statistics import baseline, difference, interval, scores
 
 
 def examples(loss: list[float], tokens: list[int], correct: list[int] | None = None) -> ExampleScores:
@@ -68,6 +68,16 @@ def test_one_example_or_nothing_to_measure(loss: list[float], tokens: list[int])
 def test_a_loss_that_is_not_finite_is_an_error_not_a_score(bad: float) -> None:
     with pytest.raises(ArtifactInvalidError, match="the tuned model's loss is not finite on 1 of 2"):
         scores(examples([bad, 1.0], [1, 1]), "tuned", 0)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_baseline_that_is_not_finite_is_left_out_and_said(bad: float) -> None:
+    found, notes = baseline(examples([bad, 1.0], [1, 1]), "few-shot", 0)
+    assert found is None
+    assert notes == [
+        "the few-shot model's loss is not finite on 1 of 2 held-out examples: it is left out of the comparison"
+    ]
+    assert baseline(examples([1.0], [1]), "base", 0) == (scores(examples([1.0], [1]), "base", 0), [])
 
 
 def test_a_hopeless_model_still_has_a_finite_perplexity() -> None:

@@ -51,6 +51,12 @@ def test_a_good_job_has_its_defaults_and_its_config_map(tmp_path: Path) -> None:
     assert given.config_maps["data"]["data"] == {"train.jsonl": "{}\n"}
 
 
+@pytest.mark.parametrize("name", ["a" * 253, "travel.assistant-2", "0"])
+def test_a_name_is_good_where_the_api_server_takes_it(tmp_path: Path, name: str) -> None:
+    given = read(tmp_path, GOOD.replace("name: travel", f"name: '{name}'"))
+    assert given.job.metadata.name == name
+
+
 @pytest.mark.parametrize(
     ("old", "new", "line", "words"),
     [
@@ -64,6 +70,8 @@ def test_a_good_job_has_its_defaults_and_its_config_map(tmp_path: Path) -> None:
         ("pvc://sources/tiny", "https://host/model", 6, "use hf://, pvc:// or s3://"),
         ("pvc://sources/tiny", "ftp://host/model", 7, "spec.baseModel.source: "),
         ("name: travel", "name: Travel Assistant", 4, "metadata.name: 'Travel Assistant'; write lower-case"),
+        ("name: travel", f"name: {'a' * 254}", 4, "dashes and dots, at most 253 characters"),
+        ("name: travel", "name: travel..assistant", 4, "metadata.name: 'travel..assistant'; write lower-case"),
         ("v1alpha1", "v1", 1, "apiVersion: 'finetune-operator.io/v1'; write finetune-operator.io/v1alpha1"),
         ("spec:", "specs:", 5, "specs: unknown field; did you mean spec?"),
         ("epochs: 3", "epochs: 3\n    epochs: 4", 13, "epochs stands in line 12 already"),

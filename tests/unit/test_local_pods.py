@@ -21,8 +21,8 @@ from finetune_operator.settings import Settings
 PROGRESS = Settings(progress_url="https://operator:8443", progress_ca="CA")
 
 
-def pod_spec(stage: Stage, settings: Settings = PROGRESS) -> dict[str, Any]:
-    job = make_job()
+def pod_spec(stage: Stage, settings: Settings = PROGRESS, gpus: int = 0) -> dict[str, Any]:
+    job = make_job(compute={"gpus": gpus})
     run = RunStatus(number=1, hash=run_hash(job.spec), trigger="Created")
     spec: dict[str, Any] = stage_job(job, run, stage, settings)["spec"]["template"]["spec"]
     return spec
@@ -70,6 +70,26 @@ def test_nothing_points_to_a_control_plane_that_is_not_there(tmp_path: Path, pla
 
 def test_prepare_may_use_the_network(tmp_path: Path, places: pods.Places) -> None:
     assert "HF_HUB_OFFLINE" not in pods.launch(pod_spec(Stage.PREPARE), tmp_path / "root", places).environment
+
+
+@pytest.mark.parametrize(
+    ("gpus", "user", "seen"),
+    [
+        (1, None, "0"),
+        (1, "3", "3"),
+        (1, "1,0", "1"),
+        (1, "GPU-8d0f,GPU-11aa", "GPU-8d0f"),
+        (1, "", ""),
+        (0, None, None),
+        (0, "1,0", "1,0"),
+    ],
+)
+def test_a_stage_sees_as_many_gpus_as_its_pod_would(
+    tmp_path: Path, places: pods.Places, gpus: int, user: str | None, seen: str | None
+) -> None:
+    plan = pods.launch(pod_spec(Stage.TRAIN, gpus=gpus), tmp_path / "root", places)
+    shell = {} if user is None else {"CUDA_VISIBLE_DEVICES": user}
+    assert pods.environment(plan, shell).get("CUDA_VISIBLE_DEVICES") == seen
 
 
 @pytest.mark.parametrize(("claim", "folder"), [("models", "claims/models"), ("unknown", "artifacts")])

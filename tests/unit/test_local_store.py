@@ -56,3 +56,14 @@ def test_a_broken_object_is_named(tmp_path: Path) -> None:
     store.object_path("team-a", "travel").write_text("{")
     with pytest.raises(BadInput, match=r"travel\.json cannot be read"):
         store.load("team-a", "travel")
+
+
+def test_the_longest_name_that_kubernetes_takes_fits_into_a_file_name(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    longest = make_job("a" * 253)
+    with store.lock("team-a", longest.metadata.name):
+        store.submit(longest)
+        store.submit(make_job("a" * 252))
+    assert store.load("team-a", "a" * 253) is not None
+    assert [len(job.metadata.name) for job in store.jobs("team-a")].count(253) == 1
+    assert len(store.jobs()) == 2

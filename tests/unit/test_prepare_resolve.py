@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from peft import LoraConfig, get_peft_model
 from tests.tiny_models import make_tiny_chat_model
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, BioGptConfig, GPT2Config
 
 from finetune_api.conditions import FailureReason
 from finetune_api.run_config import RunConfig, RunPaths
@@ -184,6 +185,16 @@ def test_packing(choice: Packing, gpus: int, installed: bool, packed: bool, monk
     assert resolve(config(gpus, packing=choice), sizes(100), SHAPE, 256, "r", 2).values.packing is packed
 
 
+def test_packing_where_examples_would_see_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rules, "flash_attention_installed", lambda: True)
+    bloom = replace(SHAPE, packable=False)
+    assert resolve(config(1), sizes(100), bloom, 256, "r", 2).values.packing is False
+    with pytest.raises(UserInputError, match="cannot keep examples in one row apart") as caught:
+        resolve(config(0, packing=Packing.ENABLED), sizes(100), bloom, 256, "r", 2)
+    assert caught.value.reason is FailureReason.SPEC_INVALID
+    assert "packing" in caught.value.advice
+
+
 def test_precision_and_warm_up() -> None:
     assert resolve(config(0), sizes(100), SHAPE, 256, "r", 2).values.precision == "float32"
     assert resolve(config(1), sizes(100), SHAPE, 256, "r", 2).values.precision == "bfloat16"
@@ -224,13 +235,33 @@ def test_parameters_are_counted_as_the_real_model_has_them(model: Path, targets:
     assert full.trainable == full.parameters
 
 
-@pytest.mark.parametrize("targets", [["nothing"], ["lm_head"]])
-def test_wrong_target_modules_are_answered_with_the_right_ones(model: Path, targets: list[str]) -> None:
-    with pytest.raises(UserInputError, match="targetModules") as caught:
+@pytest.mark.parametrize(
+    ("targets", "problem"),
+    [
+        (["nothing"], "match nothing"),
+        (["lm_head"], "lm_head is the output layer"),
+        (["embed_tokens"], "embed_tokens is an embedding"),
+        (["q_proj", "model.embed_tokens"], "embed_tokens is an embedding"),
+        (["input_layernorm"], "match nothing"),
+    ],
+)
+def test_wrong_target_modules_are_answered_with_the_right_ones(model: Path, targets: list[str], problem: str) -> None:
+    with pytest.raises(UserInputError, match=f"targetModules: .*{problem}") as caught:
         measure_shape(model, MethodSpec(target_modules=targets), "x")
     assert caught.value.reason is FailureReason.SPEC_INVALID
     assert "q_proj" in caught.value.advice
     assert "lm_head" not in caught.value.advice
+
+
+def test_an_output_layer_of_another_name_and_projections_of_gpt2(tmp_path: Path) -> None:
+    shape = {"vocab_size": 97, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    wide = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64}
+    BioGptConfig(**shape, **wide).save_pretrained(tmp_path / "biogpt")
+    with pytest.raises(UserInputError, match="is the output layer") as caught:
+        measure_shape(tmp_path / "biogpt", MethodSpec(target_modules=["output_projection"]), "x")
+    assert caught.value.advice.endswith("fc1, fc2, k_proj, out_proj, q_proj, v_proj")
+    GPT2Config(**shape, n_embd=32, n_layer=1, n_head=4).save_pretrained(tmp_path / "gpt2")
+    assert measure_shape(tmp_path / "gpt2", MethodSpec(target_modules=["c_attn"], rank=4), "x").trainable == 4 * 4 * 32
 
 
 UNUSABLE = [{"model_type": "unheard-of"}, {"architectures": ["LlamaForTokenClassification"]}, {"hidden_size": "wide"}]

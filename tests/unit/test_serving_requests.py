@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from finetune_trainer.messages import TemplateAbilities
 from finetune_trainer.serving.errors import InvalidRequest
 from finetune_trainer.serving.protocol import ChatRequest, CompletionRequest, parse
 
@@ -89,7 +90,7 @@ def test_what_asks_for_nothing_is_accepted(change: dict[str, Any]) -> None:
 def test_parts_and_roles_become_what_templates_know() -> None:
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     request = parse(ChatRequest, json.dumps({**CHAT, "messages": [{"role": "developer", "content": parts}]}).encode())
-    assert request.messages[0].to_template() == {"role": "system", "content": "ab"}
+    assert request.messages[0].to_template(TemplateAbilities()) == {"role": "system", "content": "ab"}
 
 
 def test_the_newer_name_of_the_limit_wins() -> None:

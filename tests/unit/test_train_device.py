@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.serving import ServerConfig, weights
 from finetune_trainer.training import device
 
 ALLOWED = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -55,6 +57,35 @@ def test_bfloat16_only_where_the_gpu_has_it(monkeypatch: pytest.MonkeyPatch, sup
     chosen = device.choose_device(1, "bfloat16")
     assert (chosen.kind, chosen.precision) == ("cuda", precision)
     assert bool(chosen.note) is not supported
+
+
+@pytest.mark.parametrize(
+    ("kind", "wanted", "supported", "expected"),
+    [
+        ("cuda", "bfloat16", True, "bfloat16"),
+        ("cuda", "bfloat16", False, "float32"),
+        ("cuda", "float32", True, "float32"),
+        ("cpu", "bfloat16", True, "float32"),
+        ("cpu", "float32", False, "float32"),
+    ],
+)
+def test_one_rule_of_precision(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str, wanted: Any, supported: bool, expected: str
+) -> None:
+    """The server loads as the trainer computed, whatever the type in which the base is stored."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: supported)
+    assert device.computing_precision(kind, wanted) == expected
+    asked: list[torch.dtype] = []
+
+    def load(_folder: Path, *, dtype: torch.dtype, **_: Any) -> torch.nn.Linear:
+        asked.append(dtype)
+        return torch.nn.Linear(1, 1)
+
+    monkeypatch.setattr(weights.AutoModelForCausalLM, "from_pretrained", load)
+    monkeypatch.setattr(torch.nn.Module, "to", lambda module, _device: module)
+    config = ServerConfig(base_dir=tmp_path, base_name="b", dtype="float32" if wanted == "float32" else "auto")
+    weights.load_model(tmp_path, config, torch.device(kind))
+    assert asked == [getattr(torch, expected)]
 
 
 def test_omp_threads_are_obeyed(monkeypatch: pytest.MonkeyPatch) -> None:

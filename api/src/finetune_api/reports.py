@@ -124,6 +124,7 @@ class EvaluateReport(StatusModel):
 
     evaluation: EvaluationStatus
     samples: list[SampleAnswer] = Field(default=[])
+    questions_left_out: int = Field(default=0, description="Not asked: the context has no room for an answer.")
 
 
 class ProgressFile(StatusModel):

@@ -162,7 +162,8 @@ class OutputSpec(ApiModel):
         min_length=1,
         max_length=253,
         pattern=NAME,
-        description="PersistentVolumeClaim of the job's namespace. It outlives the job.",
+        description="PersistentVolumeClaim of the job's namespace. It outlives the job. A change starts no run: a run "
+        "that has begun stays on its claim, in training and in service, and the next one uses the new claim.",
     )
 
 

@@ -18,6 +18,7 @@ from finetune_api.conditions import (
 from finetune_api.tasks import Metric
 
 MESSAGE_LENGTH = 4096  # characters of a message kept; longer ones are cut by the operator
+FEWEST_EXAMPLES = 10  # held-out examples below which a difference between two models is not called certain
 Message = Annotated[str, Field(max_length=MESSAGE_LENGTH)]
 Word = Annotated[str, Field(max_length=253)]
 Time = Annotated[str, Field(max_length=32, json_schema_extra={"format": "date-time"})]
@@ -218,6 +219,11 @@ class EvaluationStatus(StatusModel):
         default=None, description="Share of the sample answers that ended by themselves."
     )
 
+    @property
+    def says_enough(self) -> bool:
+        """Whether so many examples were measured that `loss_difference` is more than chance."""
+        return self.examples >= FEWEST_EXAMPLES
+
 
 class GateStatus(StatusModel):
     """The gate's verdict on the run."""
@@ -256,6 +262,10 @@ class RunStatus(StatusModel):
     hash: Annotated[str, Field(max_length=64)] = Field(description="Of everything that training depends on.")
     trigger: Trigger = Field(description="Why it was started.")
     attempt: Count = Field(default=1, description="Of the current stage; above 1 after interruptions.")
+    claim_name: Word | None = Field(
+        default=None,
+        description="PersistentVolumeClaim that the run's files are on. Another output.claimName is for later runs.",
+    )
     start_time: Time | None = Field(default=None, description="When it was started.")
     stages: list[StageTime] = Field(default=[], max_length=8, description="Times of the stages.")
     resolved: ResolvedValues | None = Field(default=None, description="What `auto` became.")

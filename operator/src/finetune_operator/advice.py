@@ -38,17 +38,27 @@ ADVICE: dict[Reason, str] = {
     Reason.DEADLINE_EXCEEDED: "Raise compute.activeDeadlineSeconds, or train less: fewer epochs or examples.",
     Reason.QUOTA_EXCEEDED: "Free some of the namespace's ResourceQuota or ask for a larger one; "
     "the operator keeps trying.",
+    Reason.POD_REFUSED: "Change in the job what the message names, or ask who runs the cluster to admit such pods; "
+    "the Job controller keeps trying.",
+    Reason.FORMER_POD: "It has its grace period to save a checkpoint. If its node is lost for good, remove it: "
+    "kubectl delete pod NAME --force --grace-period=0.",
     Reason.NAME_CONFLICT: "Delete or rename the object that the message names, or give the job another name.",
     Reason.NOT_READY: "Read the log of the server's pod; if it needs longer or more memory, raise serving.resources.",
     Reason.RUN_NOT_FOUND: "Set serving.run to a run that made a model (see status.runs), or remove it.",
     Reason.SYSTEM_FAULT: "Read the log of the stage's pod; set a new spec.rerunToken to try again.",
 }
 
+OWN_LIMIT = (
+    "Raise limits.ephemeral-storage in compute.resources (serving.resources for a server); /tmp is as large as that."
+)
+
 
 def advice_for(reason: Reason, message: str = "") -> str:
     """The sentence for the reason, sharpened where the message says more."""
     if reason is Reason.UNSCHEDULABLE:
         return _unschedulable(message)
+    if reason is Reason.EVICTED and "limit" in message:  # the pod's own, not a lack of the node
+        return OWN_LIMIT
     return ADVICE[reason]
 
 

@@ -16,6 +16,7 @@ from finetune_operator.conditions import merge
 from finetune_operator.diagnose import job_condition, to_failure
 from finetune_operator.plan import Manifest, ObjectRef, Observed, Plan
 from finetune_operator.settings import Settings
+from finetune_operator.stages.claim import with_claim
 from finetune_operator.stages.job_stage import advance, soonest
 from finetune_operator.stages.pipeline import PIPELINE
 from finetune_operator.stages.promote import Promotion, promote
@@ -32,7 +33,7 @@ def decide(job: FineTuneJob, observed: Observed, now: datetime, settings: Settin
     mine, foreign = own_children(job, observed)
     view = View(job, mine, foreign, now, settings)
     selection = runs.select(job, mine, view.time)
-    step, stage = _run_stages(view, selection.run)
+    step, stage = _run_stages(view, with_claim(view, selection.run))
     promotion = promote(view, step.run, selection.records)
     serving = serve(view, promotion.run, promotion.wanted)
     run = _with_serving_trouble(view, promotion, serving)
@@ -72,7 +73,7 @@ def _with_serving_trouble(view: View, promotion: Promotion, serving: Serving) ->
 def _status(view: View, run: RunStatus, stage: Stage, promotion: Promotion, serving: Serving) -> FineTuneJobStatus:
     job, spec = view.job, view.job.spec
     promoted = runs.is_promoted(promotion.records, run.number)
-    outcome = Outcome(run, stage, promotion.wanted, promoted, serving, spec.serving.replicas)
+    outcome = Outcome(run, stage, promotion.wanted, promoted, serving, spec.serving.replicas, spec.output.claim_name)
     conditions = merge(job.status.conditions, judgements(outcome), view.time, job.metadata.generation)
     keep = [spec.serving.run, *(model.run for model in (serving.model, promotion.wanted) if model)]
     return FineTuneJobStatus(

@@ -7,7 +7,6 @@ wins, so the order is from the particular to the general. Nothing here knows abo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,9 +14,11 @@ from finetune_api.conditions import ExitCode, Stage
 from finetune_api.conditions import FailureReason as Reason
 from finetune_api.reports import Summary, parse_summary
 from finetune_api.status import Failure
+from finetune_operator.admission import refusal_finding
 from finetune_operator.advice import advice_for
+from finetune_operator.finding import Finding as Finding
 from finetune_operator.names import CONTAINER
-from finetune_operator.plan import Manifest
+from finetune_operator.plan import Manifest, PodRefusal
 
 MESSAGE_LIMIT = 1024  # characters of a message that come from a cluster; enough for a scheduler with 20 complaints
 ADVICE_LIMIT = 1024  # as status.py has it
@@ -41,15 +42,6 @@ EXIT_REASONS = {
     ExitCode.ARTIFACT_INVALID: Reason.ARTIFACT_INVALID,
     ExitCode.INTERRUPTED: Reason.INTERRUPTED,
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """What is wrong. `advice` is empty where the general sentence for the reason says it."""
-
-    reason: Reason
-    message: str
-    advice: str = ""
 
 
 def to_failure(finding: Finding, stage: Stage, now: str, *, waiting: bool, previous: Failure | None) -> Failure:
@@ -82,6 +74,18 @@ def pod_trouble(pods: Sequence[Manifest], now: datetime) -> Finding | None:
     return first_finding(pod, now)
 
 
+def refused_pod(refusal: PodRefusal | None, pods: Sequence[Manifest], now: datetime) -> Finding | None:
+    """Why a Job has no pod, or its failed one no successor. A pod that lives, or was made since, outdates it."""
+    if refusal is None or any(not is_over(pod) for pod in pods):
+        return None
+    last = newest(pods)
+    if last is not None:
+        made = parse_time(last["metadata"].get("creationTimestamp"), now)
+        if parse_time(refusal.time, now) <= made:
+            return None
+    return refusal_finding(refusal.message)
+
+
 def job_failure(job: Manifest, pods: Sequence[Manifest], now: datetime) -> Finding:
     """Why a Job ended: its last failed pod knows the cause, the Job's condition the rule that ended it."""
     condition = job_condition(job, "Failed") or job_condition(job, "FailureTarget") or {}
@@ -107,8 +111,7 @@ def deployment_trouble(deployment: Manifest, pods: Sequence[Manifest], now: date
     status = deployment.get("status") or {}
     for condition in status.get("conditions") or ():
         if condition.get("type") == "ReplicaFailure" and condition.get("status") == "True":
-            quota = "exceeded quota" in str(condition.get("message"))
-            return Finding(Reason.QUOTA_EXCEEDED if quota else Reason.NOT_READY, str(condition.get("message")))
+            return refusal_finding(str(condition.get("message")))
         if condition.get("reason") == "ProgressDeadlineExceeded":
             return Finding(Reason.NOT_READY, str(condition.get("message")))
     return None

@@ -31,6 +31,14 @@ class ApplyFailure:
 
 
 @dataclass(frozen=True, slots=True)
+class PodRefusal:
+    """The Job controller could not make a Job's pod: the API server's words, and when it last tried (RFC 3339)."""
+
+    message: str
+    time: str
+
+
+@dataclass(frozen=True, slots=True)
 class Observed:
     """Everything that is known of a job's children, by name. Nothing in here is read on demand."""
 
@@ -41,6 +49,10 @@ class Observed:
     services: Mapping[str, Manifest] = field(default_factory=dict)
     progress: ProgressReport | None = None
     apply_failure: ApplyFailure | None = None
+    # Pods with the job's label that a Job made which is gone: of a deleted FineTuneJob of this name, or of our own
+    # Job that somebody deleted without waiting for its pods.
+    former_pods: Sequence[Manifest] = ()
+    refusals: Mapping[str, PodRefusal] = field(default_factory=dict)  # by name of the Job
 
 
 @dataclass(frozen=True, slots=True)

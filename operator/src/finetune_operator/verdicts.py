@@ -30,6 +30,7 @@ class Outcome:
     promoted: bool
     serving: Serving
     replicas: int
+    claim: str = ""  # that the spec names
 
 
 def judgements(outcome: Outcome) -> list[Judgement]:
@@ -47,18 +48,33 @@ def judgements(outcome: Outcome) -> list[Judgement]:
 
 def _summary(outcome: Outcome) -> list[Judgement]:
     """Ready, Reconciling, Stalled. Ready is about the present spec; whether something answers says Serving."""
+    which, reason, text = _verdict(outcome)
+    return _three(which, reason, " ".join(part for part in (text, _claim_words(outcome)) if part))
+
+
+def _verdict(outcome: Outcome) -> tuple[str, str, str]:
+    """The one of the three that is true, its reason, and its sentence."""
     failure = outcome.run.failure
     if failure is not None and not failure.waiting:
-        return _three("Stalled", failure.reason, _failed_words(outcome, failure))
+        return "Stalled", failure.reason, _failed_words(outcome, failure)
     if ended_with_failure(outcome.run) or outcome.stage is not Stage.SERVE or not outcome.serving.settled:
-        return _three("Reconciling", WORDS[outcome.stage], _going_words(outcome, failure))
+        return "Reconciling", WORDS[outcome.stage], _going_words(outcome, failure)
     if outcome.wanted is None:
-        return _three("Stalled", "GateFailed", f"{_gate_words(outcome.run)} No earlier run can serve.")
+        return "Stalled", "GateFailed", f"{_gate_words(outcome.run)} No earlier run can serve."
     if outcome.replicas == 0:
         text = f"Run {outcome.wanted.run} is trained and kept; serving.replicas is 0. {_beside(outcome)}"
-        return _three("Ready", "Trained", text.strip())
+        return "Ready", "Trained", text.strip()
     text = f"Run {outcome.wanted.run} answers as {outcome.wanted.name!r}. {_beside(outcome)}"
-    return _three("Ready", "Serving", text.strip())
+    return "Ready", "Serving", text.strip()
+
+
+def _claim_words(outcome: Outcome) -> str:
+    """That the run stays where it is, where the spec names another claim by now."""
+    own = outcome.run.claim_name
+    if own is None or outcome.claim in ("", own):
+        return ""
+    number = outcome.run.number
+    return f"output.claimName {outcome.claim!r} is used from the next run on; run {number} stays on {own!r}."
 
 
 def _three(which: str, reason: str, text: str) -> list[Judgement]:

@@ -13,7 +13,9 @@ from typing import Literal
 
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import AutoConfig, AutoModelForCausalLM
+from peft.tuners.tuners_utils import BaseTunerLayer
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, masking_utils
+from transformers.pytorch_utils import Conv1D
 
 from finetune_api.conditions import FailureReason
 from finetune_api.spec import MethodSpec, MethodType
@@ -38,6 +40,9 @@ PASS_OVERHEAD, LAYER_OVERHEAD = 0.02, 0.004
 # Architectures with these endings hold weights of another task, though a causal model could be built around them.
 NOT_GENERATING = ("ForMaskedLM", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
 
+# What adapters are trained on, verified and served: plain projections, in GPT-2's writing too.
+ADAPTABLE = (torch.nn.Linear, Conv1D)
+
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
@@ -51,6 +56,7 @@ class ModelShape:
     kv_width: int
     vocabulary: int
     context: int
+    packable: bool = True  # whether examples that share a row do not see each other
 
     @property
     def lora(self) -> bool:
@@ -72,10 +78,8 @@ def measure_shape(folder: Path, method: MethodSpec, source: str) -> ModelShape:
         if name.endswith(NOT_GENERATING):
             raise _not_causal(source, f"it is a {name}")
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    linear = sorted(
-        {name.rsplit(".", 1)[-1] for name, part in model.named_modules() if isinstance(part, torch.nn.Linear)}
-    )
-    trainable = _count_adapter(model, method, linear) if method.type is MethodType.LORA else parameters
+    packable = separates_packed(model)
+    trainable = _count_adapter(model, method) if method.type is MethodType.LORA else parameters
     text = config.get_text_config()
     heads = text.num_attention_heads
     head_width = getattr(text, "head_dim", None) or text.hidden_size // heads
@@ -88,6 +92,7 @@ def measure_shape(folder: Path, method: MethodSpec, source: str) -> ModelShape:
         kv_width=(getattr(text, "num_key_value_heads", None) or heads) * head_width,
         vocabulary=text.vocab_size,
         context=getattr(text, "max_position_embeddings", None) or 0,
+        packable=packable,
     )
 
 
@@ -99,11 +104,57 @@ def _not_causal(source: str, why: str) -> UserInputError:
     )
 
 
-def _count_adapter(model: torch.nn.Module, method: MethodSpec, linear: list[str]) -> int:
+class _MaskFromPositions(Exception):
+    """The model was about to make its mask from the positions."""
+
+
+def separates_packed(model: PreTrainedModel) -> bool:
+    """Whether the architecture keeps examples that share a row apart, given positions that begin anew with each.
+
+    Its mask must be made from the positions, and nothing may be carried along the row beside the attention, as
+    recurrent and convolution layers do. transformers has no word for the former (a forward may take positions and
+    make its mask without them, as Falcon's does), so it is tried: on the meta device that costs no memory.
+    """
+    kinds = getattr(model.config.get_text_config(), "layer_types", None) or []
+    carries = getattr(model, "_is_stateful", False) or any(
+        kind.startswith("linear") or not kind.endswith("attention") for kind in kinds
+    )
+    return not carries and _masks_by_position(model)
+
+
+def _masks_by_position(model: PreTrainedModel) -> bool:
+    def reached(_positions: torch.Tensor) -> torch.Tensor:
+        raise _MaskFromPositions
+
+    table = model.get_input_embeddings().weight
+    stock = masking_utils.find_packed_sequence_indices
+    masking_utils.find_packed_sequence_indices = reached
+    try:
+        model(
+            inputs_embeds=torch.zeros(1, 4, table.shape[1], dtype=table.dtype, device=table.device),
+            position_ids=torch.tensor([[0, 1, 0, 1]], device=table.device),
+            use_cache=False,
+        )
+    except _MaskFromPositions:
+        return True
+    except Exception:  # no such argument, or an operation that the meta device lacks: not known to separate
+        return False
+    finally:
+        masking_utils.find_packed_sequence_indices = stock
+    return False
+
+
+def _count_adapter(model: PreTrainedModel, method: MethodSpec) -> int:
     """Parameters of the adapter that the method would train."""
     targets = list(method.target_modules) if method.target_modules else "all-linear"
-    if "lm_head" in targets and isinstance(targets, list):
-        raise _bad_targets("lm_head cannot have an adapter", linear)
+    output = model.get_output_embeddings()
+    linear = sorted(
+        {
+            name.rsplit(".", 1)[-1]
+            for name, part in model.named_modules()
+            if isinstance(part, ADAPTABLE) and part is not output
+        }
+    )
     settings = LoraConfig(
         r=method.resolved_rank, lora_alpha=method.resolved_alpha, target_modules=targets, task_type="CAUSAL_LM"
     )
@@ -111,14 +162,24 @@ def _count_adapter(model: torch.nn.Module, method: MethodSpec, linear: list[str]
         adapted = get_peft_model(model, settings)
     except ValueError as error:
         raise _bad_targets(f"they match nothing in the model ({', '.join(targets)})", linear) from error
+    for name, part in adapted.named_modules():
+        if isinstance(part, BaseTunerLayer):
+            inner = part.get_base_layer()
+            if inner is output or not isinstance(inner, ADAPTABLE):
+                raise _bad_targets(f"{name.rsplit('.', 1)[-1]} is {_kind(inner, output)} and gets no adapter", linear)
     return sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
 
 
+def _kind(part: torch.nn.Module, output: torch.nn.Module | None) -> str:
+    if part is output:
+        return "the output layer"
+    return "an embedding" if isinstance(part, torch.nn.Embedding) else f"a {type(part).__name__}"
+
+
 def _bad_targets(problem: str, linear: list[str]) -> UserInputError:
-    names = ", ".join(name for name in linear if name != "lm_head")
     return UserInputError(
         f"method.targetModules: {problem}",
-        advice=f"leave it out for all linear layers, or choose among {names}",
+        advice=f"leave it out for all linear layers, or choose among {', '.join(linear)}",
         reason=FailureReason.SPEC_INVALID,
     )
 

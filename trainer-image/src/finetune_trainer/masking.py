@@ -15,6 +15,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from finetune_trainer.messages import render
+
 IGNORED = -100  # the index that PyTorch's cross entropy leaves out
 
 # Two markers that share neither their first nor their last character: a text can then not agree with both by chance.
@@ -71,11 +73,7 @@ class ChatMasker:
             raise MaskingError("template", f"the model's chat template refuses this conversation: {error}") from error
 
     def _render(self, messages: Sequence[Any], tools: Any, *, prompt: bool) -> str:
-        text = self.tokenizer.apply_chat_template(
-            list(messages), tools=tools, tokenize=False, add_generation_prompt=prompt
-        )
-        assert isinstance(text, str)
-        return text
+        return render(self.tokenizer, messages, tools=tools, prompt=prompt)
 
     def _span(self, full: str, messages: Sequence[Any], tools: Any, index: int) -> tuple[int, int]:
         """First character of answer `index`, and the character before which its last token must begin."""

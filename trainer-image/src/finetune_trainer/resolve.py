@@ -133,7 +133,7 @@ def resolve(
         warmup_steps=warmup_steps(steps),
         evaluation_steps=evaluation_steps,
         checkpoint_steps=checkpoint_steps,
-        packing=_packing(config),
+        packing=_packing(config, shape),
         precision=precision,
         lora_rank=config.method.resolved_rank if lora else None,
         lora_alpha=config.method.resolved_alpha if lora else None,
@@ -180,10 +180,18 @@ def _intervals(config: RunConfig, steps: int, seconds: float) -> tuple[int, int]
     return evaluation, checkpoint if isinstance(checkpoint, int) else evaluation
 
 
-def _packing(config: RunConfig) -> bool:
+def _packing(config: RunConfig, shape: ModelShape) -> bool:
+    """Raises UserInputError (SpecInvalid) when packing is asked for and would let examples see each other."""
     choice = config.hyperparameters.packing
     if choice is Packing.AUTO:
-        return config.gpus > 0 and flash_attention_installed()
+        return config.gpus > 0 and shape.packable and flash_attention_installed()
+    if choice is Packing.ENABLED and not shape.packable:
+        raise UserInputError(
+            "hyperparameters.packing Enabled: this model's architecture cannot keep examples in one row apart, so that "
+            "each would be trained on with those before it in view",
+            advice="leave hyperparameters.packing out, or set it to Disabled",
+            reason=FailureReason.SPEC_INVALID,
+        )
     return choice is Packing.ENABLED
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +16,19 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from finetune_api.conditions import FailureReason
 from finetune_trainer.errors import ArtifactInvalidError
-from finetune_trainer.evaluation.answers import Answer, Question, answer
+from finetune_trainer.evaluation.answers import Answer, answer
+from finetune_trainer.evaluation.questions import Question
 from finetune_trainer.training.device import Device
 from finetune_trainer.training.inputs import load_model
 
 ADVICE = "training is tried from its checkpoints by a new run; report the log when it happens again"
 # A tuned model that never ends where its base mostly did was broken by the training (wrong end-of-turn token).
 BASE_STOPS = 0.5
+PROMPTS = 8  # held-out prompts that a new model must answer
+SHORT_ANSWER = 64  # tokens: a model that learned such answers ends well within the 128 that it is given
+ENOUGH_SHORT = 4  # questions; fewer say nothing about a model that learned long answers
+# An endless repetition has so few different tokens, also when it repeats a sentence's half.
+REPETITION = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,29 +91,53 @@ def load_tuned(directory: Path, base_dir: Path, device: Device, *, adapter: bool
         raise _invalid(f"{directory} does not load on its base: {error}") from error
 
 
-def verify_answers(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question], *, adapter: bool
-) -> Verified:
-    """Let the tuned model answer. Raises ArtifactInvalidError when it never stops where its base did.
+def smoke_questions(questions: Sequence[Question]) -> tuple[list[Question], bool]:
+    """(questions to ask, whether their answers should end by themselves within the limit).
 
-    A base that does not stop either (a bare language model, little training) makes it a note, not a failure.
+    Where the data has short answers, those are asked for. Where it has long ones, a good model is cut off at the
+    limit, and its answers are judged by their text alone.
+    """
+    short = [question for question in questions if question.expected_tokens <= SHORT_ANSWER]
+    if len(short) >= min(ENOUGH_SHORT, len(questions)):
+        return short[:PROMPTS], True
+    return list(questions[:PROMPTS]), False
+
+
+def verify_answers(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[Question],
+    *,
+    adapter: bool,
+    between_batches: Callable[[], None] = lambda: None,
+) -> Verified:
+    """Let the tuned model answer some of the questions. Raises ArtifactInvalidError when all of its answers fail where
+    its base's did not: none ends by itself, or, where the data's answers are long, none is more than a repetition.
+
+    A base that fails too (a bare language model, little training) makes it a note, not a failure. `between_batches`
+    may raise to stop.
     """
     if not questions:
         return Verified(None, ["no held-out example has a question, so that no answer could be checked"])
-    tuned = _share(answer(model, tokenizer, questions))
-    if tuned > 0:
-        return Verified(tuned, [])
+    asked, short = smoke_questions(questions)
+    sound, problem = (_stopped, "ends by itself") if short else (_says_something, "is more than a repetition")
+    answers = answer(model, tokenizer, asked, between_batches=between_batches)
+    stopped = _share(answers, _stopped)
+    if _share(answers, sound) > 0:
+        return Verified(stopped, [])
     base = 0.0
     if adapter:
         with model.disable_adapter():
-            base = _share(answer(model, tokenizer, questions))
+            base = _share(answer(model, tokenizer, asked, between_batches=between_batches), sound)
     if base >= BASE_STOPS:
         raise _invalid(
-            f"none of {len(questions)} answers ends by itself, while {base:.0%} of the base model's do",
+            f"none of {len(asked)} answers {problem}, while {base:.0%} of the base model's do",
             advice="train longer or with a higher learning rate; if that does not help, look at the rendered "
-            "examples of the dataset report: the end-of-turn token must be trained on",
+            "examples of the dataset report: the end-of-turn token must be trained on"
+            if short
+            else "train with a lower learningRateMultiplier or fewer epochs: the model has forgotten how to write",
         )
-    return Verified(0.0, [f"none of {len(questions)} sample answers ended by itself; more epochs or data may help"])
+    return Verified(stopped, [f"none of {len(asked)} sample answers {problem}; more epochs or data may help"])
 
 
 def _check_pair(path: Path, name: str, a: torch.Tensor, b: torch.Tensor | None, rank: int) -> None:
@@ -154,8 +183,16 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def _share(answers: Sequence[Answer]) -> float:
-    return math.fsum(a.stopped for a in answers) / len(answers)
+def _stopped(answer: Answer) -> bool:
+    return answer.stopped
+
+
+def _says_something(answer: Answer) -> bool:
+    return bool(answer.text) and (answer.stopped or answer.distinct > REPETITION)
+
+
+def _share(answers: Sequence[Answer], sound: Callable[[Answer], bool]) -> float:
+    return sum(map(sound, answers)) / len(answers)
 
 
 def _invalid(message: str, advice: str = ADVICE) -> ArtifactInvalidError:

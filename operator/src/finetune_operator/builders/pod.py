@@ -33,6 +33,8 @@ BASE_ENV = {
     "TRITON_CACHE_DIR": "/tmp/triton",
 }
 OFFLINE_ENV = {"HF_HUB_OFFLINE": "1"}
+# Each file is fetched once, to the artifact volume: a cache of its chunks in /tmp would only double it.
+DOWNLOAD_ENV = {"HF_XET_CHUNK_CACHE_SIZE_BYTES": "0"}
 
 
 def env(values: dict[str, str]) -> list[dict[str, str]]:
@@ -137,9 +139,20 @@ def mount(name: str, path: str, *, read_only: bool = False) -> dict[str, Any]:
     return result
 
 
-TMP_VOLUME: dict[str, Any] = {"name": "tmp", "emptyDir": {}}
-# PyTorch's data loaders and NCCL share memory here; the runtime's own /dev/shm has 64 MiB.
-SHM_VOLUME: dict[str, Any] = {"name": "shm", "emptyDir": {"medium": "Memory"}}
+# No stage keeps data in /tmp: downloads, datasets and checkpoints go to the artifact volume. What remains are the
+# caches of compilers, of at most a few GiB. A pod that writes more is evicted, instead of filling its node's disk.
+# It is a bound, not a reservation: nothing is requested, because some nodes (kind without root) offer no
+# ephemeral-storage at all. Where a quota asks for an amount, compute.resources or a LimitRange's default gives it.
+TMP_LIMIT = "8Gi"
+# PyTorch's data loaders and NCCL share memory here; the runtime's own /dev/shm has 64 MiB. What is written counts
+# towards the container's memory, so Kubernetes cuts the size to the memory limit where that is smaller.
+SHM_VOLUME: dict[str, Any] = {"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": "2Gi"}}
+
+
+def tmp_volume(wanted: Resources) -> dict[str, Any]:
+    """/tmp, as large as the user's own limit of scratch space where there is one."""
+    limit = wanted.limits.ephemeral_storage if wanted.limits else None
+    return {"name": "tmp", "emptyDir": {"sizeLimit": limit or TMP_LIMIT}}
 
 
 def command(stage: Stage) -> dict[str, list[str]]:

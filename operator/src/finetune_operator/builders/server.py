@@ -106,7 +106,7 @@ def _pod(job: FineTuneJob, model: ModelStatus, config: RunConfig, settings: Sett
         volumes=[
             pod.config_volume(job.metadata.name, model.run),
             pod.claim_volume("artifacts", names.claim_of(model.uri)),
-            pod.TMP_VOLUME,
+            pod.tmp_volume(spec.serving.resources),
             pod.SHM_VOLUME,
         ],
         grace_seconds=settings.serve_grace_seconds,

@@ -7,7 +7,7 @@ from typing import Any
 
 from finetune_api.conditions import ExitCode, Stage
 from finetune_api.job import FineTuneJob
-from finetune_api.spec import Resources
+from finetune_api.placement import ResourceList, Resources
 from finetune_api.status import RunStatus
 from finetune_operator import names
 from finetune_operator.builders import pod
@@ -34,18 +34,29 @@ def stage_job(job: FineTuneJob, run: RunStatus, stage: Stage, settings: Settings
     }
     if stage is Stage.TRAIN and job.spec.compute.active_deadline_seconds:
         spec["activeDeadlineSeconds"] = job.spec.compute.active_deadline_seconds
-    annotations = {names.ANNOTATION_RUN_HASH: run.hash, names.ANNOTATION_INPUTS_HASH: inputs_hash(job)}
+    annotations = {
+        names.ANNOTATION_RUN_HASH: run.hash,
+        names.ANNOTATION_INPUTS_HASH: inputs_hash(job),
+        names.ANNOTATION_CLAIM: run_claim(job, run),
+    }
     name = names.stage_name(job.metadata.name, run.number, stage)
     return sealed(
         {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata(job, name, labels, annotations), "spec": spec}
     )
 
 
+def run_claim(job: FineTuneJob, run: RunStatus) -> str:
+    """The claim that the run's files are on; a run that has not begun takes what the spec names."""
+    return run.claim_name or job.spec.output.claim_name
+
+
 def inputs_hash(job: FineTuneJob) -> str:
-    """Stands for what a user can change to right a failed stage without starting a new run."""
+    """Stands for what a user can change to right a failed stage without starting a new run. As in `run_hash`,
+    defaults are left out: a field that a later version adds must not try every failed stage again."""
     spec = job.spec
     refs = [spec.base_model.secret_ref, spec.dataset.secret_ref]
-    return digest([spec.compute.to_wire(), [ref and ref.name for ref in refs]])
+    compute = spec.compute.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    return digest([compute, [ref and ref.name for ref in refs]])
 
 
 def failure_rules() -> list[dict[str, Any]]:
@@ -62,7 +73,7 @@ def _exit_codes(values: list[int]) -> dict[str, Any]:
 
 
 def _pod(job: FineTuneJob, run: RunStatus, stage: Stage, settings: Settings) -> dict[str, Any]:
-    extra_volumes, extra_mounts = _extras(job, stage, settings)
+    extra_volumes, extra_mounts = _extras(job, run, stage, settings)
     container: dict[str, Any] = {
         "name": names.CONTAINER,
         "image": settings.trainer_image,
@@ -88,8 +99,8 @@ def _pod(job: FineTuneJob, run: RunStatus, stage: Stage, settings: Settings) -> 
         container=container,
         volumes=[
             pod.config_volume(job.metadata.name, run.number),
-            pod.claim_volume("artifacts", job.spec.output.claim_name),
-            pod.TMP_VOLUME,
+            pod.claim_volume("artifacts", run_claim(job, run)),
+            pod.tmp_volume(_amounts(job, stage)),
             *extra_volumes,
         ],
         grace_seconds=settings.train_grace_seconds if stage is Stage.TRAIN else PREPARE_GRACE_SECONDS,
@@ -101,14 +112,30 @@ def _pod(job: FineTuneJob, run: RunStatus, stage: Stage, settings: Settings) -> 
 
 def _resources(job: FineTuneJob, stage: Stage) -> dict[str, Any]:
     compute = job.spec.compute
-    if stage is Stage.PREPARE:
-        return pod.resources(Resources(), stage)
-    return pod.resources(compute.resources, stage, compute.gpus, compute.gpu_resource)
+    gpus = 0 if stage is Stage.PREPARE else compute.gpus
+    return pod.resources(_amounts(job, stage), stage, gpus, compute.gpu_resource)
+
+
+def _amounts(job: FineTuneJob, stage: Stage) -> Resources:
+    """What the user gives the stage. Prepare needs no GPU machine's CPUs and memory, but a quota of scratch space asks
+    each pod for an amount."""
+    given = job.spec.compute.resources
+    return _scratch_only(given) if stage is Stage.PREPARE else given
+
+
+def _scratch_only(given: Resources) -> Resources:
+    requests, limits = (
+        ResourceList(ephemeral_storage=part.ephemeral_storage) if part and part.ephemeral_storage else None
+        for part in (given.requests, given.limits)
+    )
+    return Resources(requests=requests, limits=limits)
 
 
 def _environment(job: FineTuneJob, run: RunStatus, stage: Stage, settings: Settings) -> dict[str, str]:
     result = dict(pod.BASE_ENV)
-    if stage is not Stage.PREPARE:
+    if stage is Stage.PREPARE:
+        result |= pod.DOWNLOAD_ENV
+    else:
         result |= pod.OFFLINE_ENV
         result["FINETUNE_GPUS"] = str(job.spec.compute.gpus)  # run.json may be older than compute
     if stage is Stage.TRAIN and settings.progress_url:
@@ -128,10 +155,10 @@ def _secrets(job: FineTuneJob) -> list[str]:
 Volumes = tuple[list[dict[str, Any]], list[dict[str, Any]]]
 
 
-def _extras(job: FineTuneJob, stage: Stage, settings: Settings) -> Volumes:
+def _extras(job: FineTuneJob, run: RunStatus, stage: Stage, settings: Settings) -> Volumes:
     """Volumes and mounts beside configuration, artifacts and /tmp."""
     if stage is Stage.PREPARE:
-        return _source_volumes(job)
+        return _source_volumes(job, run)
     volumes, mounts = [pod.SHM_VOLUME], [pod.mount("shm", "/dev/shm")]
     if stage is Stage.TRAIN and settings.progress_url:
         volumes.append(_token_volume(settings))
@@ -144,12 +171,12 @@ def _token_volume(settings: Settings) -> dict[str, Any]:
     return {"name": "progress-token", "projected": {"sources": [{"serviceAccountToken": token}]}}
 
 
-def _source_volumes(job: FineTuneJob) -> Volumes:
+def _source_volumes(job: FineTuneJob, run: RunStatus) -> Volumes:
     """What Prepare reads, each claim and ConfigMap once, read-only."""
     volumes: list[dict[str, Any]] = []
     mounts: list[dict[str, Any]] = []
     for index, claim in enumerate(dict.fromkeys(_claims(job))):
-        name = "artifacts" if claim == job.spec.output.claim_name else f"source-{index}"
+        name = "artifacts" if claim == run_claim(job, run) else f"source-{index}"
         if name != "artifacts":
             volumes.append(pod.claim_volume(name, claim))
         mounts.append(pod.mount(name, f"{pod.SOURCES_PATH}/pvc/{claim}", read_only=True))

@@ -16,13 +16,15 @@ from finetune_api.conditions import FailureReason, GateVerdict
 from finetune_api.job import FineTuneJob
 from finetune_api.meanings import METRIC_MEANINGS, PLAIN_METRICS
 from finetune_api.reports import EvaluateReport, SampleAnswer
-from finetune_api.status import DatasetStatus, EvaluationStatus, Problem, RunStatus
+from finetune_api.status import DatasetStatus, EvaluationStatus, Interval, Problem, RunStatus
 from finetune_api.tasks import Metric
 from finetune_operator import names
 from finetune_operator.cli import words
 from finetune_operator.local.store import Store
 
 SAMPLES = 4
+# Fewer draws than this say little about their own spread: a bootstrap interval of three is far too narrow.
+FEWEST_EXAMPLES = 10
 SEVERITIES = {"error": "bold red", "warning": "yellow"}
 
 
@@ -110,13 +112,24 @@ def show_scores(console: Console, evaluation: EvaluationStatus) -> None:
         if any(scores.value(metric) is not None for _, scores in shown):
             table.add_row(word, *(_figure(metric, scores.value(metric)) for _, scores in shown), hint)
     console.print(table, highlight=False)
-    interval = evaluation.loss_difference
-    if interval is not None:
-        sure = "so it is not by chance" if interval.low > 0 else "so it may be by chance; more held-out examples tell"
-        if interval.high < 0:
-            sure = "so the tuned model is worse"
-        text = f"The tuned loss is lower by {interval.low:.2f} to {interval.high:.2f} (95 % interval), {sure}."
-        console.print(text, highlight=False)
+    if evaluation.loss_difference is not None:
+        console.print(certainty(evaluation.loss_difference, evaluation.examples), highlight=False)
+
+
+def certainty(difference: Interval, examples: int) -> str:
+    """What the interval of base minus tuned loss (nats) says, and whether that many examples can say it."""
+    worse = difference.high < 0
+    low, high = (-difference.high, -difference.low) if worse else (difference.low, difference.high)
+    text = f"The tuned loss is {'higher' if worse else 'lower'} by {low:.2f} to {high:.2f} (95 % interval)"
+    if examples < FEWEST_EXAMPLES:
+        return (
+            f"{text}, but {examples} held-out examples are too few to trust that; hold out at least {FEWEST_EXAMPLES}."
+        )
+    if worse:
+        return f"{text}: training made it worse."
+    if low > 0:
+        return f"{text}, so it is not by chance."
+    return f"{text}, so it may be by chance; more held-out examples tell."
 
 
 def _figure(metric: Metric, value: float | None) -> str:

@@ -14,13 +14,15 @@ import yaml
 from pydantic import ValidationError
 
 from finetune_api import API_VERSION, KIND
-from finetune_api.fields import NAME
 from finetune_api.job import FineTuneJob
 from finetune_api.spec import FineTuneJobSpec
 from finetune_operator.local.errors import BadInput
 
 SUFFIXES = (".yaml", ".yml", ".json")
 KINDS = "FineTuneJob and ConfigMap"
+# What the API server takes as an object's name: an RFC 1123 subdomain.
+SUBDOMAIN = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*"
+NAME_LENGTH = 253
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,13 +175,13 @@ def _head_problems(document: Document) -> Iterator[str]:
     name = meta.get("name") if isinstance(meta, dict) else None
     if not isinstance(name, str) or not _is_name(name):
         yield (
-            f"{document.place(['metadata', 'name'])}: metadata.name: {name!r}; write lower-case letters, digits "
-            "and dashes, at most 63, for example travel-assistant"
+            f"{document.place(['metadata', 'name'])}: metadata.name: {name!r}; write lower-case letters, digits, "
+            f"dashes and dots, at most {NAME_LENGTH} characters, for example travel-assistant"
         )
 
 
 def _is_name(name: str) -> bool:
-    return len(name) <= 253 and re.fullmatch(NAME, name) is not None
+    return len(name) <= NAME_LENGTH and re.fullmatch(SUBDOMAIN, name) is not None
 
 
 def _beside(document: Document, job: FineTuneJob) -> bool:

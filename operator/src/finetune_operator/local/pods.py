@@ -14,6 +14,7 @@ from finetune_operator.plan import Manifest
 NOT_NEEDED = {"HOME", "HF_HOME", "USER", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"}
 # What would make the stage talk to a control plane that is not there.
 NEVER = {"KUBEFLOW_TRAINER_SERVER_URL", "KUBEFLOW_TRAINER_SERVER_CA_CERT", "KUBEFLOW_TRAINER_SERVER_TOKEN"}
+VISIBLE_DEVICES = "CUDA_VISIBLE_DEVICES"
 LOCALHOST = "127.0.0.1"  # a laptop's server is not for its network
 
 
@@ -28,13 +29,17 @@ class Places:
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """A process to start, and what must lie in its folder before. Paths in `links` and `files` are absolute."""
+    """A process to start, and what must lie in its folder before. Paths in `links` and `files` are absolute.
+
+    `gpus` is how many devices the pod asks for.
+    """
 
     arguments: tuple[str, ...]
     environment: Mapping[str, str]
     links: Mapping[Path, Path]
     files: Mapping[Path, str]
     folders: tuple[Path, ...]
+    gpus: int = 0
 
 
 def launch(pod_spec: Manifest, root: Path, places: Places, *, port: int | None = None) -> Launch:
@@ -61,6 +66,7 @@ def launch(pod_spec: Manifest, root: Path, places: Places, *, port: int | None =
         links=links,
         files=files,
         folders=tuple(folders),
+        gpus=_gpus(container),
     )
 
 
@@ -85,7 +91,25 @@ def prepare_root(root: Path, plan: Launch) -> None:
 def environment(plan: Launch, user: Mapping[str, str]) -> dict[str, str]:
     """The user's environment with the pod's on top. Tokens come from the user's shell: no Secret is read here."""
     quiet = {"PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
-    return {**{k: v for k, v in user.items() if k not in NEVER}, **quiet, **plan.environment}
+    kept = {k: v for k, v in user.items() if k not in NEVER}
+    return {**kept, **_visible_devices(plan.gpus, user), **quiet, **plan.environment}
+
+
+def _visible_devices(gpus: int, user: Mapping[str, str]) -> dict[str, str]:
+    """A pod sees only the devices that it was given; with more in sight the trainer would spread over all of them.
+
+    The first ones of those that the user allows. An empty list or -1 hides all, and stays.
+    """
+    if not gpus:
+        return {}
+    allowed = user.get(VISIBLE_DEVICES, ",".join(map(str, range(gpus)))).split(",")
+    return {VISIBLE_DEVICES: ",".join(allowed[:gpus])}
+
+
+def _gpus(container: Manifest) -> int:
+    """Extended resources have a domain in their name; of these our pods have none but GPUs."""
+    limits = (container.get("resources") or {}).get("limits") or {}
+    return sum(int(amount) for name, amount in limits.items() if "/" in name)
 
 
 def _claim(name: str, mount_path: str, places: Places) -> Path:

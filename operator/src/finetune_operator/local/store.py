@@ -23,9 +23,11 @@ from pathlib import Path
 from typing import Any
 
 from finetune_api.job import FineTuneJob
+from finetune_operator import names
 from finetune_operator.local.errors import BadInput, Busy
 
 FOLDER = ".finetune"
+LONGEST_STEM = 200
 
 
 def find_home(environment: Mapping[str, str], start: Path) -> Path:
@@ -61,10 +63,10 @@ class Store:
         return self.home / "logs" / namespace / name
 
     def object_path(self, namespace: str, name: str) -> Path:
-        return self.home / "objects" / namespace / f"{name}.json"
+        return self.home / "objects" / namespace / f"{_stem(name)}.json"
 
     def children_path(self, namespace: str, name: str) -> Path:
-        return self.home / "objects" / namespace / f"{name}.children.json"
+        return self.home / "objects" / namespace / f"{_stem(name)}.children.json"
 
     def load(self, namespace: str, name: str) -> FineTuneJob | None:
         """The job, or None when there is none. Raises BadInput when its file is not readable."""
@@ -116,7 +118,7 @@ class Store:
         return content
 
     def _config_map_path(self, namespace: str, name: str) -> Path:
-        return self.home / "configmaps" / namespace / f"{name}.json"
+        return self.home / "configmaps" / namespace / f"{_stem(name)}.json"
 
     def link_claim(self, name: str, folder: Path) -> None:
         """Make `folder` the claim. Raises BadInput when it is no folder, or the claim is a folder of its own."""
@@ -137,7 +139,7 @@ class Store:
     @contextmanager
     def lock(self, namespace: str, name: str) -> Iterator[None]:
         """Hold the job. Raises Busy when another process does. The lock ends with its process, however that ends."""
-        path = self.home / "objects" / namespace / f"{name}.lock"
+        path = self.home / "objects" / namespace / f"{_stem(name)}.lock"
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a+") as file:
             try:
@@ -160,6 +162,11 @@ class Store:
                 return False
         except Busy:
             return True
+
+
+def _stem(name: str) -> str:
+    """A name in Kubernetes has up to 253 characters, a file's 255 with its endings."""
+    return name if len(name) <= LONGEST_STEM else names.cut(name)
 
 
 def _identity(wanted: FineTuneJob, old: FineTuneJob | None) -> dict[str, Any]:

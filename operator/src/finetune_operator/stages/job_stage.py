@@ -23,6 +23,7 @@ from finetune_operator.diagnose import (
     newest,
     parse_time,
     pod_trouble,
+    refused_pod,
     summary_of,
     to_failure,
 )
@@ -113,16 +114,36 @@ def _refusal(view: View, run: RunStatus, stage: Stage) -> Failure | None:
 
 
 def _blocked(view: View, run: RunStatus, stage: Stage) -> Step | None:
-    """Waits where a name is taken: mostly by a predecessor of the job that the garbage collector still removes."""
+    """Waits while something of a predecessor is in the way: mostly what the garbage collector still removes."""
+    finding = _taken_name(view, run, stage) or _former_pod(view, run)
+    if finding is None:
+        return None
+    failure = to_failure(finding, stage, view.time, waiting=True, previous=run.failure)
+    return Step(run.model_copy(update={"failure": failure}), requeue_after=FOREIGN_SECONDS)
+
+
+def _taken_name(view: View, run: RunStatus, stage: Stage) -> Finding | None:
     name = view.job.metadata.name
     wanted = {f"Job/{names.stage_name(name, run.number, stage)}", f"ConfigMap/{names.run_name(name, run.number)}"}
     taken = sorted(wanted & view.foreign)
     if not taken:
         return None
     text = f"{', '.join(taken)} is not this job's, perhaps an earlier one's of the same name, and is still there."
-    finding = Finding(FailureReason.NAME_CONFLICT, text)
-    failure = to_failure(finding, stage, view.time, waiting=True, previous=run.failure)
-    return Step(run.model_copy(update={"failure": failure}), requeue_after=FOREIGN_SECONDS)
+    return Finding(FailureReason.NAME_CONFLICT, text)
+
+
+def _former_pod(view: View, run: RunStatus) -> Finding | None:
+    """A pod outlives its Job when that was deleted in the background. Two of them must not write to one folder, which
+    has the run's number in its name."""
+    left = [
+        pod["metadata"]["name"]
+        for pod in view.observed.former_pods
+        if names.number(names.label(pod, names.LABEL_RUN)) == run.number and not is_over(pod)
+    ]
+    if not left:
+        return None
+    text = f"An earlier Job is gone, but not its pod {', '.join(sorted(left)[:3])}, which may still write to the run."
+    return Finding(FailureReason.FORMER_POD, text)
 
 
 def _try_again(view: View, run: RunStatus, stage: Stage, job: Manifest | None) -> Step:
@@ -131,7 +152,11 @@ def _try_again(view: View, run: RunStatus, stage: Stage, job: Manifest | None) -
 
 
 def _inputs_changed(view: View, job: Manifest) -> bool:
-    return names.annotation(job, names.ANNOTATION_INPUTS_HASH) not in (None, inputs_hash(view.job))
+    if names.annotation(job, names.ANNOTATION_INPUTS_HASH) not in (None, inputs_hash(view.job)):
+        return True
+    # The first stage can begin on another claim; the later ones need what the first one wrote.
+    first = names.label(job, names.LABEL_STAGE) == Stage.PREPARE.value
+    return first and names.annotation(job, names.ANNOTATION_CLAIM) not in (None, view.job.spec.output.claim_name)
 
 
 def _replace(view: View, run: RunStatus, job: Manifest) -> Step:
@@ -190,7 +215,8 @@ def _watch(view: View, run: RunStatus, stage: JobStage, job: Manifest) -> Step:
     if not any(ever_ran(pod) for pod in pods) and _is_outdated(view, run, stage.stage, job):
         return _replace(view, run, job)
     run = with_time(run, stage.stage, start=view.time)
-    finding = pod_trouble(pods, view.now)
+    refusal = view.observed.refusals.get(job["metadata"]["name"])
+    finding = refused_pod(refusal, pods, view.now) or pod_trouble(pods, view.now)
     failure = finding and to_failure(finding, stage.stage, view.time, waiting=True, previous=run.failure)
     run = run.model_copy(update={"failure": failure, "attempt": _attempt(run, job, pods)})
     step = Step(run, requeue_after=mount_check_after(pods, view.now))

@@ -10,6 +10,7 @@ from finetune_api.conditions import Stage
 from finetune_api.reports import Summary, model_status
 from finetune_api.status import Progress, RunStatus
 from finetune_operator import names
+from finetune_operator.builders.stage_job import run_claim
 from finetune_operator.conditions import shorten
 from finetune_operator.diagnose import parse_time
 from finetune_operator.stages.job_stage import JobStage
@@ -51,7 +52,7 @@ def trained(view: View, run: RunStatus, summary: Summary) -> RunStatus | None:
     spec, meta = view.job.spec, view.job.metadata
     model = model_status(
         summary.model,
-        claim=spec.output.claim_name,
+        claim=run_claim(view.job, run),
         run=run.number,
         name=names.tuned_name(meta.name, spec),
     )

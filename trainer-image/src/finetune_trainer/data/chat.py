@@ -8,25 +8,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from finetune_trainer.data.problems import Fault, json_type, plain_word
+from finetune_trainer.messages import TemplateAbilities, template_message
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 EXAMPLE_KEYS = {"messages", "tools", "parallel_tool_calls"}
 MESSAGE_KEYS = {"role", "content", "name", "tool_calls", "tool_call_id", "weight"}
 # Fields that exports of OpenAI responses carry; empty they say nothing, and are let pass.
 EMPTY_KEYS = {"refusal", "audio", "function_call", "annotations", "tool_calls", "name", "weight"}
-
-
-@dataclass(frozen=True, slots=True)
-class TemplateAbilities:
-    """What the model's chat template can render."""
-
-    tools: bool = True
-    tool_calls: bool = True
-    developer: bool = False
 
 
 def check_chat(example: Mapping[str, Any], abilities: TemplateAbilities) -> list[Fault]:
@@ -234,15 +225,9 @@ def _arguments(value: Any) -> dict[str, Any] | None:
 
 
 def _normalise_message(message: Mapping[str, Any], abilities: TemplateAbilities) -> dict[str, Any]:
-    role, content = message["role"], message.get("content")
-    if role == "developer" and not abilities.developer:
-        role = "system"
-    if isinstance(content, list):
-        content = "".join(part["text"] for part in content)
-    normal: dict[str, Any] = {"role": role, "content": content or ""}
-    for key in ("name", "tool_call_id"):
-        if message.get(key) is not None:
-            normal[key] = message[key]
+    normal = template_message(message["role"], message.get("content"), message.get("name"), abilities)
+    if message.get("tool_call_id") is not None:
+        normal["tool_call_id"] = message["tool_call_id"]
     if message.get("tool_calls"):
         normal["tool_calls"] = [_normalise_call(call) for call in message["tool_calls"]]
     if message.get("weight") == 0:

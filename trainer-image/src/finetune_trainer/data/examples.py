@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from finetune_api.spec import Task
-from finetune_trainer.data.chat import TemplateAbilities, check_chat, normalise_chat
+from finetune_trainer.data.chat import check_chat, normalise_chat
 from finetune_trainer.data.completion import check_completion, normalise_completion
 from finetune_trainer.data.problems import Fault, FileName, Findings
 from finetune_trainer.data.reader import read_objects
 from finetune_trainer.masking import IGNORED, ChatMasker, MaskedTokens, MaskingError, mask_completion
+from finetune_trainer.messages import template_abilities
 
 log = logging.getLogger(__name__)
 
@@ -70,14 +71,6 @@ def example_format(task: Task, tokenizer: Any, stop_ids: frozenset[int]) -> Exam
         ChatMasker(tokenizer, stop_ids).mask,
         special,
     )
-
-
-def template_abilities(tokenizer: Any) -> TemplateAbilities:
-    """What the tokenizer's chat template can render, read from its source."""
-    template = tokenizer.chat_template
-    source = "\n".join(template.values()) if isinstance(template, dict) else template or ""
-    has = {word: re.search(rf"\b{word}\b", source) is not None for word in ("tools", "tool_calls", "developer")}
-    return TemplateAbilities(**has)
 
 
 def special_tokens(tokenizer: Any) -> re.Pattern[str]:

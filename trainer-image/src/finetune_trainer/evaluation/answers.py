@@ -2,55 +2,25 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-ANSWER_TOKENS = 128
+from finetune_trainer.evaluation.questions import ANSWER_TOKENS, Question
+
 BATCH = 8  # prompts answered at once
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
-    """A held-out example split before its last answer. `tokens` is the prompt as the model reads it."""
-
-    prompt: str
-    expected: str
-    tokens: list[int]
-
-
-@dataclass(frozen=True, slots=True)
 class Answer:
-    """`stopped`: the model ended by itself, not at the limit of ANSWER_TOKENS."""
+    """`stopped`: the model ended by itself, not at the limit of ANSWER_TOKENS. `distinct`: different tokens in it."""
 
     text: str
     stopped: bool
     length: int
-
-
-def question(example: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Question | None:
-    """The question in a chat or completion example; None when nothing can be asked (no user turn before an answer)."""
-    if "messages" not in example:
-        tokens = tokenizer(example["prompt"])["input_ids"]  # none for an empty prompt without a start token
-        return Question(example["prompt"], example["completion"], tokens) if tokens else None
-    messages: list[dict[str, Any]] = example["messages"]
-    last = max((i for i, message in enumerate(messages) if message["role"] == "assistant"), default=0)
-    asked = messages[:last]
-    if not any(message["role"] == "user" for message in asked):
-        return None
-    tokens = tokenizer.apply_chat_template(
-        asked, tools=example.get("tools"), add_generation_prompt=True, tokenize=True, return_dict=False
-    )
-    return Question(next(_text(m) for m in reversed(asked) if m["role"] == "user"), _text(messages[last]), list(tokens))
-
-
-def _text(message: Mapping[str, Any]) -> str:
-    """What a person would read: the content, or the calls of an answer that has none."""
-    return message.get("content") or json.dumps(message.get("tool_calls") or "", ensure_ascii=False)
+    distinct: int
 
 
 def answer(
@@ -106,4 +76,4 @@ def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> se
 def _read(tokens: list[int], ends: set[int], tokenizer: PreTrainedTokenizerBase) -> Answer:
     end = next((i for i, token in enumerate(tokens) if token in ends), None)
     kept = tokens if end is None else tokens[:end]
-    return Answer(tokenizer.decode(kept, skip_special_tokens=True).strip(), end is not None, len(kept))
+    return Answer(tokenizer.decode(kept, skip_special_tokens=True).strip(), end is not None, len(kept), len(set(kept)))

@@ -32,6 +32,17 @@ def scores(examples: ExampleScores, name: str, seed: int) -> Scores:
     )
 
 
+def baseline(examples: ExampleScores, name: str, seed: int) -> tuple[Scores | None, list[str]]:
+    """Metrics of a model that only serves as comparison: (None, a note that says so) when its loss is not finite.
+
+    The tuned model can be measured all the same; and infinity cannot be written in JSON.
+    """
+    try:
+        return scores(examples, name, seed), []
+    except ArtifactInvalidError as error:
+        return None, [f"{error.message}: it is left out of the comparison"]
+
+
 def difference(base: ExampleScores, tuned: ExampleScores, seed: int) -> Interval:
     """Interval of base loss minus tuned loss. Paired: every resample holds the same examples for both, which takes
     out what makes examples hard or easy for any model."""

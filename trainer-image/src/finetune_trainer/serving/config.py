@@ -44,6 +44,7 @@ class ServerConfig:
     """How long running requests may go on after that."""
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """`auto`: bfloat16 on a GPU that has it, float32 elsewhere; the rule of training."""
     threads: int | None = None
     """Threads of the CPU; by default as many as the container may use, which is often less than the node has."""
 

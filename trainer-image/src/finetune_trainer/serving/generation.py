@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import anyio
 from starlette.requests import Request
 
+from finetune_trainer.messages import template_abilities
 from finetune_trainer.serving.cohort import Piece, Row
 from finetune_trainer.serving.engine import Engine, make_decode
 from finetune_trainer.serving.errors import ApiError, BodyTooLarge, ContextExceeded, GenerationFailed, InvalidRequest
@@ -85,7 +86,8 @@ async def tokenize(model: ServedModel, wanted: ChatRequest | CompletionRequest) 
     def work() -> list[list[int]]:
         with _one_at_a_time:
             if isinstance(wanted, ChatRequest):
-                return [render_chat(model.tokenizer, [message.to_template() for message in wanted.messages])]
+                abilities = template_abilities(model.tokenizer)
+                return [render_chat(model.tokenizer, [one.to_template(abilities) for one in wanted.messages])]
             return [encode(model.tokenizer, prompt, add_special_tokens=True) for prompt in wanted.prompts]
 
     return await anyio.to_thread.run_sync(work)

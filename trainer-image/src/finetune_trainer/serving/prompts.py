@@ -19,7 +19,10 @@ from typing import Any
 
 from jinja2 import TemplateError
 
+from finetune_trainer.messages import render
 from finetune_trainer.serving.errors import InvalidRequest
+
+WRITTEN = ("content", "name")  # of a message: what its author may fill freely
 
 
 def special_tokens(tokenizer: Any) -> list[str]:
@@ -65,11 +68,13 @@ def render_chat(tokenizer: Any, messages: Sequence[dict[str, str]]) -> list[int]
             param="messages",
         )
     special = special_tokens(tokenizer)
-    contents = [message["content"] for message in messages]
-    mark = free_mark(contents)
-    safe = [{**message, "content": cut_special(message["content"], special, mark)} for message in messages]
+    mark = free_mark([message[key] for message in messages for key in WRITTEN if key in message])
+    safe = [
+        {key: cut_special(value, special, mark) if key in WRITTEN else value for key, value in message.items()}
+        for message in messages
+    ]
     try:
-        text = tokenizer.apply_chat_template(safe, tokenize=False, add_generation_prompt=True)
+        text = render(tokenizer, safe, prompt=True)
     except TemplateError as error:
         raise InvalidRequest(f"The model's chat template refuses the messages: {error}", param="messages") from error
     pieces = [piece for piece in text.split(mark) if piece]

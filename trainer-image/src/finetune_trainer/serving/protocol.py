@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from finetune_trainer.messages import TemplateAbilities, template_message
 from finetune_trainer.serving.errors import InvalidRequest
 from finetune_trainer.serving.sampling import Sampling
 
@@ -78,9 +79,9 @@ class Message(Strict):
         """The content as one string."""
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
-    def to_template(self) -> dict[str, str]:
-        """The message as chat templates know it."""
-        return {"role": "system" if self.role == "developer" else self.role, "content": self.text}
+    def to_template(self, abilities: TemplateAbilities) -> dict[str, Any]:
+        """The message as the model's chat template takes it, the same as in training."""
+        return template_message(self.role, self.text, self.name, abilities)
 
 
 class StreamOptions(Strict):

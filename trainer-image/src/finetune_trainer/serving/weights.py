@@ -8,7 +8,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from finetune_trainer.serving.config import ServerConfig, cpu_limit, is_plain_lora
+from finetune_trainer.training.device import computing_precision
 
 logger = logging.getLogger(__name__)
 
@@ -129,12 +130,9 @@ def pick_device(wanted: str) -> str:
 
 
 def load_model(folder: Path, config: ServerConfig, device: torch.device) -> Any:
-    """Load one model, ready to generate. On a CPU `auto` is float32: half precision is slower there."""
-    dtype: Literal["auto"] | torch.dtype
-    if config.dtype == "auto":
-        dtype = torch.float32 if device.type == "cpu" else "auto"
-    else:
-        dtype = getattr(torch, config.dtype)
+    """Load one model, ready to generate, in the type it was trained in. On a CPU that is float32."""
+    wanted = computing_precision(device.type, "bfloat16") if config.dtype == "auto" else config.dtype
+    dtype: torch.dtype = getattr(torch, wanted)
     model = AutoModelForCausalLM.from_pretrained(
         folder, dtype=dtype, local_files_only=True, use_safetensors=True, trust_remote_code=False
     )

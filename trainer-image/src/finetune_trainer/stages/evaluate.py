@@ -14,14 +14,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from finetune_api.conditions import Stage
 from finetune_api.reports import EvaluateReport, SampleAnswer, Summary
 from finetune_api.spec import Baseline, MethodType
-from finetune_api.status import EvaluationStatus
+from finetune_api.status import FEWEST_EXAMPLES, EvaluationStatus
 from finetune_trainer import artifacts
 from finetune_trainer.context import StageContext
 from finetune_trainer.errors import ArtifactInvalidError
-from finetune_trainer.evaluation.answers import Answer, Question, answer, end_tokens, question
+from finetune_trainer.evaluation.answers import Answer, answer, end_tokens
 from finetune_trainer.evaluation.few_shot import few_shot_row
+from finetune_trainer.evaluation.questions import Questions, choose, context_of
 from finetune_trainer.evaluation.scoring import ExampleScores, Row, score
-from finetune_trainer.evaluation.statistics import difference, scores
+from finetune_trainer.evaluation.statistics import baseline, difference, scores
 from finetune_trainer.training.device import Device, choose_device, limit_threads
 from finetune_trainer.training.inputs import Prepared, load_model, load_prepared, load_tokenizer
 from finetune_trainer.training.trainer import free_memory
@@ -35,7 +36,7 @@ class HeldOut:
     """What is measured. `few_shot` are the same rows with training examples before them, when asked for."""
 
     rows: Sequence[Row]
-    questions: Sequence[Question]
+    questions: Questions
     few_shot: Sequence[Row] | None
 
 
@@ -63,11 +64,12 @@ def run(context: StageContext) -> Summary:
         base, tuned, held_out = _measure_adapter(context, prepared, device, tokenizer)
     else:
         base, tuned, held_out = _measure_models(context, prepared, device, tokenizer)
-    report = _report(base, tuned, held_out, context.config.hyperparameters.seed)
+    report, notes = _report(base, tuned, held_out, context.config.hyperparameters.seed)
     artifacts.write_json(
         context.evaluation_dir / "report.json", report.model_dump_json(by_alias=True, exclude_none=True, indent=1)
     )
-    notes = [device.note] if device.note else []
+    if device.note:
+        notes.insert(0, device.note)
     return Summary(stage=Stage.EVALUATE, ok=True, evaluation=report.evaluation, notes=notes)
 
 
@@ -105,12 +107,12 @@ def _held_out(
     context: StageContext, prepared: Prepared, tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel
 ) -> HeldOut:
     settings = context.config.evaluation
-    rows = prepared.rows("validation").to_list()[: settings.max_examples]
-    if not rows:
+    positions = prepared.held_out(settings.max_examples)
+    if not positions:
         raise ArtifactInvalidError(f"{prepared.dataset_dir}/validation is empty", advice="run Prepare again")
-    examples = list(itertools.islice(prepared.examples("validation"), len(rows)))
-    asked = (question(example, tokenizer) for example in examples)
-    questions = list(itertools.islice((q for q in asked if q), settings.sample_answers))
+    rows = prepared.rows("validation").select(positions).to_list()
+    examples = prepared.held_out_examples(positions)
+    questions = choose(examples, tokenizer, context_of(model, tokenizer), settings.sample_answers)
     few_shot = None
     if Baseline.FEW_SHOT in settings.baselines:
         shots = list(itertools.islice(prepared.examples("train"), settings.few_shot_examples))
@@ -125,7 +127,7 @@ def _few_shot_rows(
     tokenizer: PreTrainedTokenizerBase,
     model: PreTrainedModel,
 ) -> list[Row]:
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or tokenizer.model_max_length
+    limit = context_of(model, tokenizer)
     stop_ids = frozenset(end_tokens(model, tokenizer))
     return [
         few_shot_row(shots, example, row, tokenizer, stop_ids, limit)
@@ -139,22 +141,33 @@ def _measure(
     examples = score(model, held_out.rows)
     log.info("model=%s examples=%d loss=%.4f", name, len(held_out.rows), examples.mean_loss)
     shots = score(model, held_out.few_shot) if few_shot and held_out.few_shot is not None else None
-    answers = answer(model, tokenizer, held_out.questions)
+    answers = answer(model, tokenizer, held_out.questions.asked)
     return Measured(examples, answers, shots)
 
 
-def _report(base: Measured, tuned: Measured, held_out: HeldOut, seed: int) -> EvaluateReport:
+def _report(base: Measured, tuned: Measured, held_out: HeldOut, seed: int) -> tuple[EvaluateReport, list[str]]:
+    """The report, and notes for the user on what it does not say."""
     stopped = [a.stopped for a in tuned.answers]
+    base_scores, base_notes = baseline(base.examples, "base", seed)
+    few_shot, few_shot_notes = (None, []) if base.few_shot is None else baseline(base.few_shot, "few-shot", seed)
     evaluation = EvaluationStatus(
         examples=len(held_out.rows),
-        base=scores(base.examples, "base", seed),
-        few_shot=None if base.few_shot is None else scores(base.few_shot, "few-shot", seed),
+        base=base_scores,
+        few_shot=few_shot,
         tuned=scores(tuned.examples, "tuned", seed),
-        loss_difference=difference(base.examples, tuned.examples, seed),
+        loss_difference=difference(base.examples, tuned.examples, seed) if base_scores else None,
         stopped_by_itself=sum(stopped) / len(stopped) if stopped else None,
     )
+    notes = [*base_notes, *few_shot_notes, *held_out.questions.notes]
+    if not evaluation.says_enough:
+        notes.insert(
+            0,
+            f"only {evaluation.examples} held-out example(s) were measured: a difference between base and tuned may be "
+            f"chance; hold out at least {FEWEST_EXAMPLES}",
+        )
     samples = [
         SampleAnswer(prompt=q.prompt, expected=q.expected, base=b.text, tuned=t.text, tuned_stopped=t.stopped)
-        for q, b, t in zip(held_out.questions, base.answers, tuned.answers, strict=True)
+        for q, b, t in zip(held_out.questions.asked, base.answers, tuned.answers, strict=True)
     ]
-    return EvaluateReport(evaluation=evaluation, samples=samples)
+    report = EvaluateReport(evaluation=evaluation, samples=samples, questions_left_out=held_out.questions.too_long)
+    return report, notes

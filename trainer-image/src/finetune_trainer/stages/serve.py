@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from finetune_api.conditions import Stage
 from finetune_api.reports import Summary
 from finetune_api.spec import MethodType
+from finetune_api.status import ResolvedValues
 from finetune_trainer import artifacts
 from finetune_trainer.context import StageContext
 from finetune_trainer.errors import ArtifactInvalidError
@@ -20,7 +23,7 @@ def run(context: StageContext, host: str, port: int) -> None:
 def server_config(context: StageContext, host: str, port: int) -> ServerConfig:
     """What the server of this run loads. The model is hashed, the base, which may be large, only measured."""
     config = context.config
-    base_path, parameters = _prepared(context)
+    base_path, resolved = _prepared(context)
     artifacts.verify(context.artifacts / base_path, sizes_only=True)
     artifacts.verify(context.model_dir)
     adapter = config.method.type is MethodType.LORA
@@ -33,12 +36,24 @@ def server_config(context: StageContext, host: str, port: int) -> ServerConfig:
         run=config.run,
         host=host,
         port=port,
-        threads=limit_threads(parameters),
+        dtype=_precision(context, resolved),
+        threads=limit_threads(resolved.model_parameters if resolved else None),
     )
 
 
-def _prepared(context: StageContext) -> tuple[str, int | None]:
-    """The base's folder, relative to the artifact root, and its number of parameters."""
+def _precision(context: StageContext, resolved: ResolvedValues | None) -> Literal["float32", "auto"]:
+    """A model that was trained in float32 is served in it on a GPU too. Train knows better than Prepare which it was:
+    a GPU may lack bfloat16, a laptop the GPU."""
+    try:
+        trained = Summary.model_validate_json(context.report_path(Stage.TRAIN).read_bytes()).resolved
+    except (OSError, ValueError):
+        trained = None
+    found = trained or resolved
+    return "float32" if found and found.precision == "float32" else "auto"
+
+
+def _prepared(context: StageContext) -> tuple[str, ResolvedValues | None]:
+    """The base's folder, relative to the artifact root, and what `auto` became."""
     path = context.report_path(Stage.PREPARE)
     try:
         summary = Summary.model_validate_json(path.read_bytes())
@@ -46,4 +61,4 @@ def _prepared(context: StageContext) -> tuple[str, int | None]:
         raise ArtifactInvalidError(f"{path} cannot be read: {error}", advice="run Prepare again") from error
     if summary.base_path is None:
         raise ArtifactInvalidError(f"{path} names no base model", advice="run Prepare again")
-    return summary.base_path, summary.resolved.model_parameters if summary.resolved else None
+    return summary.base_path, summary.resolved

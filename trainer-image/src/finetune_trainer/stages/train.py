@@ -6,6 +6,8 @@ import itertools
 import logging
 from datetime import UTC, datetime
 
+from transformers import PreTrainedTokenizerBase
+
 from finetune_api.conditions import FailureReason, Stage
 from finetune_api.reports import ModelSummary, Summary
 from finetune_api.spec import MethodType
@@ -13,7 +15,7 @@ from finetune_api.status import Checkpoint, ResolvedValues
 from finetune_trainer import artifacts, verification
 from finetune_trainer.context import StageContext
 from finetune_trainer.errors import ArtifactInvalidError, GpuOutOfMemoryError
-from finetune_trainer.evaluation.answers import question
+from finetune_trainer.evaluation.questions import choose, context_of
 from finetune_trainer.training import checkpoints
 from finetune_trainer.training.device import Device, choose_device, limit_threads
 from finetune_trainer.training.fit import Fit, fit
@@ -24,7 +26,7 @@ from finetune_trainer.training.stopping import StopRequest
 from finetune_trainer.training.trainer import free_memory
 
 log = logging.getLogger(__name__)
-PROMPTS = 8  # held-out prompts that the new model must answer before it is called done
+QUESTIONS = 200  # held-out questions among which those for the new model are chosen
 
 
 def run(context: StageContext) -> Summary:
@@ -44,12 +46,13 @@ def run(context: StageContext) -> Summary:
         if best is None:
             raise ArtifactInvalidError(f"{context.checkpoints_dir} has no sound checkpoint", advice="run Train again")
         log.info("best checkpoint is of step %d, eval_loss=%s", best.step, best.eval_loss)
-        model, verify_notes = _finish_model(context, prepared, best, device)
+        model, verify_notes = _finish_model(context, prepared, best, device, stop)
     saved = datetime.fromtimestamp((best.path / artifacts.MANIFEST).stat().st_mtime, UTC)
     return Summary(
         stage=Stage.TRAIN,
         ok=True,
-        resolved=prepared.resolved,
+        # On a GPU without bfloat16, or without the GPU that was asked for, it is not the precision that was wanted.
+        resolved=prepared.resolved.model_copy(update={"precision": device.precision}),
         model=model,
         checkpoint=Checkpoint(step=best.step, time=saved.strftime("%Y-%m-%dT%H:%M:%SZ")),
         steps=result.steps,
@@ -98,7 +101,7 @@ def _does_not_fit(resolved: ResolvedValues, device: Device, error: Exception) ->
 
 
 def _finish_model(
-    context: StageContext, prepared: Prepared, best: checkpoints.SavedCheckpoint, device: Device
+    context: StageContext, prepared: Prepared, best: checkpoints.SavedCheckpoint, device: Device, stop: StopRequest
 ) -> tuple[ModelSummary, list[str]]:
     """Assemble, verify and only then finish the model folder."""
     config = context.config
@@ -116,15 +119,34 @@ def _finish_model(
         verification.verify_adapter(context.model_dir, prepared.resolved.lora_rank or config.method.resolved_rank)
     else:
         verification.verify_weights(context.model_dir, prepared.base_dir)
-    model = verification.load_tuned(context.model_dir, prepared.base_dir, device, adapter=adapter)
-    asked = (question(example, tokenizer) for example in prepared.examples("validation"))
-    questions = list(itertools.islice((q for q in asked if q), PROMPTS))
-    verified = verification.verify_answers(model, tokenizer, questions, adapter=adapter)
-    log.info("verified: answers that end by themselves: %s", verified.stopped)
+    notes = _ask(context, prepared, tokenizer, device, stop)
     summary = ModelSummary(
         path=context.model_dir.relative_to(context.artifacts).as_posix(),
         base_path=prepared.base_path,
         kind="Adapter" if adapter else "Model",
         sha256=artifacts.finish(context.model_dir),
     )
-    return summary, verified.notes
+    return summary, notes
+
+
+def _ask(
+    context: StageContext,
+    prepared: Prepared,
+    tokenizer: PreTrainedTokenizerBase,
+    device: Device,
+    stop: StopRequest,
+) -> list[str]:
+    """Load the assembled model from disk and let it answer; the notes for the user."""
+    adapter = context.config.method.type is MethodType.LORA
+    model = verification.load_tuned(context.model_dir, prepared.base_dir, device, adapter=adapter)
+    examples = prepared.held_out_examples(prepared.held_out(QUESTIONS))
+    questions = choose(examples, tokenizer, context_of(model, tokenizer), QUESTIONS)
+    verified = verification.verify_answers(
+        model,
+        tokenizer,
+        questions.asked,
+        adapter=adapter,
+        between_batches=lambda: stop.check("the last checkpoint is saved; the model is not yet verified"),
+    )
+    log.info("verified: answers that end by themselves: %s", verified.stopped)
+    return [*questions.notes, *verified.notes]

@@ -65,7 +65,23 @@ def rotate(directory: Path, keep: int = KEEP_NEWEST) -> None:
 def remove(path: Path) -> None:
     """Remove a checkpoint. The manifest goes first, so that a half-removed one is never taken for a whole one."""
     (path / artifacts.MANIFEST).unlink(missing_ok=True)
+    _late_score(path).unlink(missing_ok=True)
     shutil.rmtree(path, ignore_errors=True)
+
+
+def score_later(path: Path, eval_loss: float) -> None:
+    """Note the held-out loss of a finished checkpoint that was saved before it was measured.
+
+    It lies beside the folder: to change the folder would be to risk it. The digest of the manifest binds it to
+    exactly these weights.
+    """
+    digest = artifacts.sha256_of(path / artifacts.MANIFEST)
+    artifacts.write_json(_late_score(path), json.dumps({"manifest": digest, "eval_loss": eval_loss}))
+
+
+def is_scored(path: Path, step: int) -> bool:
+    """Whether the held-out loss of exactly these weights is in the checkpoint's own history."""
+    return _own_loss(path, step) is not None
 
 
 def _verified(path: Path) -> SavedCheckpoint | None:
@@ -82,6 +98,25 @@ def _verified(path: Path) -> SavedCheckpoint | None:
 
 
 def _eval_loss(path: Path, step: int) -> float | None:
+    """Held-out loss of exactly these weights, measured before they were saved or later."""
+    own = _own_loss(path, step)
+    return _later_loss(path) if own is None else own
+
+
+def _late_score(path: Path) -> Path:
+    return path.with_name(f"{path.name}.score.json")
+
+
+def _later_loss(path: Path) -> float | None:
+    try:
+        late = json.loads(_late_score(path).read_bytes())
+        same = late["manifest"] == artifacts.sha256_of(path / artifacts.MANIFEST)
+        return float(late["eval_loss"]) if same and math.isfinite(late["eval_loss"]) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _own_loss(path: Path, step: int) -> float | None:
     """Held-out loss at the checkpoint's own step, from transformers' trainer_state.json."""
     try:
         history = json.loads((path / "trainer_state.json").read_bytes())["log_history"]

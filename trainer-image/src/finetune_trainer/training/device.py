@@ -31,6 +31,14 @@ class Device:
         return torch.bfloat16 if self.precision == "bfloat16" else torch.float32
 
 
+def computing_precision(kind: str, wanted: Literal["float32", "bfloat16"]) -> Literal["float32", "bfloat16"]:
+    """The one rule for training, measuring and serving: what was resolved, on a GPU that has it; else float32.
+
+    The type in which a base model happens to be stored plays no part: a model answers as it was trained.
+    """
+    return wanted if kind == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+
+
 def choose_device(gpus: int, precision: Literal["float32", "bfloat16"]) -> Device:
     """The device of a run that was given `gpus` GPUs and resolved to `precision`.
 
@@ -48,9 +56,9 @@ def choose_device(gpus: int, precision: Literal["float32", "bfloat16"]) -> Devic
             )
         return Device("cpu", "float32", "cpu", note="no GPU is visible to this process: it computes on the CPU")
     name = torch.cuda.get_device_name()
-    if precision == "bfloat16" and not torch.cuda.is_bf16_supported():
-        return Device("cuda", "float32", name, note=f"{name} has no bfloat16: it computes in float32, slower")
-    return Device("cuda", precision, name)
+    note = f"{name} has no bfloat16: it computes in float32, slower"
+    found = computing_precision("cuda", precision)
+    return Device("cuda", found, name, note=note if found != precision else "")
 
 
 def limit_threads(parameters: int | None = None) -> int:

@@ -103,8 +103,8 @@ def _trainer(
     # transformers renames its own arguments, which TRL still uses: nothing that a user could act on.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl)\.")
     rows = prepared.rows("train")
-    validation = prepared.rows("validation")
-    validation = validation.select(range(min(len(validation), context.config.evaluation.max_examples)))
+    # Only these are taken into memory; the training rows stay on disk, memory-mapped.
+    validation = prepared.rows("validation").select(prepared.held_out(context.config.evaluation.max_examples))
     seed = context.config.hyperparameters.seed
     arguments = training_arguments(
         resolved, device, context.checkpoints_dir, seed, save_activations=device.kind == "cuda"
@@ -118,6 +118,7 @@ def _trainer(
         validation=validation.to_list(),
         progress=ProgressCallback(context.progress_path, resumed.step if resumed else 0),
         stop=stop,
+        resumed=resumed,
     )
     if len(trainer.train_dataset) != len(rows):
         raise AssertionError(f"TRL kept {len(trainer.train_dataset)} of {len(rows)} prepared examples")

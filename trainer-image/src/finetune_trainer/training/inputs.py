@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import heapq
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +43,21 @@ class Prepared:
         if not {"input_ids", "labels"} <= set(rows.column_names):
             raise ArtifactInvalidError(f"{self.dataset_dir / part} lacks input_ids or labels", advice=AGAIN)
         return rows.select_columns(["input_ids", "labels"])
+
+    def held_out(self, most: int) -> list[int]:
+        """Positions of at most `most` held-out examples, ordered by the hashes of their contents.
+
+        A file may be sorted, by topic or by length: its first examples would speak for themselves only.
+        """
+        with (self.dataset_dir / "validation.jsonl").open("rb") as lines:
+            hashed = ((hashlib.sha256(line).digest(), position) for position, line in enumerate(lines))
+            return [position for _, position in heapq.nsmallest(most, hashed)]
+
+    def held_out_examples(self, positions: Sequence[int]) -> list[dict[str, Any]]:
+        """The held-out examples at these positions, as text, in this order."""
+        wanted = set(positions)
+        found = {position: each for position, each in enumerate(self.examples("validation")) if position in wanted}
+        return [found[position] for position in positions]
 
     def examples(self, part: str) -> Iterator[dict[str, Any]]:
         """The same examples as text, in the same order."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,20 @@ class KeepBestCallback(TrainerCallback):  # type: ignore[misc]  # untyped librar
             control.should_save = True
 
 
+class MissedEvaluationCallback(TrainerCallback):  # type: ignore[misc]  # untyped library
+    """Measures the weights that a resumed training begins with, when the stop came before they were measured."""
+
+    def __init__(self, measure: Callable[[], None]) -> None:
+        self._measure = measure
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        due = state.global_step % state.eval_steps == 0 or state.global_step >= state.max_steps
+        if state.global_step and due:
+            self._measure()
+
+
 class ContinuedProgress(KubeflowCallback):  # type: ignore[misc]  # untyped library
     """The stock progress reporter says 0 % when a training begins, resumed or not; this one what is reached."""
 
@@ -71,10 +85,20 @@ class ContinuedProgress(KubeflowCallback):  # type: ignore[misc]  # untyped libr
 
 
 class CheckpointingTrainer(SFTTrainer):  # type: ignore[misc]  # untyped library
-    """`validation` are the held-out rows that every evaluation during training uses, all of them."""
+    """`validation` are the held-out rows that every evaluation during training uses, all of them; `resumed` the
+    checkpoint that it goes on from."""
 
-    def __init__(self, *, validation: Sequence[Row], progress: ProgressCallback, stop: StopRequest, **kwargs: Any):
-        super().__init__(**kwargs, callbacks=[StopCallback(stop), KeepBestCallback(), progress])
+    def __init__(
+        self,
+        *,
+        validation: Sequence[Row],
+        progress: ProgressCallback,
+        stop: StopRequest,
+        resumed: checkpoints.SavedCheckpoint | None,
+        **kwargs: Any,
+    ):
+        missed = MissedEvaluationCallback(self._evaluate_resumed)
+        super().__init__(**kwargs, callbacks=[StopCallback(stop), KeepBestCallback(), progress, missed])
         self.remove_callback(PrinterCallback)  # progress logs the same numbers, one line each
         if self.pop_callback(KubeflowCallback):  # transformers adds it when the environment names a receiver
             self.add_callback(ContinuedProgress())
@@ -82,6 +106,7 @@ class CheckpointingTrainer(SFTTrainer):  # type: ignore[misc]  # untyped library
         self._validation = validation
         self._progress = progress
         self._stop = stop
+        self._resumed = resumed
         self._clock = time.monotonic()
         self._tokens_before = 0
 
@@ -89,18 +114,33 @@ class CheckpointingTrainer(SFTTrainer):  # type: ignore[misc]  # untyped library
         """Mean loss over all trained-on held-out tokens, the very number that Evaluate reports.
 
         The stock loop averages over batches instead, whatever their number of tokens, and so prefers another
-        checkpoint when the examples differ in length.
+        checkpoint when the examples differ in length. A stop request ends it between two batches, after a checkpoint.
         """
         started = time.monotonic()
         self.model.eval()
         with self.compute_loss_context_manager():
-            scores = score(self.model, self._validation)
+            scores = score(self.model, self._validation, between_batches=self._stop_evaluating)
         metrics = {"eval_loss": scores.mean_loss, "eval_token_accuracy": scores.token_accuracy}
         self.log(metrics)
         self.model.train()
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self._clock += time.monotonic() - started
         return metrics
+
+    def _stop_evaluating(self) -> None:
+        """Grant a stop request in the middle of an evaluation; the next attempt measures these weights."""
+        step = self.state.global_step
+        if self._stop.requested and (self._resumed is None or self._resumed.step != step):
+            self._save_checkpoint(self.model_wrapped, None)  # raises once it is saved
+        self._stop.check(f"checkpoint of step {step} of {self.state.max_steps} is there")
+
+    def _evaluate_resumed(self) -> None:
+        """Measure what was loaded, unless it was before; the loss counts when the best checkpoint is chosen."""
+        if self._resumed is None or checkpoints.is_scored(self._resumed.path, self._resumed.step):
+            return
+        metrics = self.evaluate()
+        self._determine_best_metric(metrics=metrics, trial=None)
+        checkpoints.score_later(self._resumed.path, metrics["eval_loss"])
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds what travels to the control plane with the stock protocol: tokens_per_second, checkpoint_step."""

@@ -1,0 +1,118 @@
+"""Which held-out examples are asked, and by which rule the answers of a new model are judged."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from tests.tiny_models import make_tiny_tokenizer
+
+from finetune_api.status import ResolvedValues
+from finetune_trainer import verification
+from finetune_trainer.errors import ArtifactInvalidError
+from finetune_trainer.evaluation.answers import Answer
+from finetune_trainer.evaluation.questions import ANSWER_TOKENS, Question, choose, question
+from finetune_trainer.training.inputs import Prepared
+
+TOKENIZER = make_tiny_tokenizer()
+
+
+def chat(asked: str, answered: str) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": answered}]}
+
+
+def test_prompts_without_room_for_an_answer_are_left_out_and_counted() -> None:
+    examples = [chat(f"{'sun ' * words}?", "Yes.") for words in (1, 20, 60, 2)]
+    lengths = [len(found.tokens) for example in examples if (found := question(example, TOKENIZER))]
+    context = lengths[1] + ANSWER_TOKENS
+    chosen = choose(examples, TOKENIZER, context, most=9)
+    assert [len(q.tokens) for q in chosen.asked] == [lengths[0], lengths[1], lengths[3]]
+    assert chosen.too_long == 1
+    assert chosen.notes[0].startswith("1 held-out question(s) were not asked")
+    assert choose(examples, TOKENIZER, context - 1, most=9).too_long == 2
+    enough = choose(examples, TOKENIZER, context, most=2)
+    assert (len(enough.asked), enough.too_long, enough.notes) == (2, 0, [])
+
+
+def asked(*lengths: int) -> list[Question]:
+    return [Question(str(n), "", [1], length) for n, length in enumerate(lengths)]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "indices", "should_stop"),
+    [
+        ([10] * 12, [*range(8)], True),
+        ([64, 65, 500, 3, 4, 5], [0, 3, 4, 5], True),  # the short ones alone
+        ([300, 10, 300, 300, 20, 300, 300], [*range(7)], False),  # too few of them
+        ([300] * 20, [*range(8)], False),
+        ([10], [0], True),
+        ([65], [0], False),
+    ],
+)
+def test_short_answers_are_asked_for_where_there_are_some(
+    lengths: list[int], indices: list[int], should_stop: bool
+) -> None:
+    found, judged_by_stop = verification.smoke_questions(asked(*lengths))
+    assert [int(one.prompt) for one in found] == indices
+    assert judged_by_stop is should_stop
+
+
+STOPS = Answer("Yes.", stopped=True, length=2, distinct=2)
+LONG = Answer("word after word", stopped=False, length=128, distinct=70)
+LOOP = Answer("la la la la", stopped=False, length=128, distinct=2)
+EMPTY = Answer("", stopped=True, length=0, distinct=0)
+
+
+@pytest.mark.parametrize(
+    ("length", "tuned", "base", "refused"),
+    [
+        (10, [LONG, STOPS], [STOPS, STOPS], None),
+        (10, [LONG, LONG], [STOPS, STOPS], "none of 2 answers ends by itself, while 100% of the base"),
+        (10, [LONG, LONG], [LONG, LONG], None),
+        (400, [LONG, LONG], [STOPS, STOPS], None),  # cut off, and right to be
+        (400, [LOOP, EMPTY], [LONG, STOPS], "none of 2 answers is more than a repetition"),
+        (400, [LOOP, LONG], [LONG, STOPS], None),
+        (400, [LOOP, EMPTY], [LOOP, LOOP], None),
+    ],
+)
+def test_a_good_model_of_long_answers_is_not_refused(
+    monkeypatch: pytest.MonkeyPatch, length: int, tuned: list[Answer], base: list[Answer], refused: str | None
+) -> None:
+    given = iter([tuned, base])
+    model: Any = SimpleNamespace(disable_adapter=nullcontext)
+
+    def answers(_model: Any, _tokenizer: Any, questions: Sequence[Question], **_: Any) -> list[Answer]:
+        assert len(questions) == 2
+        return next(given)
+
+    monkeypatch.setattr(verification, "answer", answers)
+    if refused:
+        with pytest.raises(ArtifactInvalidError, match=refused):
+            verification.verify_answers(model, TOKENIZER, asked(length, length), adapter=True)
+    else:
+        verified = verification.verify_answers(model, TOKENIZER, asked(length, length), adapter=True)
+        assert verified.stopped == sum(one.stopped for one in tuned) / 2
+
+
+def prepared(folder: Path, questions: Sequence[str]) -> Prepared:
+    folder.mkdir()
+    lines = "".join(json.dumps(chat(text, "Yes.")) + "\n" for text in questions)
+    (folder / "validation.jsonl").write_text(lines, encoding="utf-8")
+    return Prepared(ResolvedValues.model_construct(), "", folder, folder)
+
+
+def test_held_out_examples_are_chosen_by_content_not_by_place(tmp_path: Path) -> None:
+    topics = [f"{topic} {n}?" for topic in ("boats", "trains") for n in range(40)]  # a sorted file
+    chosen = []
+    for name, questions in (("sorted", topics), ("reversed", topics[::-1])):
+        data = prepared(tmp_path / name, questions)
+        examples = data.held_out_examples(data.held_out(20))
+        chosen.append([example["messages"][0]["content"] for example in examples])
+    assert chosen[0] == chosen[1]
+    assert 5 <= sum("trains" in text for text in chosen[0]) <= 15
+    assert sorted(data.held_out(500)) == list(range(80))

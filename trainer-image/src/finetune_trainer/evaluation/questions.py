@@ -1,0 +1,93 @@
+"""Held-out examples as questions: what a user would ask, and what the data answers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from finetune_trainer.messages import encode_rendered, render
+
+ANSWER_TOKENS = 128  # of a sample answer, at most
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A held-out example split before its last answer. `tokens` is the prompt as the model reads it;
+    `expected_tokens` the length of the data's answer."""
+
+    prompt: str
+    expected: str
+    tokens: list[int]
+    expected_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Questions:
+    """`too_long`: questions that were passed over, since the context has no room for an answer after them."""
+
+    asked: list[Question]
+    too_long: int
+    context: int
+
+    @property
+    def notes(self) -> list[str]:
+        """What the user should know."""
+        if not self.too_long:
+            return []
+        return [
+            f"{self.too_long} held-out question(s) were not asked: they leave fewer than {ANSWER_TOKENS} tokens for an "
+            f"answer in the model's context of {self.context}"
+        ]
+
+
+def choose(
+    examples: Iterable[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, context: int, most: int
+) -> Questions:
+    """The first `most` questions that leave room for an answer of ANSWER_TOKENS in a context of `context` tokens."""
+    asked: list[Question] = []
+    too_long = 0
+    for example in examples:
+        if len(asked) >= most:
+            break
+        found = question(example, tokenizer)
+        if found is None:
+            continue
+        if len(found.tokens) + ANSWER_TOKENS <= context:
+            asked.append(found)
+        else:
+            too_long += 1
+    return Questions(asked, too_long, context)
+
+
+def context_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Tokens that the model can take, prompt and answer together."""
+    return int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or tokenizer.model_max_length)
+
+
+def question(example: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Question | None:
+    """The question in a chat or completion example; None when nothing can be asked (no user turn before an answer)."""
+    if "messages" not in example:
+        tokens = tokenizer(example["prompt"], verbose=False)["input_ids"]
+        # There are none for an empty prompt without a start token.
+        return _question(example["prompt"], example["completion"], tokens, tokenizer) if tokens else None
+    messages: list[dict[str, Any]] = example["messages"]
+    last = max((i for i, message in enumerate(messages) if message["role"] == "assistant"), default=0)
+    asked = messages[:last]
+    if not any(message["role"] == "user" for message in asked):
+        return None
+    tokens = encode_rendered(tokenizer, render(tokenizer, asked, tools=example.get("tools"), prompt=True))
+    prompt = next(_text(message) for message in reversed(asked) if message["role"] == "user")
+    return _question(prompt, _text(messages[last]), tokens, tokenizer)
+
+
+def _question(prompt: str, expected: str, tokens: list[int], tokenizer: PreTrainedTokenizerBase) -> Question:
+    return Question(prompt, expected, list(tokens), len(encode_rendered(tokenizer, expected)))
+
+
+def _text(message: Mapping[str, Any]) -> str:
+    """What a person would read: the content, or the calls of an answer that has none."""
+    return message.get("content") or json.dumps(message.get("tool_calls") or "", ensure_ascii=False)
