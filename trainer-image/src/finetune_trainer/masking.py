@@ -15,22 +15,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from finetune_trainer.data.problems import EncodingError
 from finetune_trainer.messages import render
 
 IGNORED = -100  # the index that PyTorch's cross entropy leaves out
 
 # Two markers that share neither their first nor their last character: a text can then not agree with both by chance.
 MARKERS = ("Ω marker one ж", "Ж marker two ω")
-
-
-class MaskingError(ValueError):
-    """The example cannot be masked. `check` names the problem in the dataset report; the text has no dataset text."""
-
-    def __init__(self, check: str, message: str, where: str = "") -> None:
-        super().__init__(message)
-        self.check = check
-        self.message = message
-        self.where = where
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +44,7 @@ class ChatMasker:
     stop_ids: frozenset[int]
 
     def mask(self, example: Mapping[str, Any]) -> MaskedTokens:
-        """`example` has `messages` in the form that templates take, and perhaps `tools`. Raises MaskingError."""
+        """`example` has `messages` in the form that templates take, and perhaps `tools`. Raises EncodingError."""
         messages, tools = example["messages"], example.get("tools")
         full = self._render_whole(messages, tools)
         # verbose=False: that an example is longer than the context is reported by us, with its line
@@ -70,7 +61,7 @@ class ChatMasker:
         try:
             return self._render(messages, tools, prompt=False)
         except Exception as error:
-            raise MaskingError("template", f"the model's chat template refuses this conversation: {error}") from error
+            raise EncodingError("template", f"the model's chat template refuses this conversation: {error}") from error
 
     def _render(self, messages: Sequence[Any], tools: Any, *, prompt: bool) -> str:
         return render(self.tokenizer, messages, tools=tools, prompt=prompt)
@@ -102,9 +93,9 @@ class ChatMasker:
             try:
                 text = self._render(marked, tools, prompt=False)
             except Exception as error:
-                raise MaskingError("template", f"the model's chat template refuses it: {error}") from error
+                raise EncodingError("template", f"the model's chat template refuses it: {error}") from error
             if marker not in text:
-                raise MaskingError(
+                raise EncodingError(
                     "not_rendered",
                     "the model's chat template leaves this message out; split the conversation or use another model",
                     f"messages[{index}]",
@@ -122,7 +113,7 @@ class ChatMasker:
         inside = [n for n, (low, high) in enumerate(offsets) if max(high, low + 1) > span[0] and low < span[1]]
         stops = [n for n in inside if ids[n] in self.stop_ids]
         if not stops:
-            raise MaskingError(
+            raise EncodingError(
                 "end_of_turn",
                 "the model's chat template does not end an answer with a stop token of the model, so it would never "
                 "learn to stop; use the model's instruct variant, or put the template's end-of-turn token into "
@@ -141,11 +132,11 @@ def mask_completion(tokenizer: Any, prompt: str, completion: str) -> MaskedToken
     """Tokens of prompt and completion; trained on are the completion and the end-of-sequence token after it.
 
     The prompt is tokenised as a server tokenises it, with the beginning-of-sequence token where the model has one.
-    Raises MaskingError when the tokenizer has no end-of-sequence token.
+    Raises EncodingError when the tokenizer has no end-of-sequence token.
     """
     end = tokenizer.eos_token_id
     if end is None:
-        raise MaskingError(
+        raise EncodingError(
             "end_of_turn", "the model's tokenizer has no end-of-sequence token, so nothing would stop it"
         )
     begin = _begin_ids(tokenizer)

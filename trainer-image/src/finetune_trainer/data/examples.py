@@ -7,18 +7,14 @@ import json
 import logging
 import re
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from finetune_api.spec import Task
-from finetune_trainer.data.chat import check_chat, normalise_chat
-from finetune_trainer.data.completion import check_completion, normalise_completion
-from finetune_trainer.data.problems import Fault, FileName, Findings
+from finetune_trainer.data.problems import EncodingError, Fault, FileName, Findings
 from finetune_trainer.data.reader import read_objects
-from finetune_trainer.masking import IGNORED, ChatMasker, MaskedTokens, MaskingError, mask_completion
-from finetune_trainer.messages import template_abilities
+from finetune_trainer.tasks.kind import ExampleFormat, Tokens
 
 log = logging.getLogger(__name__)
 
@@ -27,50 +23,24 @@ SAY_EVERY = 10_000  # examples between two progress lines
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One good example. `text` is its normalised JSON; the tokens are in arrays, 4 bytes each."""
+    """One good example. `text` is its normalised JSON, `digest` its identity: equal examples have equal texts.
+
+    `tokens` are the columns that Train reads, in arrays of 4 bytes a number; `learned` is how many of them are
+    trained on.
+    """
 
     line: int
     text: str
-    input_ids: array[int]
-    labels: array[int]
+    digest: str
+    tokens: Tokens
+    learned: int
 
     @property
-    def digest(self) -> str:
-        """Identity: equal examples have equal normalised JSON."""
-        return hashlib.sha256(self.text.encode()).hexdigest()
+    def input_ids(self) -> array[int]:
+        return self.tokens["input_ids"]
 
-    @property
-    def loss_tokens(self) -> int:
-        return sum(label != IGNORED for label in self.labels)
-
-
-@dataclass(frozen=True, slots=True)
-class ExampleFormat:
-    """How lines become examples: the task's checks and the model's tokenizer."""
-
-    check: Callable[[Mapping[str, Any]], list[Fault]]
-    normalise: Callable[[Mapping[str, Any]], dict[str, Any]]
-    mask: Callable[[Mapping[str, Any]], MaskedTokens]
-    special: re.Pattern[str]
-
-
-def example_format(task: Task, tokenizer: Any, stop_ids: frozenset[int]) -> ExampleFormat:
-    """The format for a task and a loaded tokenizer. `stop_ids` are the tokens that end a generation."""
-    special = special_tokens(tokenizer)
-    if task is Task.COMPLETION:
-        return ExampleFormat(
-            check_completion,
-            normalise_completion,
-            lambda example: mask_completion(tokenizer, example["prompt"], example["completion"]),
-            special,
-        )
-    abilities = template_abilities(tokenizer)
-    return ExampleFormat(
-        lambda example: check_chat(example, abilities),
-        lambda example: normalise_chat(example, abilities),
-        ChatMasker(tokenizer, stop_ids).mask,
-        special,
-    )
+    def with_tokens(self, tokens: Tokens, learned: int) -> Example:
+        return replace(self, tokens=tokens, learned=learned)
 
 
 def special_tokens(tokenizer: Any) -> re.Pattern[str]:
@@ -107,15 +77,16 @@ def _example(
     if findings.add(file, line, _text_faults(normal, form.special)):
         return None
     try:
-        tokens = form.mask(normal)
-    except MaskingError as error:
+        tokens = form.encode(normal)
+    except EncodingError as error:
         findings.add(file, line, [Fault(error.check, error.message, error.where)])
         return None
-    if not tokens.loss_tokens:
+    learned = form.learned(tokens)
+    if not learned:
         findings.add(file, line, [Fault("nothing_trainable", "no token of the example would be trained on")])
         return None
     text = json.dumps(normal, ensure_ascii=False, sort_keys=False)
-    return Example(line, text, array("i", tokens.input_ids), array("i", tokens.labels))
+    return Example(line, text, hashlib.sha256(text.encode()).hexdigest(), tokens, learned)
 
 
 def _text_faults(normal: Mapping[str, Any], special: re.Pattern[str]) -> Iterator[Fault]:

@@ -46,6 +46,16 @@ class Finding:
         return self.fault.message + first
 
 
+class EncodingError(ValueError):
+    """The example cannot become tokens. `check` names the kind of fault; the text has no text of the dataset."""
+
+    def __init__(self, check: str, message: str, where: str = "") -> None:
+        super().__init__(message)
+        self.check = check
+        self.message = message
+        self.where = where
+
+
 class Findings:
     """Collects faults. An example counts once for each kind of problem."""
 

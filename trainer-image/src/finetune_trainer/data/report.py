@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from finetune_api.status import DatasetStatus, LengthStats
+from finetune_api.status import DatasetStatus, LabelCount, LengthStats
 from finetune_trainer import artifacts
 from finetune_trainer.data.examples import Example
 from finetune_trainer.data.problems import Findings, line_list
@@ -16,10 +16,12 @@ from finetune_trainer.data.tokens import Cut
 from finetune_trainer.errors import UserInputError
 from finetune_trainer.masking import IGNORED
 from finetune_trainer.resolve import Resolution
+from finetune_trainer.tasks.kind import Facts
 
 log = logging.getLogger(__name__)
 
 SHOWN_EXAMPLES = 3
+MAX_LABELS = 100  # in the status
 PROBLEMS_FILE = "dataset-problems.json"
 
 
@@ -56,14 +58,18 @@ def refusal(error: UserInputError, findings: Findings, run_dir: Path) -> UserInp
 
 
 def dataset_status(
-    data: CheckedData, train: Cut, validation: Cut, lengths: LengthStats, findings: Findings
+    data: CheckedData, train: Cut, validation: Cut, lengths: LengthStats, facts: Facts, findings: Findings
 ) -> DatasetStatus:
     """Figures for the status. Tokens are those that are trained on, after the cut; lengths those before it."""
     return DatasetStatus(
         train_examples=len(train.kept),
         validation_examples=len(validation.kept),
         train_tokens=sum(len(example.input_ids) for example in train.kept),
-        loss_tokens=sum(example.loss_tokens for example in train.kept),
+        loss_tokens=sum(example.learned for example in train.kept),
+        labels=[
+            LabelCount(label=label[:253], count=count)
+            for label, count in zip(facts.labels[:MAX_LABELS], facts.counts, strict=False)
+        ],
         length=lengths,
         truncated=len(train.truncated) + len(validation.truncated),
         dropped=len(train.dropped) + len(validation.dropped),
@@ -89,14 +95,27 @@ def full_report(
 
 
 def shown(examples: Sequence[Example], tokenizer: Any) -> list[dict[str, Any]]:
-    """The first examples as text, in pieces that are trained on or not."""
-    return [{"line": example.line, "pieces": pieces(example, tokenizer)} for example in examples[:SHOWN_EXAMPLES]]
+    """The first examples as the model reads them, and what it learns of each."""
+    return [{"line": example.line, **_as_read(example, tokenizer)} for example in examples[:SHOWN_EXAMPLES]]
 
 
-def pieces(example: Example, tokenizer: Any) -> list[dict[str, Any]]:
+def _as_read(example: Example, tokenizer: Any) -> dict[str, Any]:
+    labels = example.tokens.get("labels")
+    if labels is not None and len(labels) == len(example.input_ids) and _are_tokens(example):
+        return {"pieces": pieces(example.input_ids, labels, tokenizer)}
+    return {"read": tokenizer.decode(example.input_ids), "example": json.loads(example.text)}
+
+
+def _are_tokens(example: Example) -> bool:
+    """Whether the labels are the tokens themselves, as where text is generated."""
+    pairs = zip(example.input_ids, example.tokens["labels"], strict=True)
+    return all(label in (IGNORED, token) for token, label in pairs)
+
+
+def pieces(input_ids: Sequence[int], labels: Sequence[int], tokenizer: Any) -> list[dict[str, Any]]:
     """Runs of tokens with the same fate: [{"trained": bool, "text": str}]."""
     runs: list[tuple[bool, list[int]]] = []
-    for token, label in zip(example.input_ids, example.labels, strict=True):
+    for token, label in zip(input_ids, labels, strict=True):
         trained = label != IGNORED
         if not runs or runs[-1][0] != trained:
             runs.append((trained, []))

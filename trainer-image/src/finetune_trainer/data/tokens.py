@@ -15,7 +15,7 @@ from finetune_api.status import LengthStats
 from finetune_trainer.data.examples import Example
 from finetune_trainer.data.problems import Fault, FileName, Findings, line_list
 from finetune_trainer.errors import UserInputError
-from finetune_trainer.masking import IGNORED
+from finetune_trainer.tasks.kind import ExampleFormat
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,19 +44,18 @@ def length_stats(examples: Sequence[Example]) -> LengthStats:
     return LengthStats(min=lengths[0], p50=p50, p90=p90, p99=p99, max=lengths[-1])
 
 
-def cut(examples: Sequence[Example], max_length: int) -> Cut:
-    """Keep the first `max_length` tokens of each; drop those in which nothing to learn remains."""
+def cut(examples: Sequence[Example], max_length: int, form: ExampleFormat) -> Cut:
+    """Keep at most `max_length` tokens of each, as the task cuts; drop those in which nothing to learn remains."""
     kept, truncated, dropped = [], [], []
     for example in examples:
-        if len(example.input_ids) <= max_length:
-            kept.append(example)
-        elif all(label == IGNORED for label in example.labels[:max_length]):
+        tokens = form.cut(example.tokens, max_length)
+        if tokens is None:
             dropped.append(example.line)
+        elif tokens is example.tokens:
+            kept.append(example)
         else:
             truncated.append(example.line)
-            kept.append(
-                Example(example.line, example.text, example.input_ids[:max_length], example.labels[:max_length])
-            )
+            kept.append(example.with_tokens(tokens, form.learned(tokens)))
     return Cut(kept, truncated, dropped)
 
 
@@ -83,11 +82,9 @@ def refuse_great_loss(result: Cut, max_length: int, max_lost_percent: int, conte
 
 
 def save_tokens(examples: Sequence[Example], folder: Path) -> None:
-    """Write the examples as a `datasets` folder with the columns input_ids and labels, lists of int32."""
-    columns = {
-        "input_ids": _column([example.input_ids for example in examples]),
-        "labels": _column([example.labels for example in examples]),
-    }
+    """Write the examples as a `datasets` folder with the task's columns, lists of int32."""
+    names = list(examples[0].tokens) if examples else ["input_ids", "labels"]
+    columns = {name: _column([example.tokens[name] for example in examples]) for name in names}
     features = datasets.Features({name: datasets.List(datasets.Value("int32")) for name in columns})
     table = pa.table(columns).cast(features.arrow_schema)
     datasets.Dataset(datasets.table.InMemoryTable(table)).save_to_disk(str(folder))

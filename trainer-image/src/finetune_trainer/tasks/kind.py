@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from finetune_api.status import ResolvedValues
 from finetune_api.tasks import Metric, Task
+from finetune_trainer.data.problems import EncodingError as EncodingError
 from finetune_trainer.data.problems import Fault, Findings
 
 Tokens = Mapping[str, "array[int]"]
@@ -30,14 +31,6 @@ Row = Mapping[str, Sequence[int]]
 
 def no_interruption() -> None:
     """For callers that nothing interrupts."""
-
-
-class EncodingError(Exception):
-    """The example cannot become tokens. `check` names the kind of fault, `where` the place in the line."""
-
-    def __init__(self, check: str, message: str, where: str = "") -> None:
-        super().__init__(message)
-        self.check, self.message, self.where = check, message, where
 
 
 @dataclass(frozen=True, slots=True)
