@@ -225,6 +225,18 @@ def condition(status: dict[str, Any], kind: str) -> tuple[str, str]:
     )
 
 
+def wait_idle(operator: OperatorProcess) -> None:
+    """No pass for a while that is longer than the echo of any write."""
+    seen = [operator.passes(), 0]
+
+    def quiet() -> bool:
+        now = operator.passes()
+        seen[:] = [now, seen[1] + 1 if now == seen[0] else 0]
+        return seen[1] >= 10
+
+    wait_until(quiet, PATIENCE, "no more passes", operator.component.tail)
+
+
 class Kubelet:
     """Says of pods what a kubelet would say, so that the Job and Deployment controllers go on."""
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.cluster.control_plane import ControlPlane
@@ -119,20 +122,28 @@ def test_a_changed_server_is_put_right_and_the_annotations_of_others_stay(plane:
         assert (plane.kubectl.get("service", "travel-serve", namespace) or {})["spec"]["clusterIP"] == address
 
 
-def test_a_stored_spec_that_this_version_refuses_is_stalled_not_fatal(plane: ControlPlane, tmp_path: Path) -> None:
-    """As after an upgrade that narrowed a rule: the object was stored under the older CRD."""
-    namespace = make_namespace(plane, "narrowed")
-    crd = f"finetunejobs.{GROUP}"
-    relaxed = plane.kubectl.json("get", "crd", crd)
-    schema = relaxed["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"]
-    schema["properties"]["evaluation"]["properties"]["maxExamples"].pop("maximum")
+@contextlib.contextmanager
+def without_rule(plane: ControlPlane, path: str, rule: str) -> Iterator[None]:
+    """The CRD of another version, for the length of a block: a field without one of its rules."""
+    relaxed = plane.kubectl.json("get", "crd", f"finetunejobs.{GROUP}")
+    schema = relaxed["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    for part in path.split("."):
+        schema = schema["properties"][part]
+    schema.pop(rule)
     relaxed["metadata"].pop("managedFields", None)
     plane.kubectl("replace", "-f", "-", input=json.dumps(relaxed))
     try:
-        bad = job_manifest("travel", namespace, evaluation={"maxExamples": 99_999_999})
-        plane.kubectl.wait_until(lambda: plane.kubectl.apply(bad), PATIENCE, "the relaxed rule")
+        yield
     finally:
         prepared(plane)
+
+
+def test_a_stored_spec_that_this_version_refuses_is_stalled_not_fatal(plane: ControlPlane, tmp_path: Path) -> None:
+    """As after an upgrade that narrowed a rule: the object was stored under the older CRD."""
+    namespace = make_namespace(plane, "narrowed")
+    bad = job_manifest("travel", namespace, evaluation={"maxExamples": 99_999_999})
+    with without_rule(plane, "spec.evaluation.maxExamples", "maximum"):
+        plane.kubectl.wait_until(lambda: plane.kubectl.apply(bad), PATIENCE, "the relaxed rule")
     with running_operator(plane, tmp_path, FINETUNE_WATCH_NAMESPACES=namespace) as operator:
         plane.kubectl.apply(job_manifest("healthy", namespace))
         plane.kubectl.wait_until(
@@ -147,6 +158,62 @@ def test_a_stored_spec_that_this_version_refuses_is_stalled_not_fatal(plane: Con
         assert "spec.evaluation.maxExamples" in message
         plane.kubectl.wait_until(lambda: len(children(plane, namespace)) == 2, PATIENCE, "the other job", namespace)
         assert operator.metric("finetune_reconcile_seconds_count", outcome="fault") == 0
+
+
+def events_of(plane: ControlPlane, namespace: str, reason: str) -> list[dict[str, Any]]:
+    found = plane.kubectl.json("get", "events.events.k8s.io", namespace=namespace)["items"]
+    return [each for each in found if each["reason"] == reason and each["regarding"]["kind"] == "FineTuneJob"]
+
+
+def test_a_status_of_a_newer_version_is_told_and_left_alone(plane: ControlPlane, tmp_path: Path) -> None:
+    """As after a downgrade: the status has a word that this version does not know."""
+    namespace = make_namespace(plane, "downgraded")
+    with running_operator(plane, tmp_path, name="newer", FINETUNE_WATCH_NAMESPACES=namespace):
+        plane.kubectl.apply(job_manifest("travel", namespace))
+        plane.kubectl.wait_until(lambda: len(children(plane, namespace)) == 2, PATIENCE, "two children", namespace)
+        plane.kubectl.wait_until(lambda: status_of(plane, namespace, "travel"), PATIENCE, "a status", namespace)
+
+    def write(trigger: str) -> str:
+        body = json.dumps({"status": {"run": {"trigger": trigger}}})
+        flags = ("--subresource=status", "--type=merge", "-p", body)
+        return plane.kubectl("patch", "finetunejob", "travel", *flags, namespace=namespace)
+
+    with without_rule(plane, "status.run.trigger", "enum"):
+        plane.kubectl.wait_until(lambda: write("Scheduled"), PATIENCE, "the relaxed rule")
+    with running_operator(plane, tmp_path, FINETUNE_WATCH_NAMESPACES=namespace) as operator:
+        plane.kubectl.wait_until(
+            lambda: events_of(plane, namespace, "StatusUnreadable"), PATIENCE, "the Event", namespace
+        )
+        (event,) = events_of(plane, namespace, "StatusUnreadable")
+        assert event["type"] == "Warning"
+        assert "status.run.trigger: 'Scheduled'" in event["note"]
+        assert "upgrade the operator" in event["note"]
+        assert operator.metric("finetune_status_unreadable") == 1
+        assert operator.metric("finetune_reconcile_seconds_count", outcome="fault") == 0
+        assert status_of(plane, namespace, "travel")["run"]["trigger"] == "Scheduled"
+        write("Created")
+        wait_until(lambda: operator.metric("finetune_status_unreadable") == 0, PATIENCE, "a readable status")
+
+
+def test_what_happens_again_is_told_again(plane: ControlPlane, tmp_path: Path) -> None:
+    namespace = make_namespace(plane, "recurring")
+    foreign = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "travel-r1", "namespace": namespace}}
+    plane.kubectl.apply(foreign)
+    with running_operator(plane, tmp_path, FINETUNE_WATCH_NAMESPACES=namespace):
+        plane.kubectl.apply(job_manifest("travel", namespace))
+        for times in (1, 2):
+            wait_failure(plane, namespace, "NameConflict")
+            plane.kubectl.wait_until(
+                lambda times=times: len(events_of(plane, namespace, "NameConflict")) == times, PATIENCE, "an Event"
+            )
+            plane.kubectl("delete", "configmap", "travel-r1", namespace=namespace)
+            plane.kubectl.wait_until(
+                lambda: failure(plane, namespace).get("reason") is None, PATIENCE, "no failure any more", namespace
+            )
+            plane.kubectl("replace", "--force", "-f", "-", input=json.dumps(foreign), namespace=namespace)
+            plane.kubectl("delete", "job", "travel-r1-prepare", namespace=namespace)
+    notes = {each["note"] for each in events_of(plane, namespace, "NameConflict")}
+    assert len(notes) == 1
 
 
 def test_the_whole_cluster_is_served_when_no_namespace_is_named(plane: ControlPlane, tmp_path: Path) -> None:

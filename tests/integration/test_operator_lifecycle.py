@@ -15,7 +15,6 @@ from tests.operator_process import (
     HOME,
     PATIENCE,
     Kubelet,
-    OperatorProcess,
     children,
     condition,
     job_manifest,
@@ -24,6 +23,7 @@ from tests.operator_process import (
     running_operator,
     start_operator,
     status_of,
+    wait_idle,
 )
 from tests.simulator import good_summary
 
@@ -56,18 +56,6 @@ def wait_ready(plane: ControlPlane, namespace: str, name: str = "travel") -> Non
     plane.kubectl.wait_until(
         lambda: condition(status_of(plane, namespace, name), "Ready")[0] == "True", PATIENCE, "Ready", namespace
     )
-
-
-def wait_idle(operator: OperatorProcess) -> None:
-    """No pass for a while that is longer than the echo of any write."""
-    seen = [operator.passes(), 0]
-
-    def quiet() -> bool:
-        now = operator.passes()
-        seen[:] = [now, seen[1] + 1 if now == seen[0] else 0]
-        return seen[1] >= 10
-
-    wait_until(quiet, PATIENCE, "no more passes", operator.component.tail)
 
 
 def test_a_job_becomes_ready_and_then_nothing_is_written_or_read(plane: ControlPlane, tmp_path: Path) -> None:

@@ -43,6 +43,14 @@ def test_events_fit_the_limits_and_equal_ones_have_one_name() -> None:
     assert len(set(names)) == 3
 
 
+def test_an_event_that_happens_again_is_another_event() -> None:
+    first, again = stored(), stored()
+    again["metadata"]["resourceVersion"] = "8"
+    event = Event("Warning", "Unschedulable", "no node")
+    names = [event_manifest(job, event, "pod")["metadata"]["name"] for job in (first, first, again)]
+    assert names[0] == names[1] != names[2]
+
+
 @pytest.mark.parametrize(
     ("status", "reason", "message", "expected"),
     [

@@ -11,18 +11,22 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from finetune_api import API_VERSION, GROUP, KIND
 from finetune_api.conditions import FailureReason
 from finetune_operator import FIELD_MANAGER
+from finetune_operator.control.allowance import Allowance
 from finetune_operator.control.api_client import Api, ApiError
-from finetune_operator.control.cache import Cache, name_of
-from finetune_operator.control.metrics import APPLY_FAILURES
+from finetune_operator.control.cache import Cache, Name, name_of
+from finetune_operator.control.metrics import APPLY_FAILURES, CORRECTIONS
 from finetune_operator.control.resources import (
     CONFIG_MAP,
+    DEPLOYMENT,
     EVENT,
     FINE_TUNE_JOB,
     SERVICE,
@@ -30,10 +34,16 @@ from finetune_operator.control.resources import (
     controller_uid,
     resource_of,
 )
+from finetune_operator.drift import has_drifted, is_autoscaled
 from finetune_operator.plan import ApplyFailure, Event, Manifest, ObjectRef
+
+logger = logging.getLogger(__name__)
 
 SPEC_HASH = f"{GROUP}/spec-hash"
 NOTE_LENGTH = 1024  # characters; the API server's limit for the note of an Event
+CORRECTIONS_AT_ONCE, CORRECTION_SECONDS = 5, 60.0  # of one object; another controller may want it otherwise
+EVENTS_AT_ONCE, EVENT_SECONDS = 25, 300.0  # about one job, as client-go has it: a flapping state must not flood etcd
+SERVED = (DEPLOYMENT, SERVICE)  # the children that live long enough to be changed by others
 SERVICE_ALLOCATED = ("clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy", "healthCheckNodePort")
 
 
@@ -45,6 +55,14 @@ class GoneError(Exception):
     """The job or its namespace is being deleted."""
 
 
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What became of the children: refused for good, or (by admission) made otherwise than we wrote it."""
+
+    refused: ApplyFailure | None = None
+    otherwise: bool = False
+
+
 class Applier:
     """Writes children, status and events of jobs. Raises ApiError for what may be over at the next attempt."""
 
@@ -52,22 +70,25 @@ class Applier:
         self._api = api
         self._cache = cache
         self._instance = instance
-        self._posted: dict[str, None] = {}  # names of Events that are there, oldest first
+        self._events = Allowance[str](EVENTS_AT_ONCE, EVENT_SECONDS)
+        self._corrections = Allowance[tuple[str, Name]](CORRECTIONS_AT_ONCE, CORRECTION_SECONDS)
 
-    async def children(self, job_uid: str, manifests: Sequence[Manifest]) -> ApplyFailure | None:
-        """Creates or updates all children; what was refused for good, or None.
+    async def children(self, job_uid: str, manifests: Sequence[Manifest]) -> Applied:
+        """Creates or updates all children, and what came of it.
 
         First what pods mount: a Job must not start beside a ConfigMap of somebody else. Then all others at the
         same time, each attempted before the first error is raised.
         """
         mounted = [each for each in manifests if each["kind"] == CONFIG_MAP.kind]
         others = [each for each in manifests if each["kind"] != CONFIG_MAP.kind]
+        otherwise = False
         for group in (mounted, others):
             results = await asyncio.gather(*(self._child(job_uid, each) for each in group), return_exceptions=True)
             if failure := _first_failure(results):
                 APPLY_FAILURES.labels(failure.reason).inc()
-                return failure
-        return None
+                return Applied(refused=failure)
+            otherwise = otherwise or True in results
+        return Applied(otherwise=otherwise)
 
     async def delete(self, refs: Sequence[ObjectRef]) -> None:
         """Deletes children in the foreground, unless they are gone or being deleted already."""
@@ -92,10 +113,15 @@ class Applier:
         return True
 
     async def events(self, job: Manifest, events: Sequence[Event]) -> None:
-        """Posts Events. The name is made of their content, so that a repeated one is posted once, whoever repeats."""
+        """Posts Events about what was decided on this version of the job.
+
+        Their name is made of that version and their content: posted again for the same change, it is the same
+        Event, whoever repeats; when the same happens again later, it is another one.
+        """
         await asyncio.gather(*(self._event(job, each) for each in events))
 
-    async def _child(self, job_uid: str, manifest: Manifest) -> ApplyFailure | None:
+    async def _child(self, job_uid: str, manifest: Manifest) -> ApplyFailure | bool:
+        """Why it was refused, or whether it was made otherwise."""
         resource = resource_of(manifest)
         known = self._cache.get(resource, name_of(manifest))
         try:
@@ -105,10 +131,9 @@ class Applier:
         except ApiError as error:
             return _refused(resource, manifest, error)
 
-    async def _create(self, resource: Resource, job_uid: str, manifest: Manifest) -> ApplyFailure | None:
+    async def _create(self, resource: Resource, job_uid: str, manifest: Manifest) -> ApplyFailure | bool:
         try:
-            self._cache.store(resource, await self._api.create(resource, manifest))
-            return None
+            return self._written(resource, manifest, await self._api.create(resource, manifest))
         except ApiError as error:
             if error.reason != "AlreadyExists":
                 raise
@@ -122,13 +147,31 @@ class Applier:
         self._cache.store(resource, live)
         return await self._update(resource, manifest, live)
 
-    async def _update(self, resource: Resource, manifest: Manifest, live: Manifest) -> ApplyFailure | None:
+    async def _update(self, resource: Resource, manifest: Manifest, live: Manifest) -> bool:
         if live["metadata"].get("deletionTimestamp"):
-            return None  # the event of its end brings the next pass, which creates it anew
-        if not _differs(resource, manifest, live):
-            return None
-        self._cache.store(resource, await self._api.replace(resource, _overlaid(resource, manifest, live)))
-        return None
+            return False  # the event of its end brings the next pass, which creates it anew
+        if not _differs(resource, manifest, live) and not self._to_correct(resource, manifest, live):
+            return False
+        return self._written(resource, manifest, await self._api.replace(resource, _overlaid(resource, manifest, live)))
+
+    def _written(self, resource: Resource, manifest: Manifest, answer: Manifest) -> bool:
+        """Remembers the answer. Whether admission made something else of the manifest."""
+        self._cache.store(resource, answer)
+        if resource is not DEPLOYMENT or not has_drifted(answer, manifest):
+            return False
+        logger.info("deployment=%s/%s admission=changed_it", *name_of(manifest))
+        self._cache.admit(answer, manifest)
+        return True
+
+    def _to_correct(self, resource: Resource, manifest: Manifest, live: Manifest) -> bool:
+        """Whether somebody changed our fields, and we do not put them right all the time."""
+        if resource not in SERVED or not has_drifted(live, manifest):
+            return False
+        name = name_of(manifest)
+        allowed = self._corrections.take((resource.kind, name))
+        logger.warning("%s=%s/%s drift=%s", resource.kind.lower(), *name, "corrected" if allowed else "fought_over")
+        CORRECTIONS.labels(resource.plural, "corrected" if allowed else "fought_over").inc()
+        return allowed
 
     async def _delete(self, ref: ObjectRef) -> None:
         resource = resource_of({"kind": ref.kind})
@@ -146,21 +189,17 @@ class Applier:
             self._cache.store(resource, answer)
 
     async def _event(self, job: Manifest, event: Event) -> None:
-        body = event_manifest(job, event, self._instance)
-        name = body["metadata"]["name"]
-        if name in self._posted:
+        if not self._events.take(job["metadata"]["uid"]):
+            logger.warning("job=%s/%s event=%s dropped=too_many", *name_of(job), event.reason)
             return
         try:
-            await self._api.create(EVENT, body)
+            await self._api.create(EVENT, event_manifest(job, event, self._instance))
         except ApiError as error:
             if error.reason != "AlreadyExists" and error.status not in (403, 404):  # 403: the namespace is ending
                 raise
-        self._posted[name] = None
-        if len(self._posted) > 10_000:  # about 1 MiB
-            self._posted.pop(next(iter(self._posted)))
 
 
-def _first_failure(results: Sequence[ApplyFailure | BaseException | None]) -> ApplyFailure | None:
+def _first_failure(results: Sequence[ApplyFailure | BaseException | bool]) -> ApplyFailure | None:
     for result in results:
         if isinstance(result, BaseException):
             raise result
@@ -184,6 +223,8 @@ def _overlaid(resource: Resource, manifest: Manifest, live: Manifest) -> Manifes
         if both:
             metadata[part] = both
     body = {**manifest, "metadata": metadata}
+    if resource is DEPLOYMENT and is_autoscaled(live):
+        body["spec"] = {**manifest["spec"], "replicas": live["spec"].get("replicas")}
     if resource is SERVICE:  # what the API server allotted may not be taken away
         allotted = {key: live["spec"][key] for key in SERVICE_ALLOCATED if key in live["spec"]}
         body["spec"] = {**allotted, **manifest["spec"]}
@@ -207,7 +248,7 @@ def _refused(resource: Resource, manifest: Manifest, error: ApiError) -> ApplyFa
 def event_manifest(job: Manifest, event: Event, instance: str) -> Manifest:
     """The Event object. A name cut to 200 characters and 16 digits of the content's hash fit the limit of 253."""
     metadata = job["metadata"]
-    content = "\n".join((metadata["uid"], event.type, event.reason, event.message))
+    content = "\n".join((metadata["uid"], metadata["resourceVersion"], event.type, event.reason, event.message))
     digest = hashlib.sha256(content.encode()).hexdigest()[:16]
     return {
         "apiVersion": EVENT.api_version,

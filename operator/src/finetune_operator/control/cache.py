@@ -6,12 +6,15 @@ its event) is ignored, and an equal one is no news, so that our own writes cause
 
 from __future__ import annotations
 
+import json
+import zlib
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from sys import intern
 from typing import Any, TypeVar, cast
 
+from finetune_operator import names
 from finetune_operator.builders.run_config_map import RUN_JSON
 from finetune_operator.control.resources import (
     CONFIG_MAP,
@@ -23,12 +26,13 @@ from finetune_operator.control.resources import (
     Resource,
     controller_uid,
 )
+from finetune_operator.drift import AUTOSCALERS
 from finetune_operator.plan import Manifest
 
 K = TypeVar("K")
 V = TypeVar("V")
 Name = tuple[str, str]  # namespace, name
-UNREAD = {JOB.kind: ("spec",), DEPLOYMENT.kind: ("spec",), CONFIG_MAP.kind: ("binaryData",)}
+UNREAD = {JOB.kind: ("spec",), CONFIG_MAP.kind: ("binaryData",)}
 LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"  # a copy of the whole spec; nothing reads it
 
 
@@ -46,8 +50,11 @@ def slim(body: Manifest) -> Manifest:
     """The object without what nobody reads: that is nine tenths of a Job and of a pod.
 
     Of what the operator made it reads names, labels, annotations and status; what the rest should be it computes.
+    A server's spec is kept to see what others change in it.
     """
     metadata = {key: value for key, value in body["metadata"].items() if key != "managedFields"}
+    if body.get("kind") == DEPLOYMENT.kind and (scaled := _scaled_by(body)):
+        metadata["managedFields"] = scaled
     annotations = metadata.get("annotations")
     if annotations and LAST_APPLIED in annotations:
         metadata["annotations"] = {key: value for key, value in annotations.items() if key != LAST_APPLIED}
@@ -60,6 +67,21 @@ def slim(body: Manifest) -> Manifest:
     if body.get("kind") == POD.kind:  # which claims and ConfigMaps a pod waits for
         kept["spec"] = {"volumes": (body.get("spec") or {}).get("volumes") or []}
     return cast(Manifest, shared_keys(kept))
+
+
+def _scaled_by(body: Manifest) -> list[dict[str, str]]:
+    """The autoscaler that set the number of replicas, if one did."""
+    entries = body["metadata"].get("managedFields") or ()
+    return [
+        {"manager": each["manager"], "subresource": "scale"}
+        for each in entries
+        if each.get("subresource") == "scale" and each.get("manager") in AUTOSCALERS
+    ]
+
+
+def _pack(spec: Any) -> bytes:
+    """About 1 KB where a Deployment's spec is 15 KB of dictionaries, and one is kept for every job that serves."""
+    return zlib.compress(json.dumps(spec, sort_keys=True).encode(), 1)
 
 
 def shared_keys(value: Any) -> Any:
@@ -84,12 +106,16 @@ class Cache:
         self._by_owner: dict[str, set[tuple[str, Name]]] = defaultdict(set)
         self._by_label: dict[Name, set[Name]] = defaultdict(set)
         self._job_names: dict[str, Name] = {}  # uid of a FineTuneJob -> its name
-        self._label_owner: dict[Name, str] = {}  # namespace, job label -> uid of the FineTuneJob
+        self._labelled: dict[Name, Name] = {}  # namespace, job label -> the FineTuneJob of that name
+        self._specs: dict[Name, bytes] = {}  # of Deployments, packed
+        # Where admission changes what we write: what it made of a spec, and that spec.
+        self._admitted: dict[Name, tuple[bytes, bytes]] = {}
         self._relists: dict[str, list[Relist]] = defaultdict(list)
         self.told: Counter[str] = Counter()  # plural -> events that its watch has told
 
     def get(self, resource: Resource, name: Name) -> Manifest | None:
-        return self._objects[resource.kind].get(name)
+        body = self._objects[resource.kind].get(name)
+        return body and self._whole(body)
 
     def names(self, resource: Resource) -> Collection[Name]:
         return list(self._objects[resource.kind])
@@ -100,7 +126,7 @@ class Cache:
     def children(self, owner_uid: str) -> Iterator[Manifest]:
         """Everything whose controlling owner has this uid."""
         for kind, name in self._by_owner.get(owner_uid, ()):
-            yield self._objects[kind][name]
+            yield self._whole(self._objects[kind][name])
 
     def pods(self, namespace: str, label: str) -> Iterator[Manifest]:
         """The pods that carry this value of the job label."""
@@ -108,13 +134,23 @@ class Cache:
             yield self._objects[POD.kind][name]
 
     def job_of(self, body: Manifest) -> Name | None:
-        """The FineTuneJob that a child belongs to. A pod's owner is a Job, so for pods the label tells."""
-        owner = controller_uid(body)
-        if owner is None or owner not in self._job_names:
-            metadata = body["metadata"]
-            label = (metadata.get("labels") or {}).get(JOB_LABEL, "")
-            owner = self._label_owner.get((metadata.get("namespace", ""), label), "")
-        return self._job_names.get(owner)
+        """The FineTuneJob that an object concerns: that of its owner, else the one whose name its label has.
+
+        So a pod, whose owner is a Job, concerns it, and so does what a deleted FineTuneJob of the same name left.
+        """
+        if owner := self._job_names.get(controller_uid(body) or ""):
+            return owner
+        metadata = body["metadata"]
+        return self._labelled.get((metadata.get("namespace", ""), (metadata.get("labels") or {}).get(JOB_LABEL, "")))
+
+    def owner_of(self, pod: Manifest) -> Name | None:
+        """The FineTuneJob whose own Job made the pod; never one that only has the name of the pod's former owner."""
+        uid = controller_uid(pod)
+        for reference in pod["metadata"].get("ownerReferences") or ():
+            job = self._objects[JOB.kind].get((pod["metadata"].get("namespace", ""), reference.get("name", "")))
+            if reference.get("uid") == uid and job is not None and job["metadata"]["uid"] == uid:
+                return self._job_names.get(controller_uid(job) or "")
+        return None
 
     def store(self, resource: Resource, body: Manifest, *, from_watch: bool = True) -> bool:
         """Remembers an object; False when nothing new was learnt."""
@@ -132,6 +168,14 @@ class Cache:
         self._remember(resource, name, slim(body))
         return True
 
+    def admit(self, answer: Manifest, manifest: Manifest) -> None:
+        """Admission changed the Deployment that we wrote: until somebody else does, it counts as what we wrote."""
+        name = name_of(answer)
+        made = (_pack(answer.get("spec")), _pack(manifest["spec"]))
+        if self._specs.get(name) == made[0]:
+            self._specs[name] = made[1]
+            self._admitted[name] = made
+
     def remove(self, resource: Resource, body: Manifest) -> bool:
         """Forgets an object; False when another one of that name is there already."""
         name = name_of(body)
@@ -139,13 +183,15 @@ class Cache:
         known = self._objects[resource.kind].get(name)
         if known is None or known["metadata"].get("uid") != body["metadata"].get("uid"):
             return False
-        self._forget(resource, name)
+        self.drop(resource, name)
         return True
 
     def drop(self, resource: Resource, name: Name) -> None:
         """Forgets whatever has this name."""
         if name in self._objects[resource.kind]:
             self._forget(resource, name)
+        if resource is DEPLOYMENT:
+            self._admitted.pop(name, None)
 
     def begin_relist(self, resource: Resource) -> Relist:
         relist = Relist()
@@ -159,28 +205,44 @@ class Cache:
         for relist in self._relists[resource.kind]:
             relist.touched.add(name)
 
+    def _whole(self, body: Manifest) -> Manifest:
+        """The object with its spec, where that is kept packed."""
+        if body.get("kind") != DEPLOYMENT.kind:
+            return body
+        return {**body, "spec": json.loads(zlib.decompress(self._specs[name_of(body)]))}
+
+    def _as_written(self, name: Name, spec: bytes) -> bytes:
+        made, written = self._admitted.get(name, (b"", b""))
+        if spec == made:
+            return written
+        self._admitted.pop(name, None)
+        return spec
+
     def _remember(self, resource: Resource, name: Name, body: Manifest) -> None:
         self._objects[resource.kind][name] = body
+        if resource is DEPLOYMENT:
+            self._specs[name] = self._as_written(name, _pack(body.pop("spec", None)))
         if resource is FINE_TUNE_JOB:
             self._job_names[body["metadata"]["uid"]] = name
+            self._labelled[name[0], names.cut(name[1])] = name
         label = (name[0], (body["metadata"].get("labels") or {}).get(JOB_LABEL, ""))
         if resource is POD:
             self._by_label[label].add(name)
         elif owner := controller_uid(body):
             self._by_owner[owner].add((resource.kind, name))
-            self._label_owner[label] = owner
 
     def _forget(self, resource: Resource, name: Name) -> None:
         body = self._objects[resource.kind].pop(name)
         label = (name[0], (body["metadata"].get("labels") or {}).get(JOB_LABEL, ""))
+        if resource is DEPLOYMENT:
+            self._specs.pop(name, None)
         if resource is FINE_TUNE_JOB:
             self._job_names.pop(body["metadata"]["uid"], None)
+            self._labelled.pop((name[0], names.cut(name[1])), None)
         if resource is POD:
             _discard(self._by_label, label, name)
         elif owner := controller_uid(body):
             _discard(self._by_owner, owner, (resource.kind, name))
-            if owner not in self._by_owner and self._label_owner.get(label) == owner:
-                del self._label_owner[label]
 
 
 def _discard(index: dict[K, set[V]], key: K, value: V) -> None:

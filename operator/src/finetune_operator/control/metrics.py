@@ -52,3 +52,14 @@ PROGRESS_POSTS = Counter("finetune_progress_posts_total", "Progress reports, by 
 APPLY_FAILURES = Counter(
     "finetune_apply_failures_total", "Writes that the API server refused, by reason.", ["reason"], registry=REGISTRY
 )
+CORRECTIONS = Counter(
+    "finetune_corrections_total",
+    "Children that somebody else had changed, by resource and whether they were put right or fought over too often.",
+    ["resource", "result"],
+    registry=REGISTRY,
+)
+UNREADABLE = Gauge(
+    "finetune_status_unreadable",
+    "Jobs whose stored status this version cannot read; they stay as they are.",
+    registry=REGISTRY,
+)

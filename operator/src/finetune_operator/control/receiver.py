@@ -100,7 +100,7 @@ class Receiver:
         if pod is None or pod["metadata"].get("uid") != identity.uid:
             raise Refused(404, "no such pod is known yet")
         labels = pod["metadata"].get("labels") or {}
-        if self._cache.job_of(pod) != name or labels.get(RUN_LABEL) != str(run):
+        if self._cache.owner_of(pod) != name or labels.get(RUN_LABEL) != str(run):
             raise Refused(403, "the token's pod belongs to another job or run")
 
 

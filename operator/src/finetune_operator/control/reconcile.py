@@ -16,7 +16,7 @@ from finetune_api.job import FineTuneJob
 from finetune_operator.control.api_client import ApiError
 from finetune_operator.control.apply import Applier, GoneError, StaleError
 from finetune_operator.control.cache import Cache, Name
-from finetune_operator.control.metrics import RECONCILE_SECONDS
+from finetune_operator.control.metrics import RECONCILE_SECONDS, UNREADABLE
 from finetune_operator.control.observe import observe
 from finetune_operator.control.outcomes import count_outcomes
 from finetune_operator.control.resources import FINE_TUNE_JOB
@@ -38,7 +38,7 @@ class ProgressSource(Protocol):
 
 
 class StatusUnreadableError(Exception):
-    """The stored status is not one of ours. It is not overwritten: it may hold the only record of the runs."""
+    """A newer version wrote the stored status. It is not overwritten: it may hold the only record of the runs."""
 
 
 class Reconciler:
@@ -65,6 +65,7 @@ class Reconciler:
         self._may_act = may_act
         self._clock = clock
         self._refused: dict[str, ApplyFailure] = {}  # uid of the job -> what the API server refused last
+        self._unreadable: set[Name] = set()
 
     async def __call__(self, name: Name) -> None:
         """Never raises: what failed is tried again, later and later."""
@@ -91,6 +92,8 @@ class Reconciler:
             return "stale"
         except GoneError:
             return "gone"
+        except StatusUnreadableError as error:
+            return await self._report_unreadable(name, error)
         return "done"
 
     async def _pass(self, name: Name) -> None:
@@ -99,6 +102,7 @@ class Reconciler:
             self._forget(name, body)
             return
         job = _parsed(body)
+        self._count_unreadable(name, unreadable=False)
         if isinstance(job, ValidationError):
             await self._report_invalid(body, job)
             return
@@ -109,8 +113,9 @@ class Reconciler:
         now = self._clock()
         observed = self._observe(job, self._refused.get(job.metadata.uid))
         plan = self._decide(job, observed, now, self._settings)
-        refused = await self._applier.children(job.metadata.uid, plan.apply)
-        if refused != observed.apply_failure:
+        applied = await self._applier.children(job.metadata.uid, plan.apply)
+        refused = applied.refused
+        if applied.otherwise or refused != observed.apply_failure:
             plan = self._reconsider(job, refused, plan, now)
         status = plan.status.to_wire()
         if await self._applier.status(body, status):
@@ -148,7 +153,21 @@ class Reconciler:
             event = Event("Warning", FailureReason.SPEC_INVALID, message)
             await self._applier.events(body, [event])
 
+    async def _report_unreadable(self, name: Name, error: StatusUnreadableError) -> str:
+        """Say so where the user looks, and touch nothing. The next pass comes with a change or a resync."""
+        self._count_unreadable(name, unreadable=True)
+        self._queue.succeeded(name)
+        logger.error("job=%s/%s status=unreadable error=%r", *name, str(error))
+        if body := self._cache.get(FINE_TUNE_JOB, name):
+            await self._applier.events(body, [Event("Warning", "StatusUnreadable", str(error))])
+        return "unreadable"
+
+    def _count_unreadable(self, name: Name, *, unreadable: bool) -> None:
+        (self._unreadable.add if unreadable else self._unreadable.discard)(name)
+        UNREADABLE.set(len(self._unreadable))
+
     def _forget(self, name: Name, body: Manifest | None) -> None:
+        self._count_unreadable(name, unreadable=False)
         self._queue.forget(name)
         self._progress.forget(name)
         if body is not None:
@@ -170,9 +189,18 @@ def _parsed(body: Manifest) -> FineTuneJob | ValidationError:
     try:
         return FineTuneJob.model_validate(body)
     except ValidationError as error:
-        if any(each["loc"][:1] != ("spec",) for each in error.errors()):
-            raise StatusUnreadableError(str(error)) from error
+        for each in error.errors():
+            if each["loc"][:1] != ("spec",):
+                raise StatusUnreadableError(_unreadable(each)) from error
         return error
+
+
+def _unreadable(error: Any) -> str:
+    place, value = ".".join(str(part) for part in error["loc"]), str(error.get("input"))[:100]
+    return (
+        f"{place}: {value!r} is unknown to this version of the operator ({error['msg'][:300]}). "
+        "A newer one wrote it: upgrade the operator again. Until then this job is left as it is; what runs, runs on."
+    )
 
 
 def invalid_status(body: Manifest, error: ValidationError, now: datetime) -> dict[str, Any]:

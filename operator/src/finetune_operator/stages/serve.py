@@ -16,6 +16,7 @@ from finetune_operator import names
 from finetune_operator.builders.run_config_map import parse_run_config, run_config
 from finetune_operator.builders.server import answers_for_base, endpoint_url, server_deployment, server_service
 from finetune_operator.diagnose import Finding, deployment_trouble, mount_check_after
+from finetune_operator.drift import has_drifted, is_autoscaled
 from finetune_operator.plan import Manifest, ObjectRef
 from finetune_operator.stages.job_stage import FOREIGN_SECONDS, ensure_config_map
 from finetune_operator.stages.view import View, is_deleting, reference
@@ -65,7 +66,7 @@ def _observe(
     """What the servers are doing, while `apply` is on its way."""
     deployment = view.observed.deployments.get(names.serve_name(view.job.metadata.name))
     up_to_date = deployment is not None and manifest is not None and _same(deployment, manifest)
-    settled = up_to_date and deployment is not None and _rolled_out(deployment, view.job.spec.serving.replicas)
+    settled = up_to_date and deployment is not None and _rolled_out(deployment, _replicas(view, deployment))
     model = wanted if settled else view.job.status.model
     pods = _pods(view, wanted)
     if deployment is not None and not settled and finding is None:
@@ -122,8 +123,16 @@ def _server(view: View) -> tuple[ObjectRef, ...]:
 
 
 def _same(existing: Manifest, desired: Manifest) -> bool:
+    """The hash tells that something else is wanted now, the fields that somebody changed what we made."""
     key = names.ANNOTATION_SPEC_HASH
-    return names.annotation(existing, key) == names.annotation(desired, key)
+    return names.annotation(existing, key) == names.annotation(desired, key) and not has_drifted(existing, desired)
+
+
+def _replicas(view: View, deployment: Manifest) -> int:
+    """The spec's, unless an autoscaler has set another number."""
+    if is_autoscaled(deployment):
+        return int((deployment.get("spec") or {}).get("replicas") or 0)
+    return view.job.spec.serving.replicas
 
 
 def _rolled_out(deployment: Manifest, replicas: int) -> bool:
