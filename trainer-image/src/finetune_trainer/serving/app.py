@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
-from typing import Any
+from typing import Any, Protocol
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
@@ -27,6 +27,7 @@ from finetune_trainer.serving.errors import (
 )
 from finetune_trainer.serving.generation import Ticket, read_body, submit, tokenize
 from finetune_trainer.serving.lifecycle import CloseWhileDraining, Lifecycle
+from finetune_trainer.serving.metrics import Metrics
 from finetune_trainer.serving.protocol import ChatRequest, CompletionRequest, parse
 from finetune_trainer.serving.weights import ServedModel
 
@@ -34,10 +35,57 @@ UNKNOWN = "unknown"  # the label of what a client made up
 CLIENT_GONE = 499
 
 
+class Serving(Protocol):
+    """What models, probes and metrics have to know of an engine, whichever kind of model it runs."""
+
+    metrics: Metrics
+
+    def start(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+    @property
+    def ready(self) -> bool: ...
+
+    @property
+    def alive(self) -> bool: ...
+
+    def models(self) -> Mapping[str, Any]: ...
+
+
+class Cancellable(Protocol):
+    """Work of a request that can be given up."""
+
+    def cancel(self) -> None: ...
+
+
 def create_app(config: ServerConfig, engine: Engine, lifecycle: Lifecycle | None = None) -> FastAPI:
     """Return the application. It starts the engine with itself, and stops it at the end."""
     lifecycle = lifecycle or Lifecycle()
-    created = int(time.time())
+    app = base_app(config, engine, lifecycle, config.names)
+
+    @app.post("/v1/chat/completions")
+    async def chat(request: Request) -> Response:
+        return await answer(request, ChatRequest, config, engine, lifecycle)
+
+    @app.post("/v1/completions")
+    async def completions(request: Request) -> Response:
+        return await answer(request, CompletionRequest, config, engine, lifecycle)
+
+    return app
+
+
+def base_app(
+    config: ServerConfig,
+    engine: Serving,
+    lifecycle: Lifecycle,
+    names: tuple[str, ...],
+    metadata: Callable[[Any], Mapping[str, Any]] = lambda model: {},
+) -> FastAPI:
+    """Return an application with everything but the routes that answer: models, probes, metrics, errors.
+
+    `names` are those that are served, the tuned model first; `metadata` tells more of a model to clients.
+    """
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -49,10 +97,23 @@ def create_app(config: ServerConfig, engine: Engine, lifecycle: Lifecycle | None
 
     app = FastAPI(lifespan=lifespan, title="finetune-server", docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(CloseWhileDraining, lifecycle=lifecycle)
-    add_error_handlers(app, config, engine)
-    add_probes(app, config, engine, lifecycle)
+    add_error_handlers(app, engine)
+    add_probes(app, config, engine, lifecycle, names)
+    add_models(app, config, engine, names, metadata)
+    return app
 
-    def describe(model: ServedModel) -> dict[str, Any]:
+
+def add_models(
+    app: FastAPI,
+    config: ServerConfig,
+    engine: Serving,
+    names: tuple[str, ...],
+    metadata: Callable[[Any], Mapping[str, Any]],
+) -> None:
+    """Add /v1/models."""
+    created = int(time.time())
+
+    def describe(model: Any) -> dict[str, Any]:
         tuned = model.name == config.tuned_name
         return {
             "id": model.name,
@@ -61,30 +122,22 @@ def create_app(config: ServerConfig, engine: Engine, lifecycle: Lifecycle | None
             "owned_by": "finetune-operator",
             "parent": config.base_name if tuned else None,
             "max_model_len": model.context,
-            "metadata": {"run": config.run, "kind": "tuned" if tuned else "base"},
+            "metadata": {"run": config.run, "kind": "tuned" if tuned else "base", **metadata(model)},
         }
 
     @app.get("/v1/models")
     async def list_models(request: Request) -> Response:
         models = engine.models()
         count(request, engine, "", 200)
-        return JSONResponse({"object": "list", "data": [describe(models[name]) for name in config.names]})
+        return JSONResponse({"object": "list", "data": [describe(models[name]) for name in names]})
 
     @app.get("/v1/models/{name:path}")
     async def get_model(request: Request, name: str) -> Response:
-        model = find_model(engine, config, name)
+        model = engine.models().get(name)
+        if model is None:
+            raise ModelNotFound(name, names)
         count(request, engine, model.name, 200)
         return JSONResponse(describe(model))
-
-    @app.post("/v1/chat/completions")
-    async def chat(request: Request) -> Response:
-        return await answer(request, ChatRequest, config, engine, lifecycle)
-
-    @app.post("/v1/completions")
-    async def completions(request: Request) -> Response:
-        return await answer(request, CompletionRequest, config, engine, lifecycle)
-
-    return app
 
 
 def find_model(engine: Engine, config: ServerConfig, name: str) -> ServedModel:
@@ -132,7 +185,7 @@ async def cancelling(ticket: Ticket, events: AsyncIterator[bytes]) -> AsyncItera
         ticket.cancel()
 
 
-async def unless_gone(request: Request, ticket: Ticket, work: Any) -> dict[str, Any] | None:
+async def unless_gone(request: Request, ticket: Cancellable, work: Any) -> dict[str, Any] | None:
     """Return the result of the work, or None when the client left before; its generation is ended then."""
     answering = asyncio.ensure_future(work)
     leaving = asyncio.ensure_future(wait_for_disconnect(request))
@@ -153,13 +206,13 @@ async def wait_for_disconnect(request: Request) -> None:
         pass
 
 
-def count(request: Request, engine: Engine, model: str, code: int) -> None:
+def count(request: Request, engine: Serving, model: str, code: int) -> None:
     """Count an answer, by the route's pattern and a known model."""
     route = getattr(request.scope.get("route"), "path", UNKNOWN)
     engine.metrics.requests.labels(route, model, str(code)).inc()
 
 
-def add_error_handlers(app: FastAPI, config: ServerConfig, engine: Engine) -> None:
+def add_error_handlers(app: FastAPI, engine: Serving) -> None:
     """Give every error OpenAI's form, and keep what broke inside out of it."""
 
     def respond(request: Request, error: ApiError) -> Response:
@@ -185,12 +238,14 @@ def add_error_handlers(app: FastAPI, config: ServerConfig, engine: Engine) -> No
         return respond(request, GenerationFailed())
 
 
-def add_probes(app: FastAPI, config: ServerConfig, engine: Engine, lifecycle: Lifecycle) -> None:
+def add_probes(
+    app: FastAPI, config: ServerConfig, engine: Serving, lifecycle: Lifecycle, names: tuple[str, ...]
+) -> None:
     """Add /healthz, /readyz and /metrics."""
 
     @app.get("/healthz")
     async def healthz() -> Response:
-        content = {"status": "ok" if engine.alive else "failed", "run": config.run, "models": list(config.names)}
+        content = {"status": "ok" if engine.alive else "failed", "run": config.run, "models": list(names)}
         return JSONResponse(content, 200 if engine.alive else 503)
 
     @app.get("/readyz")
