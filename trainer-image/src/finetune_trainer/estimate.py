@@ -9,18 +9,20 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from peft import LoraConfig, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, masking_utils
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase, masking_utils
 from transformers.pytorch_utils import Conv1D
 
 from finetune_api.conditions import FailureReason
-from finetune_api.spec import MethodSpec, MethodType
+from finetune_api.spec import MethodSpec
 from finetune_api.status import Estimate
+from finetune_api.tasks import TASKS
 from finetune_trainer.errors import UserInputError
+from finetune_trainer.tasks.kind import TaskKind
 
 Precision = Literal["float32", "bfloat16"]
 BYTES = {"float32": 4, "bfloat16": 2}
@@ -36,9 +38,6 @@ GPU_RATE = 125e12
 CPU_RATE = 25e9
 # Seconds a forward and backward pass cost however small it is: Python and kernel launches, a layer and once.
 PASS_OVERHEAD, LAYER_OVERHEAD = 0.02, 0.004
-
-# Architectures with these endings hold weights of another task, though a causal model could be built around them.
-NOT_GENERATING = ("ForMaskedLM", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
 
 # What adapters are trained on, verified and served: plain projections, in GPT-2's writing too.
 ADAPTABLE = (torch.nn.Linear, Conv1D)
@@ -63,23 +62,28 @@ class ModelShape:
         return self.trainable < self.parameters
 
 
-def measure_shape(folder: Path, method: MethodSpec, source: str) -> ModelShape:
-    """Build the model without weights (meta device) and count. Raises UserInputError.
+def measure_shape(
+    folder: Path, kind: TaskKind, method: MethodSpec, tokenizer: PreTrainedTokenizerBase, source: str
+) -> ModelShape:
+    """Build the task's model without weights (meta device) and count. Raises UserInputError.
 
-    ModelInvalid when the architecture is unknown, SpecInvalid when target_modules match nothing.
+    ModelInvalid when the architecture is unknown or made for another task, SpecInvalid when target_modules match
+    nothing.
     """
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     except Exception as error:  # a foreign configuration raises whatever its class raises
-        raise _not_causal(source, " ".join(str(error).split())[:300]) from error
-    for name in config.architectures or []:
-        if name.endswith(NOT_GENERATING):
-            raise _not_causal(source, f"it is a {name}")
+        raise _unusable(source, kind, error) from error
+    kind.require(config, tokenizer, source)
+    try:
+        with torch.device("meta"):
+            model = kind.auto_model.from_config(config, trust_remote_code=False)
+    except Exception as error:
+        raise _unusable(source, kind, error) from error
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    packable = separates_packed(model)
-    trainable = _count_adapter(model, method) if method.type is MethodType.LORA else parameters
+    decoder = TASKS[kind.task].decoder
+    packable = decoder and separates_packed(model)
+    trainable = _count_adapter(model, method, kind.peft_type) if method.type.adapter else parameters
     text = config.get_text_config()
     heads = text.num_attention_heads
     head_width = getattr(text, "head_dim", None) or text.hidden_size // heads
@@ -91,15 +95,23 @@ def measure_shape(folder: Path, method: MethodSpec, source: str) -> ModelShape:
         inner_width=getattr(text, "intermediate_size", None) or 4 * text.hidden_size,
         kv_width=(getattr(text, "num_key_value_heads", None) or heads) * head_width,
         vocabulary=text.vocab_size,
-        context=getattr(text, "max_position_embeddings", None) or 0,
+        context=_context(text, tokenizer, decoder=decoder),
         packable=packable,
     )
 
 
-def _not_causal(source: str, why: str) -> UserInputError:
+def _context(config: Any, tokenizer: PreTrainedTokenizerBase, *, decoder: bool) -> int:
+    """Tokens, 0 when the model has no limit. Some encoders have more positions than they take tokens, which their
+    tokenizers know."""
+    positions = getattr(config, "max_position_embeddings", None) or 0
+    return positions if decoder or not positions else min(positions, tokenizer.model_max_length)
+
+
+def _unusable(source: str, kind: TaskKind, error: Exception) -> UserInputError:
     return UserInputError(
-        f"{source} cannot be used as a causal language model: {why}",
-        advice="use a language model whose architecture transformers itself knows; code of a repository is never run",
+        f"{source} cannot be used for the task {kind.task}: {' '.join(str(error).split())[:300]}",
+        advice="use a model of the kind that the task needs, whose architecture transformers itself knows; code of a "
+        "repository is never run",
         reason=FailureReason.MODEL_INVALID,
     )
 
@@ -144,7 +156,7 @@ def _masks_by_position(model: PreTrainedModel) -> bool:
     return False
 
 
-def _count_adapter(model: PreTrainedModel, method: MethodSpec) -> int:
+def _count_adapter(model: PreTrainedModel, method: MethodSpec, peft_type: str) -> int:
     """Parameters of the adapter that the method would train."""
     targets = list(method.target_modules) if method.target_modules else "all-linear"
     output = model.get_output_embeddings()
@@ -156,7 +168,7 @@ def _count_adapter(model: PreTrainedModel, method: MethodSpec) -> int:
         }
     )
     settings = LoraConfig(
-        r=method.resolved_rank, lora_alpha=method.resolved_alpha, target_modules=targets, task_type="CAUSAL_LM"
+        r=method.resolved_rank, lora_alpha=method.resolved_alpha, target_modules=targets, task_type=peft_type
     )
     try:
         adapted = get_peft_model(model, settings)

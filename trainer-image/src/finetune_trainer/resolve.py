@@ -4,7 +4,7 @@ epochs          OpenAI's rule (cookbook, "Data preparation and analysis for chat
                 that is fewer than 100 examples in all (at most 25), fewer when it is more than 25,000.
 batch size      the largest power of two, at most 32, that leaves at least 100 optimizer steps. 32: LoRA loses
                 quality with larger batches (Thinking Machines, "LoRA Without Regret", 2025).
-learning rate   2e-4 for LoRA, ten times the 2e-5 of full fine-tuning (TRL's guide; "LoRA Without Regret"), times
+learning rate   2e-4 for adapters, ten times the 2e-5 of full fine-tuning (TRL's guide; "LoRA Without Regret"), times
                 learningRateMultiplier.
 max length      the 99th percentile of the rendered examples, rounded up to 128, at most the model's context.
 micro batch     the largest divisor of the batch within 8,192 tokens, 32 rows and 80 % of the memory.
@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 from finetune_api.conditions import FailureReason
 from finetune_api.run_config import RunConfig
-from finetune_api.spec import MethodType, Packing
+from finetune_api.spec import Packing
 from finetune_api.status import Estimate, LengthStats, ResolvedValues
 from finetune_trainer.errors import UserInputError
 from finetune_trainer.estimate import ModelShape, Precision, estimate, memory_bytes, step_seconds
@@ -32,7 +32,7 @@ from finetune_trainer.estimate import ModelShape, Precision, estimate, memory_by
 TARGET_EPOCHS, MIN_TARGET, MAX_TARGET, MAX_EPOCHS = 3, 100, 25_000, 25
 MAX_BATCH = 32
 MIN_STEPS = 100
-BASE_RATE = {MethodType.LORA: 2e-4, MethodType.FULL: 2e-5}
+ADAPTER_RATE, FULL_RATE = 2e-4, 2e-5
 LENGTH_STEP = 128  # tokens; a multiple of what matrix units want
 MICRO_TOKENS = 8_192  # a GPU is busy with so many tokens; more only costs memory
 MAX_MICRO_GPU, MAX_MICRO_CPU = 32, 8
@@ -121,13 +121,13 @@ def resolve(
     step_tokens = data.train_tokens * epochs / steps
     seconds = step_seconds(shape, tokens=step_tokens, passes=accumulation, gpus=config.gpus, cores=cores)
     evaluation_steps, checkpoint_steps = _intervals(config, steps, seconds)
-    lora = config.method.type is MethodType.LORA
+    lora = config.method.type.adapter
     values = ResolvedValues(
         epochs=epochs,
         batch_size=batch,
         micro_batch_size=micro,
         gradient_accumulation=accumulation,
-        learning_rate=BASE_RATE[config.method.type] * multiplier(wanted.learning_rate_multiplier),
+        learning_rate=(ADAPTER_RATE if lora else FULL_RATE) * multiplier(wanted.learning_rate_multiplier),
         max_length=max_length,
         total_steps=steps,
         warmup_steps=warmup_steps(steps),

@@ -12,12 +12,11 @@ import torch
 from peft import PeftModel
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from finetune_api.conditions import FailureReason
 from finetune_trainer.errors import ArtifactInvalidError
-from finetune_trainer.evaluation.answers import Answer, answer
-from finetune_trainer.evaluation.questions import Question
+from finetune_trainer.tasks.kind import Answer, Facts, Question, TaskKind
 from finetune_trainer.training.device import Device
 from finetune_trainer.training.inputs import load_model
 
@@ -80,11 +79,13 @@ def verify_weights(directory: Path, base_dir: Path) -> None:
         raise _invalid(f"{directory} equals the base model: training changed nothing")
 
 
-def load_tuned(directory: Path, base_dir: Path, device: Device, *, adapter: bool) -> PreTrainedModel:
+def load_tuned(
+    directory: Path, base_dir: Path, device: Device, kind: TaskKind, facts: Facts, *, adapter: bool
+) -> PreTrainedModel:
     """The tuned model from disk, in evaluation mode. Raises ArtifactInvalidError when it does not load."""
     if not adapter:
-        return load_model(directory, device).eval()
-    base = load_model(base_dir, device)
+        return load_model(directory, device, kind, facts).model.eval()
+    base = load_model(base_dir, device, kind, facts).model
     try:
         return PeftModel.from_pretrained(base, str(directory), local_files_only=True).eval()
     except (OSError, ValueError, KeyError, RuntimeError) as error:
@@ -104,31 +105,26 @@ def smoke_questions(questions: Sequence[Question]) -> tuple[list[Question], bool
 
 
 def verify_answers(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    ask: Callable[[Sequence[Question]], list[Answer]],
+    ask_base: Callable[[Sequence[Question]], list[Answer]] | None,
     questions: Sequence[Question],
-    *,
-    adapter: bool,
-    between_batches: Callable[[], None] = lambda: None,
 ) -> Verified:
     """Let the tuned model answer some of the questions. Raises ArtifactInvalidError when all of its answers fail where
     its base's did not: none ends by itself, or, where the data's answers are long, none is more than a repetition.
 
-    A base that fails too (a bare language model, little training) makes it a note, not a failure. `between_batches`
-    may raise to stop.
+    A base that fails too (a bare language model, little training) makes it a note, not a failure.
     """
     if not questions:
         return Verified(None, ["no held-out example has a question, so that no answer could be checked"])
     asked, short = smoke_questions(questions)
     sound, problem = (_stopped, "ends by itself") if short else (_says_something, "is more than a repetition")
-    answers = answer(model, tokenizer, asked, between_batches=between_batches)
+    answers = ask(asked)
+    if all(each.stopped is None for each in answers):
+        return Verified(None, [])  # nothing is generated, so nothing can fail to end
     stopped = _share(answers, _stopped)
     if _share(answers, sound) > 0:
         return Verified(stopped, [])
-    base = 0.0
-    if adapter:
-        with model.disable_adapter():
-            base = _share(answer(model, tokenizer, asked, between_batches=between_batches), sound)
+    base = _share(ask_base(asked), sound) if ask_base else 0.0
     if base >= BASE_STOPS:
         raise _invalid(
             f"none of {len(asked)} answers {problem}, while {base:.0%} of the base model's do",
@@ -184,11 +180,11 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _stopped(answer: Answer) -> bool:
-    return answer.stopped
+    return bool(answer.stopped)
 
 
 def _says_something(answer: Answer) -> bool:
-    return bool(answer.text) and (answer.stopped or answer.distinct > REPETITION)
+    return bool(answer.text) and (bool(answer.stopped) or answer.distinct > REPETITION)
 
 
 def _share(answers: Sequence[Answer], sound: Callable[[Answer], bool]) -> float:

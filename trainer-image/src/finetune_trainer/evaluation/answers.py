@@ -3,24 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from finetune_trainer.evaluation.questions import ANSWER_TOKENS, Question
+from finetune_trainer.evaluation.questions import ANSWER_TOKENS
+from finetune_trainer.tasks.kind import Answer, Question
 
 BATCH = 8  # prompts answered at once
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """`stopped`: the model ended by itself, not at the limit of ANSWER_TOKENS. `distinct`: different tokens in it."""
-
-    text: str
-    stopped: bool
-    length: int
-    distinct: int
 
 
 def answer(
@@ -43,13 +33,14 @@ def _answer_batch(
 ) -> list[Answer]:
     device = model.get_output_embeddings().weight.device
     ends = end_tokens(model, tokenizer)
-    longest = max(len(q.tokens) for q in questions)
+    longest = max(len(q.row["input_ids"]) for q in questions)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(ends, default=0)
     inputs = torch.full((len(questions), longest), pad, dtype=torch.long)
     mask = torch.zeros_like(inputs)
     for row, q in enumerate(questions):  # padded on the left: generation goes on at the right
-        inputs[row, longest - len(q.tokens) :] = torch.tensor(q.tokens)
-        mask[row, longest - len(q.tokens) :] = 1
+        prompt = q.row["input_ids"]
+        inputs[row, longest - len(prompt) :] = torch.tensor(prompt)
+        mask[row, longest - len(prompt) :] = 1
     with torch.no_grad():
         output = model.generate(
             input_ids=inputs.to(device),

@@ -7,8 +7,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from finetune_trainer.data.problems import EncodingError
 from finetune_trainer.evaluation.scoring import Row
-from finetune_trainer.masking import ChatMasker, MaskedTokens, MaskingError, mask_completion
+from finetune_trainer.masking import ChatMasker, MaskedTokens, mask_completion
 
 
 def few_shot_row(
@@ -27,7 +28,7 @@ def few_shot_row(
     for count in range(len(shots), 0, -1):
         try:
             tokens = _with_shots(shots[:count], example, tokenizer, stop_ids)
-        except MaskingError:  # this template refuses such a conversation
+        except EncodingError:  # this template refuses such a conversation
             continue
         same = [label for label in tokens.labels if label != -100] == trained
         if same and len(tokens.input_ids) <= max_tokens:

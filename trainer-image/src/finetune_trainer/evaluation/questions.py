@@ -7,22 +7,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from finetune_trainer.messages import encode_rendered, render
+from finetune_trainer.tasks.kind import Question
 
 ANSWER_TOKENS = 128  # of a sample answer, at most
-
-
-@dataclass(frozen=True, slots=True)
-class Question:
-    """A held-out example split before its last answer. `tokens` is the prompt as the model reads it;
-    `expected_tokens` the length of the data's answer."""
-
-    prompt: str
-    expected: str
-    tokens: list[int]
-    expected_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,36 +34,34 @@ class Questions:
         ]
 
 
-def choose(
-    examples: Iterable[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, context: int, most: int
-) -> Questions:
-    """The first `most` questions that leave room for an answer of ANSWER_TOKENS in a context of `context` tokens."""
+def choose(questions: Iterable[Question], context: int, most: int) -> Questions:
+    """The first `most` questions that leave room for an answer."""
     asked: list[Question] = []
     too_long = 0
-    for example in examples:
+    for found in questions:
         if len(asked) >= most:
             break
-        found = question(example, tokenizer)
-        if found is None:
-            continue
-        if len(found.tokens) + ANSWER_TOKENS <= context:
+        if found.fits:
             asked.append(found)
         else:
             too_long += 1
     return Questions(asked, too_long, context)
 
 
-def context_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Tokens that the model can take, prompt and answer together."""
-    return int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or tokenizer.model_max_length)
+def context_length(config: Any, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Tokens that a model of this configuration takes, prompt and answer together."""
+    return int(getattr(config.get_text_config(), "max_position_embeddings", None) or tokenizer.model_max_length)
 
 
-def question(example: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Question | None:
-    """The question in a chat or completion example; None when nothing can be asked (no user turn before an answer)."""
+def question(example: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, context: int) -> Question | None:
+    """The question in a chat or completion example; None when nothing can be asked (no user turn before an answer).
+
+    It fits when it leaves room for an answer of ANSWER_TOKENS in a context of `context` tokens.
+    """
     if "messages" not in example:
         tokens = tokenizer(example["prompt"], verbose=False)["input_ids"]
         # There are none for an empty prompt without a start token.
-        return _question(example["prompt"], example["completion"], tokens, tokenizer) if tokens else None
+        return _question(example["prompt"], example["completion"], tokens, tokenizer, context) if tokens else None
     messages: list[dict[str, Any]] = example["messages"]
     last = max((i for i, message in enumerate(messages) if message["role"] == "assistant"), default=0)
     asked = messages[:last]
@@ -81,11 +69,19 @@ def question(example: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> 
         return None
     tokens = encode_rendered(tokenizer, render(tokenizer, asked, tools=example.get("tools"), prompt=True))
     prompt = next(_text(message) for message in reversed(asked) if message["role"] == "user")
-    return _question(prompt, _text(messages[last]), tokens, tokenizer)
+    return _question(prompt, _text(messages[last]), tokens, tokenizer, context)
 
 
-def _question(prompt: str, expected: str, tokens: list[int], tokenizer: PreTrainedTokenizerBase) -> Question:
-    return Question(prompt, expected, list(tokens), len(encode_rendered(tokenizer, expected)))
+def _question(
+    prompt: str, expected: str, tokens: list[int], tokenizer: PreTrainedTokenizerBase, context: int
+) -> Question:
+    return Question(
+        prompt,
+        expected,
+        {"input_ids": tokens},
+        expected_tokens=len(encode_rendered(tokenizer, expected)),
+        fits=len(tokens) + ANSWER_TOKENS <= context,
+    )
 
 
 def _text(message: Mapping[str, Any]) -> str:

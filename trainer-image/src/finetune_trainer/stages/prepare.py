@@ -15,15 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from finetune_api.conditions import FailureReason, Stage
 from finetune_api.reports import Summary
-from finetune_api.spec import Task
 from finetune_trainer import artifacts
 from finetune_trainer.context import StageContext
 from finetune_trainer.data import report, split, tokens
-from finetune_trainer.data.examples import Example, ExampleFormat, example_format, load_examples, write_jsonl
+from finetune_trainer.data.examples import Example, load_examples, special_tokens, write_jsonl
 from finetune_trainer.data.problems import Findings
 from finetune_trainer.data.tokens import Cut
 from finetune_trainer.errors import UserInputError
@@ -31,7 +30,10 @@ from finetune_trainer.estimate import ModelShape, measure_shape
 from finetune_trainer.resolve import DataSizes, resolve, resolve_max_length
 from finetune_trainer.sources.datafile import describe, fetch_data
 from finetune_trainer.sources.model import BaseModel, fetch_model
+from finetune_trainer.tasks.kind import ExampleFormat
+from finetune_trainer.tasks.table import KINDS
 from finetune_trainer.training.device import cpu_limit
+from finetune_trainer.training.inputs import FACTS, stop_tokens
 
 log = logging.getLogger(__name__)
 
@@ -52,52 +54,38 @@ def run(context: StageContext) -> Summary:
     config = context.config
     _remove_leftovers(context)
     base = _model(context)
-    shape = measure_shape(base.path, config.method, config.base_model.source)
+    kind = KINDS[config.task]
+    tokenizer = load_tokenizer(base.path, config.base_model.source)
+    shape = measure_shape(base.path, kind, config.method, tokenizer, config.base_model.source)
     log.info(
         "base model: %s parameters, of which %s are trained; context %s tokens",
         f"{shape.parameters:,}",
         f"{shape.trainable:,}",
         f"{shape.context:,}",
     )
-    tokenizer = load_tokenizer(base.path, config.base_model.source, config.task)
-    form = example_format(config.task, tokenizer, stop_tokens(base.path, tokenizer))
+    form = kind.example_format(tokenizer, stop_tokens(base.path, tokenizer), special_tokens(tokenizer))
     scratch = context.run_dir / f".prepare-{secrets.token_hex(4)}"
     scratch.mkdir(parents=True)
     try:
         findings = Findings()
         try:
             data = _read(context, scratch, form, findings)
-            return _finish(context, base, shape, tokenizer, data, findings, scratch)
+            return _finish(context, base, shape, tokenizer, form, data, findings, scratch)
         except UserInputError as error:
             raise report.refusal(error, findings, context.run_dir) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def load_tokenizer(folder: Path, source: str, task: Task) -> PreTrainedTokenizerBase:
-    """The model's tokenizer. Raises UserInputError (ModelInvalid) when it cannot do what the task needs."""
-    advice = "use the model's instruct variant, which has a chat template, or set spec.task to Completion"
+def load_tokenizer(folder: Path, source: str) -> PreTrainedTokenizerBase:
+    """The model's tokenizer. Raises UserInputError (ModelInvalid)."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # a broken tokenizer file raises whatever its parser raises
         raise _model_invalid(f"{source}: the tokenizer cannot be loaded: {error}", "upload the model again") from error
     if not tokenizer.is_fast:
         raise _model_invalid(f"{source} has no tokenizer.json", "add one: save the tokenizer with transformers 5")
-    if task is Task.CHAT and not tokenizer.chat_template:
-        raise _model_invalid(f"{source} has no chat template", advice)
     return tokenizer
-
-
-def stop_tokens(folder: Path, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """The tokens that end a generation: the tokenizer's, and those of the model's generation settings."""
-    configs: list[Any] = [AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)]
-    if (folder / "generation_config.json").exists():
-        configs = [GenerationConfig.from_pretrained(folder, local_files_only=True)]
-    ids = {tokenizer.eos_token_id}
-    for config in configs:
-        value = getattr(config, "eos_token_id", None)
-        ids.update(value if isinstance(value, list) else [value])
-    return frozenset(token for token in ids if isinstance(token, int))
 
 
 def _model(context: StageContext) -> BaseModel:
@@ -120,6 +108,7 @@ def _read(context: StageContext, scratch: Path, form: ExampleFormat, findings: F
     path = fetch_data(spec.train, sources=context.sources, scratch=_folder(scratch / "train"), policy=policy)
     digests = [artifacts.sha256_of(path)]
     train = load_examples(path, "train", form, findings, max_bytes=policy.max_bytes)
+    form.end_of_training_data(findings)
     validation: list[Example] = []
     if spec.validation.fraction is None:
         held = fetch_data(spec.validation, sources=context.sources, scratch=_folder(scratch / "held"), policy=policy)
@@ -152,6 +141,7 @@ def _finish(
     base: BaseModel,
     shape: ModelShape,
     tokenizer: Any,
+    form: ExampleFormat,
     data: Data,
     findings: Findings,
     scratch: Path,
@@ -160,17 +150,18 @@ def _finish(
     config = context.config
     lengths = tokens.length_stats(data.train)
     max_length = resolve_max_length(config.hyperparameters.max_length, lengths, shape.context)
-    train, validation = tokens.cut(data.train, max_length), tokens.cut(data.validation, max_length)
+    train, validation = tokens.cut(data.train, max_length, form), tokens.cut(data.validation, max_length, form)
     tokens.note_cut(train, "train", max_length, findings)
     tokens.note_cut(validation, "validation", max_length, findings)
     tokens.refuse_great_loss(train, max_length, config.dataset.max_lost_percent, shape.context)
     _refuse_empty(validation.kept, "validation", f"what is left after the cut to {max_length} tokens")
     resolution = resolve(config, _sizes(train, validation), shape, max_length, base.revision, cpu_limit())
-    status = report.dataset_status(data, train, validation, lengths, findings)
+    status = report.dataset_status(data, train, validation, lengths, form.facts, findings)
     folder = scratch / "dataset"
     _write(folder, train, validation)
     text = report.full_report(status, resolution, findings, report.shown(train.kept, tokenizer))
     artifacts.write_json(folder / "report.json", json.dumps(text, ensure_ascii=False, indent=1))
+    artifacts.write_json(folder / FACTS, form.facts.to_json())
     artifacts.finish(folder)
     _put_in_place(folder, context.dataset_dir)
     report.log_result(status, resolution, findings)

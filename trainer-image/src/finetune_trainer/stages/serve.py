@@ -6,7 +6,6 @@ from typing import Literal
 
 from finetune_api.conditions import Stage
 from finetune_api.reports import Summary
-from finetune_api.spec import MethodType
 from finetune_api.status import ResolvedValues
 from finetune_trainer import artifacts
 from finetune_trainer.context import StageContext
@@ -26,7 +25,7 @@ def server_config(context: StageContext, host: str, port: int) -> ServerConfig:
     base_path, resolved = _prepared(context)
     artifacts.verify(context.artifacts / base_path, sizes_only=True)
     artifacts.verify(context.model_dir)
-    adapter = config.method.type is MethodType.LORA
+    adapter = config.method.type.adapter
     return ServerConfig(
         base_dir=context.artifacts / base_path,
         base_name=config.base_name,

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import itertools
 import logging
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 from transformers import PreTrainedTokenizerBase
 
 from finetune_api.conditions import FailureReason, Stage
 from finetune_api.reports import ModelSummary, Summary
-from finetune_api.spec import MethodType
 from finetune_api.status import Checkpoint, ResolvedValues
 from finetune_trainer import artifacts, verification
 from finetune_trainer.context import StageContext
 from finetune_trainer.errors import ArtifactInvalidError, GpuOutOfMemoryError
-from finetune_trainer.evaluation.questions import choose, context_of
+from finetune_trainer.evaluation.questions import choose
+from finetune_trainer.tasks.kind import Answer, Question
 from finetune_trainer.training import checkpoints
 from finetune_trainer.training.device import Device, choose_device, limit_threads
 from finetune_trainer.training.fit import Fit, fit
@@ -105,16 +106,9 @@ def _finish_model(
 ) -> tuple[ModelSummary, list[str]]:
     """Assemble, verify and only then finish the model folder."""
     config = context.config
-    adapter = config.method.type is MethodType.LORA
+    adapter = config.method.type.adapter
     tokenizer = load_tokenizer(prepared.base_dir)
-    assemble(
-        best.path,
-        context.model_dir,
-        config,
-        tokenizer,
-        base_dir=prepared.base_dir,
-        revision=prepared.resolved.revision,
-    )
+    assemble(best.path, context.model_dir, config, tokenizer, prepared)
     if adapter:
         verification.verify_adapter(context.model_dir, prepared.resolved.lora_rank or config.method.resolved_rank)
     else:
@@ -137,16 +131,21 @@ def _ask(
     stop: StopRequest,
 ) -> list[str]:
     """Load the assembled model from disk and let it answer; the notes for the user."""
-    adapter = context.config.method.type is MethodType.LORA
-    model = verification.load_tuned(context.model_dir, prepared.base_dir, device, adapter=adapter)
-    examples = prepared.held_out_examples(prepared.held_out(QUESTIONS))
-    questions = choose(examples, tokenizer, context_of(model, tokenizer), QUESTIONS)
-    verified = verification.verify_answers(
-        model,
-        tokenizer,
-        questions.asked,
-        adapter=adapter,
-        between_batches=lambda: stop.check("the last checkpoint is saved; the model is not yet verified"),
-    )
+    kind, facts, adapter = prepared.kind, prepared.facts, context.config.method.type.adapter
+    model = verification.load_tuned(context.model_dir, prepared.base_dir, device, kind, facts, adapter=adapter)
+    held_out = prepared.measured_on(QUESTIONS, tokenizer)
+    questions = choose(kind.ask(held_out), held_out.context, QUESTIONS)
+
+    def between_batches() -> None:
+        stop.check("the last checkpoint is saved; the model is not yet verified")
+
+    def ask(asked: Sequence[Question]) -> list[Answer]:
+        return kind.answer(model, tokenizer, asked, facts=facts, between_batches=between_batches)
+
+    def ask_base(asked: Sequence[Question]) -> list[Answer]:
+        with model.disable_adapter():
+            return ask(asked)
+
+    verified = verification.verify_answers(ask, ask_base if adapter else None, questions.asked)
     log.info("verified: answers that end by themselves: %s", verified.stopped)
     return [*questions.notes, *verified.notes]

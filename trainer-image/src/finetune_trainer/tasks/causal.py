@@ -4,13 +4,34 @@ from __future__ import annotations
 
 import re
 from array import array
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from finetune_api.conditions import FailureReason
+from finetune_api.tasks import Metric
 from finetune_trainer.data.problems import Fault, Findings
+from finetune_trainer.errors import UserInputError
+from finetune_trainer.evaluation import answers
+from finetune_trainer.evaluation.questions import question
+from finetune_trainer.evaluation.scoring import score
+from finetune_trainer.evaluation.statistics import perplexity
 from finetune_trainer.masking import IGNORED, MaskedTokens
-from finetune_trainer.tasks.kind import Facts, Tokens
+from finetune_trainer.tasks.kind import (
+    Answer,
+    Facts,
+    HeldOut,
+    Measured,
+    Question,
+    Tokens,
+    TrainerParts,
+    no_interruption,
+)
+
+# Architectures with these endings hold weights of another task, though a causal model could be built around them.
+NOT_GENERATING = ("ForMaskedLM", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,3 +63,69 @@ class CausalFormat:
     @property
     def facts(self) -> Facts:
         return Facts()
+
+
+class Causal:
+    """The verbs of TaskKind that do not depend on the form of the data."""
+
+    auto_model = AutoModelForCausalLM
+    peft_type = "CAUSAL_LM"
+    needs_reference = False
+
+    def require(self, config: Any, tokenizer: PreTrainedTokenizerBase, source: str) -> None:
+        for name in config.architectures or []:
+            if name.endswith(NOT_GENERATING):
+                raise UserInputError(
+                    f"{source} cannot be used as a causal language model: it is a {name}",
+                    advice="use a language model that generates text, or the task that the model was made for",
+                    reason=FailureReason.MODEL_INVALID,
+                )
+
+    def model_options(self, facts: Facts) -> dict[str, Any]:
+        return {}
+
+    def trainer(self, parts: TrainerParts) -> Any:
+        """TRL's. The dataset is ready: it must not tokenise, cut, drop or shuffle anything."""
+        from finetune_trainer.training.sft import SftTrainer, sft_arguments  # a server needs no TRL
+
+        return SftTrainer(
+            model=parts.model,
+            args=sft_arguments(parts.arguments, parts.resolved),
+            train_dataset=parts.train,
+            eval_dataset=parts.validation,
+            processing_class=parts.tokenizer,
+            **parts.extra,
+        )
+
+    def measure(
+        self,
+        model: PreTrainedModel,
+        held_out: HeldOut,
+        *,
+        reference: Measured | None = None,
+        between_batches: Callable[[], None] = no_interruption,
+    ) -> Measured:
+        found = score(model, held_out.rows, between_batches=between_batches)
+        metrics = {Metric.PERPLEXITY: perplexity(found.mean_loss), Metric.TOKEN_ACCURACY: found.token_accuracy}
+        return Measured(found.loss, found.tokens, metrics)
+
+    def generated(
+        self, model: PreTrainedModel, held_out: HeldOut, *, between_batches: Callable[[], None] = no_interruption
+    ) -> Mapping[Metric, float]:
+        return {}
+
+    def ask(self, held_out: HeldOut) -> Iterator[Question]:
+        for example in held_out.examples:
+            if found := question(example, held_out.tokenizer, held_out.context):
+                yield found
+
+    def answer(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        questions: Sequence[Question],
+        *,
+        facts: Facts,
+        between_batches: Callable[[], None] = no_interruption,
+    ) -> list[Answer]:
+        return answers.answer(model, tokenizer, questions, between_batches=between_batches)

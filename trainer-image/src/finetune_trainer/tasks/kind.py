@@ -6,12 +6,13 @@ A line of the data goes `check` -> `normalise` -> `encode` -> `cut` (all in Prep
 
 from __future__ import annotations
 
+import json
 import re
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,17 +36,27 @@ def no_interruption() -> None:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What Prepare learned of the data that the model is built by. Empty for tasks that generate text."""
+    """What Prepare learned of the training data that the model is built by. Empty for tasks that generate text."""
 
     labels: tuple[str, ...] = ()
     counts: tuple[int, ...] = ()
     multi_label: bool = False
 
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> Facts:
+        found = json.loads(text)
+        return cls(tuple(found["labels"]), tuple(found["counts"]), found["multi_label"])
+
 
 class ExampleFormat(Protocol):
     """How lines of the data become tokens of one model. Reads the training data first, then the held-out data."""
 
-    special: re.Pattern[str]  # texts must not hold the model's special tokens
+    @property
+    def special(self) -> re.Pattern[str]:
+        """The model's special tokens, which no text may hold."""
 
     def check(self, row: Mapping[str, Any]) -> list[Fault]:
         """Everything wrong with the line. Without an error among it, `normalise` takes it."""
@@ -91,29 +102,41 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A held-out example as a person sees it, and the row that the model sees."""
+    """A held-out example as a person sees it, and the row that the model sees.
+
+    `expected_tokens` is the length of the data's answer where one is generated; `fits` is False when the model's
+    context has no room for an answer.
+    """
 
     prompt: str
     expected: str
     row: Row
+    expected_tokens: int = 0
+    fits: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """`stopped`: whether a generated answer ended by itself; None where nothing is generated."""
+    """`stopped`: whether a generated answer ended by itself; None where nothing is generated. `length` is its tokens,
+    `distinct` the different ones among them."""
 
     text: str
     stopped: bool | None = None
+    length: int = 0
+    distinct: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class HeldOut:
-    """What a model is measured on: the rows, and the same examples as text, in the same order."""
+    """What a model is measured on: the rows, and the same examples as text, in the same order. `max_length` is what
+    training examples were cut to, `context` what the model takes, both in tokens."""
 
     rows: Sequence[Row]
     examples: Sequence[Mapping[str, Any]]
     tokenizer: PreTrainedTokenizerBase
     facts: Facts
+    max_length: int
+    context: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +148,7 @@ class TrainerParts:
     resolved: ResolvedValues
     arguments: Mapping[str, Any]  # of transformers.TrainingArguments; a task adds its own to them
     train: Any  # datasets.Dataset
-    validation: Any  # datasets.Dataset
+    validation: Any  # datasets.Dataset, for its form alone: `measure` has the held-out examples
     facts: Facts
     base_dir: Path
     extra: Mapping[str, Any]
@@ -134,9 +157,10 @@ class TrainerParts:
 class TaskKind(Protocol):
     """One task. Implementations are plain classes without state."""
 
-    task: ClassVar[Task]
-    auto_model: ClassVar[Any]  # AutoModelForCausalLM and its kin
-    peft_type: ClassVar[str]  # PEFT's word for the task: SEQ_CLS and its kin; it keeps a new head with the adapter
+    task: Task
+    auto_model: Any  # AutoModelForCausalLM and its kin
+    peft_type: str  # PEFT's word for the task: SEQ_CLS and its kin
+    needs_reference: bool  # whether `measure` of a tuned model needs what it said of the base
 
     def require(self, config: Any, tokenizer: PreTrainedTokenizerBase, source: str) -> None:
         """Raise UserInputError (ModelInvalid) when a model of this configuration cannot do the task."""

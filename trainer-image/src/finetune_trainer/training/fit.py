@@ -6,6 +6,7 @@ import logging
 import math
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,13 +18,14 @@ from transformers.utils import is_flash_attn_2_available
 from finetune_api.spec import MethodType
 from finetune_api.status import ResolvedValues
 from finetune_trainer.context import StageContext
+from finetune_trainer.tasks.kind import Measured, TrainerParts
 from finetune_trainer.training import checkpoints
 from finetune_trainer.training.device import Device
 from finetune_trainer.training.inputs import Prepared, load_model, load_tokenizer
 from finetune_trainer.training.progress import ProgressCallback
 from finetune_trainer.training.settings import lora_config, training_arguments
 from finetune_trainer.training.stopping import StopRequest
-from finetune_trainer.training.trainer import CheckpointingTrainer
+from finetune_trainer.training.trainer import Checkpointing
 
 log = logging.getLogger(__name__)
 
@@ -77,10 +79,12 @@ def build_model(context: StageContext, prepared: Prepared, resolved: ResolvedVal
     """The base model as it is trained: with fresh adapters, or whole in float32 (bfloat16 would lose the small
     updates of full training; the arithmetic is bfloat16 all the same)."""
     method = context.config.method
+    wanted = attention(resolved, device)
+    kind, facts = prepared.kind, prepared.facts
     if method.type is MethodType.FULL:
-        return load_model(prepared.base_dir, device, dtype=torch.float32, attention=attention(resolved, device))
-    base = load_model(prepared.base_dir, device, attention=attention(resolved, device))
-    return get_peft_model(base, lora_config(method, resolved))
+        return load_model(prepared.base_dir, device, kind, facts, dtype=torch.float32, attention=wanted).model
+    base = load_model(prepared.base_dir, device, kind, facts, attention=wanted)
+    return get_peft_model(base.model, lora_config(method, resolved, kind.peft_type))
 
 
 def attention(resolved: ResolvedValues, device: Device) -> str | None:
@@ -99,34 +103,47 @@ def _trainer(
     stop: StopRequest,
     tokenizer: PreTrainedTokenizerBase,
     resumed: checkpoints.SavedCheckpoint | None,
-) -> CheckpointingTrainer:
+) -> Checkpointing:
     # transformers renames its own arguments, which TRL still uses: nothing that a user could act on.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl)\.")
     rows = prepared.rows("train")
     # Only these are taken into memory; the training rows stay on disk, memory-mapped.
-    validation = prepared.rows("validation").select(prepared.held_out(context.config.evaluation.max_examples))
+    held_out = prepared.measured_on(context.config.evaluation.max_examples, tokenizer)
     seed = context.config.hyperparameters.seed
-    arguments = training_arguments(
-        resolved, device, context.checkpoints_dir, seed, save_activations=device.kind == "cuda"
-    )
-    trainer = CheckpointingTrainer(
-        model=build_model(context, prepared, resolved, device),
-        args=arguments,
-        train_dataset=rows,
-        eval_dataset=validation,
-        processing_class=tokenizer,
-        validation=validation.to_list(),
-        progress=ProgressCallback(context.progress_path, resumed.step if resumed else 0),
-        stop=stop,
-        resumed=resumed,
+    model = build_model(context, prepared, resolved, device)
+    # A model that was just built is the base still, whatever checkpoint the training goes on from.
+    reference = prepared.kind.measure(model.eval(), held_out) if prepared.kind.needs_reference else None
+
+    def measure(model: PreTrainedModel, between_batches: Callable[[], None]) -> Measured:
+        return prepared.kind.measure(model, held_out, reference=reference, between_batches=between_batches)
+
+    trainer: Checkpointing = prepared.kind.trainer(
+        TrainerParts(
+            model=model,
+            tokenizer=tokenizer,
+            resolved=resolved,
+            arguments=training_arguments(
+                resolved, device, context.checkpoints_dir, seed, save_activations=device.kind == "cuda"
+            ),
+            train=rows,
+            validation=prepared.rows("validation").select(prepared.held_out(1)),
+            facts=prepared.facts,
+            base_dir=prepared.base_dir,
+            extra={
+                "measure": measure,
+                "progress": ProgressCallback(context.progress_path, resumed.step if resumed else 0),
+                "stop": stop,
+                "resumed": resumed,
+            },
+        )
     )
     if len(trainer.train_dataset) != len(rows):
-        raise AssertionError(f"TRL kept {len(trainer.train_dataset)} of {len(rows)} prepared examples")
+        raise AssertionError(f"the trainer kept {len(trainer.train_dataset)} of {len(rows)} prepared examples")
     return trainer
 
 
 def _announce(
-    context: StageContext, trainer: CheckpointingTrainer, resolved: ResolvedValues, device: Device, step: int
+    context: StageContext, trainer: Checkpointing, resolved: ResolvedValues, device: Device, step: int
 ) -> None:
     """The first line of the log says what will be done."""
     trainable = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)

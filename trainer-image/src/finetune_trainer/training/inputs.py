@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import transformers
 from datasets import Dataset, load_from_disk
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from finetune_api.conditions import FailureReason, Stage
 from finetune_api.reports import Summary
@@ -21,9 +21,14 @@ from finetune_api.status import ResolvedValues
 from finetune_trainer import artifacts
 from finetune_trainer.context import StageContext
 from finetune_trainer.errors import ArtifactInvalidError, UserInputError
+from finetune_trainer.evaluation.questions import context_length
+from finetune_trainer.tasks.kind import Facts, HeldOut, TaskKind
+from finetune_trainer.tasks.table import KINDS
 from finetune_trainer.training.device import Device
 
 AGAIN = "run Prepare again"
+FACTS = "facts.json"
+HEAD_SEED = 0
 transformers.logging.set_verbosity_warning()
 transformers.logging.disable_progress_bar()  # logs of pods are no terminals
 
@@ -36,13 +41,28 @@ class Prepared:
     base_path: str
     base_dir: Path
     dataset_dir: Path
+    kind: TaskKind
+    facts: Facts
+
+    def measured_on(self, most: int, tokenizer: PreTrainedTokenizerBase) -> HeldOut:
+        """At most `most` held-out examples, the same ones every time."""
+        positions = self.held_out(most)
+        config = AutoConfig.from_pretrained(self.base_dir, local_files_only=True, trust_remote_code=False)
+        return HeldOut(
+            rows=self.rows("validation").select(positions).to_list(),
+            examples=self.held_out_examples(positions),
+            tokenizer=tokenizer,
+            facts=self.facts,
+            max_length=self.resolved.max_length,
+            context=context_length(config, tokenizer),
+        )
 
     def rows(self, part: str) -> Dataset:
-        """`train` or `validation`: columns input_ids and labels (-100: not trained on), ragged lists of int."""
+        """`train` or `validation`: the task's columns, ragged lists of int."""
         rows = load_from_disk(str(self.dataset_dir / part))
-        if not {"input_ids", "labels"} <= set(rows.column_names):
-            raise ArtifactInvalidError(f"{self.dataset_dir / part} lacks input_ids or labels", advice=AGAIN)
-        return rows.select_columns(["input_ids", "labels"])
+        if "input_ids" not in rows.column_names:
+            raise ArtifactInvalidError(f"{self.dataset_dir / part} lacks input_ids", advice=AGAIN)
+        return rows
 
     def held_out(self, most: int) -> list[int]:
         """Positions of at most `most` held-out examples, ordered by the hashes of their contents.
@@ -78,7 +98,15 @@ def load_prepared(context: StageContext) -> Prepared:
     base_dir = context.artifacts / summary.base_path
     # Gigabytes that Prepare has read and hashed: here only that all of it is there.
     artifacts.verify(base_dir, sizes_only=True)
-    return Prepared(summary.resolved, summary.base_path, base_dir, context.dataset_dir)
+    facts = context.dataset_dir / FACTS
+    return Prepared(
+        summary.resolved,
+        summary.base_path,
+        base_dir,
+        context.dataset_dir,
+        KINDS[context.config.task],
+        Facts.from_json(facts.read_text(encoding="utf-8")) if facts.exists() else Facts(),
+    )
 
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
@@ -86,24 +114,56 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
 
 
+def stop_tokens(folder: Path, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """The tokens that end a generation: the tokenizer's, and those of the model's generation settings."""
+    configs: list[Any] = [AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)]
+    if (folder / "generation_config.json").exists():
+        configs = [GenerationConfig.from_pretrained(folder, local_files_only=True)]
+    ids = {tokenizer.eos_token_id}
+    for config in configs:
+        value = getattr(config, "eos_token_id", None)
+        ids.update(value if isinstance(value, list) else [value])
+    return frozenset(token for token in ids if isinstance(token, int))
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model on its device. `fresh` are the modules that its folder has no weights for: a new task's head."""
+
+    model: PreTrainedModel
+    fresh: tuple[str, ...]
+
+
 def load_model(
-    directory: Path, device: Device, *, dtype: torch.dtype | None = None, attention: str | None = None
-) -> PreTrainedModel:
-    """A causal language model on the device, from safetensors only. Raises UserInputError (ModelInvalid)."""
+    directory: Path,
+    device: Device,
+    kind: TaskKind,
+    facts: Facts,
+    *,
+    dtype: torch.dtype | None = None,
+    attention: str | None = None,
+) -> Loaded:
+    """The task's kind of model, from safetensors only. A fresh head is the same every time: base and tuned model,
+    training and server have to agree on it. Raises UserInputError (ModelInvalid)."""
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            directory,
-            dtype=dtype or device.dtype,
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            attn_implementation=attention,
-        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(HEAD_SEED)
+            model, info = kind.auto_model.from_pretrained(
+                directory,
+                dtype=dtype or device.dtype,
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                attn_implementation=attention,
+                output_loading_info=True,
+                **kind.model_options(facts),
+            )
     except (OSError, ValueError, KeyError) as error:
         raise UserInputError(
-            f"{directory} cannot be loaded as a causal language model: {error}",
+            f"{directory} cannot be loaded for the task {kind.task}: {error}",
             advice="give a model in Hugging Face format with safetensors weights and an architecture that the "
             "trainer image's transformers knows",
             reason=FailureReason.MODEL_INVALID,
         ) from error
-    return model.to(device.kind)
+    fresh = {name.rpartition(".")[0] for name in info["missing_keys"]}
+    return Loaded(model.to(device.kind), tuple(sorted(fresh)))

@@ -10,9 +10,9 @@ import torch
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from finetune_api.run_config import RunConfig
-from finetune_api.spec import MethodType
+from finetune_trainer import artifacts
 from finetune_trainer.training.device import Device
-from finetune_trainer.training.inputs import load_model
+from finetune_trainer.training.inputs import FACTS, Prepared, load_model
 
 CPU = Device("cpu", "float32", "cpu")
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -23,9 +23,7 @@ def assemble(
     directory: Path,
     config: RunConfig,
     tokenizer: PreTrainedTokenizerBase,
-    *,
-    base_dir: Path,
-    revision: str | None,
+    prepared: Prepared,
 ) -> None:
     """Put what a server needs from the checkpoint into `directory`, replacing what an earlier attempt left.
 
@@ -33,15 +31,16 @@ def assemble(
     """
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
-    if config.method.type is MethodType.LORA:
+    if config.method.type.adapter:
         for name in ADAPTER_FILES:
             shutil.copyfile(checkpoint / name, directory / name)
-        _name_base(directory / "adapter_config.json", config, revision)
+        _name_base(directory / "adapter_config.json", config, prepared.resolved.revision)
     else:
         # Trained in float32, served as the base came: a server of twice the size would be a surprise.
-        dtype = AutoConfig.from_pretrained(base_dir, local_files_only=True).dtype or torch.float32
-        load_model(checkpoint, CPU, dtype=dtype).save_pretrained(directory)
+        dtype = AutoConfig.from_pretrained(prepared.base_dir, local_files_only=True).dtype or torch.float32
+        load_model(checkpoint, CPU, prepared.kind, prepared.facts, dtype=dtype).model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
+    artifacts.write_json(directory / FACTS, prepared.facts.to_json())
 
 
 def portable_base_name(config: RunConfig) -> str:

@@ -1,11 +1,11 @@
-"""What TRL and PEFT are told: pure translations of the resolved values."""
+"""What transformers and PEFT are told: pure translations of the resolved values."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from peft import LoraConfig
-from trl import SFTConfig
 
 from finetune_api.spec import MethodSpec
 from finetune_api.status import ResolvedValues
@@ -16,54 +16,49 @@ MAX_GRAD_NORM = 1.0
 LOG_EVERY_STEP_UP_TO = 1000
 
 
-def lora_config(method: MethodSpec, resolved: ResolvedValues) -> LoraConfig:
+def lora_config(method: MethodSpec, resolved: ResolvedValues, peft_type: str) -> LoraConfig:
     """LoRA on all linear layers but the output layer, unless the job names others."""
     return LoraConfig(
         r=resolved.lora_rank or method.resolved_rank,
         lora_alpha=resolved.lora_alpha or method.resolved_alpha,
         lora_dropout=float(method.dropout or 0),
         target_modules=list(method.target_modules) if method.target_modules else "all-linear",
-        task_type="CAUSAL_LM",
+        task_type=peft_type,
     )
 
 
 def training_arguments(
     resolved: ResolvedValues, device: Device, checkpoints: Path, seed: int, *, save_activations: bool
-) -> SFTConfig:
-    """Arguments of the trainer. The dataset is ready: TRL must not tokenise, cut, drop or shuffle anything."""
-    return SFTConfig(
-        output_dir=str(checkpoints),
-        num_train_epochs=resolved.epochs,
-        per_device_train_batch_size=resolved.micro_batch_size,
-        gradient_accumulation_steps=resolved.gradient_accumulation,
-        learning_rate=resolved.learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=resolved.warmup_steps,
-        optim="adamw_torch",
-        weight_decay=0.0,  # nothing to pull an adapter towards zero for; few epochs on little data
-        max_grad_norm=MAX_GRAD_NORM,
-        seed=seed,
-        data_seed=seed,
-        bf16=device.precision == "bfloat16",
-        use_cpu=device.kind == "cpu",
-        gradient_checkpointing=save_activations,
-        # Several examples in one row without padding: the same batches, losses and steps, only without waste.
-        padding_free=resolved.packing,
-        packing=False,
-        max_length=None,
-        dataset_kwargs={"skip_prepare_dataset": True},
-        eval_strategy="steps",
-        eval_steps=resolved.evaluation_steps,
-        metric_for_best_model="eval_loss",
-        greater_is_better=False,
-        load_best_model_at_end=False,  # chosen from the verified checkpoints instead: see checkpoints.best
-        save_strategy="steps",
-        save_steps=resolved.checkpoint_steps,
-        logging_steps=1 if resolved.total_steps <= LOG_EVERY_STEP_UP_TO else 10,
-        logging_first_step=True,
-        logging_nan_inf_filter=False,  # a NaN must be seen, not replaced by the average
-        disable_tqdm=True,
-        report_to=[],  # transformers itself adds its progress reporter when the pod's environment names a receiver
-        dataloader_pin_memory=device.kind == "cuda",
-        remove_unused_columns=True,
-    )
+) -> dict[str, Any]:
+    """Arguments of transformers.TrainingArguments that every task has. A task adds its own."""
+    return {
+        "output_dir": str(checkpoints),
+        "num_train_epochs": resolved.epochs,
+        "per_device_train_batch_size": resolved.micro_batch_size,
+        "gradient_accumulation_steps": resolved.gradient_accumulation,
+        "learning_rate": resolved.learning_rate,
+        "lr_scheduler_type": "cosine",
+        "warmup_steps": resolved.warmup_steps,
+        "optim": "adamw_torch",
+        "weight_decay": 0.0,  # nothing to pull an adapter towards zero for; few epochs on little data
+        "max_grad_norm": MAX_GRAD_NORM,
+        "seed": seed,
+        "data_seed": seed,
+        "bf16": device.precision == "bfloat16",
+        "use_cpu": device.kind == "cpu",
+        "gradient_checkpointing": save_activations,
+        "eval_strategy": "steps",
+        "eval_steps": resolved.evaluation_steps,
+        "metric_for_best_model": "eval_loss",
+        "greater_is_better": False,
+        "load_best_model_at_end": False,  # chosen from the verified checkpoints instead: see checkpoints.best
+        "save_strategy": "steps",
+        "save_steps": resolved.checkpoint_steps,
+        "logging_steps": 1 if resolved.total_steps <= LOG_EVERY_STEP_UP_TO else 10,
+        "logging_first_step": True,
+        "logging_nan_inf_filter": False,  # a NaN must be seen, not replaced by the average
+        "disable_tqdm": True,
+        "report_to": [],  # transformers itself adds its progress reporter when the pod's environment names a receiver
+        "dataloader_pin_memory": device.kind == "cuda",
+        "remove_unused_columns": True,
+    }

@@ -1,11 +1,11 @@
-"""TRL's trainer with what a run on a cluster needs: finished checkpoints, exact evaluation, a stop between steps."""
+"""What a run on a cluster needs of a trainer: finished checkpoints, exact evaluation, a stop between steps."""
 
 from __future__ import annotations
 
 import gc
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +13,16 @@ import torch
 from transformers import (
     PreTrainedModel,
     PrinterCallback,
+    Trainer,
     TrainerCallback,
     TrainerControl,
     TrainerState,
     TrainingArguments,
 )
 from transformers.integrations import KubeflowCallback
-from trl import SFTTrainer
 
 from finetune_trainer import artifacts
-from finetune_trainer.evaluation.scoring import Row, score
+from finetune_trainer.tasks.kind import Measured
 from finetune_trainer.training import checkpoints
 from finetune_trainer.training.progress import ProgressCallback
 from finetune_trainer.training.stopping import StopRequest
@@ -84,14 +84,18 @@ class ContinuedProgress(KubeflowCallback):  # type: ignore[misc]  # untyped libr
         self.on_step_end(args, state, control)
 
 
-class CheckpointingTrainer(SFTTrainer):  # type: ignore[misc]  # untyped library
-    """`validation` are the held-out rows that every evaluation during training uses, all of them; `resumed` the
-    checkpoint that it goes on from."""
+Measure = Callable[[PreTrainedModel, Callable[[], None]], Measured]
+"""(model in evaluation mode, what to call between batches) -> its results on the held-out examples."""
+
+
+class Checkpointing(Trainer):  # type: ignore[misc]  # untyped library
+    """Stands before a trainer of transformers or TRL in a class's bases. `measure` is every evaluation during
+    training, `resumed` the checkpoint that it goes on from."""
 
     def __init__(
         self,
         *,
-        validation: Sequence[Row],
+        measure: Measure,
         progress: ProgressCallback,
         stop: StopRequest,
         resumed: checkpoints.SavedCheckpoint | None,
@@ -103,7 +107,7 @@ class CheckpointingTrainer(SFTTrainer):  # type: ignore[misc]  # untyped library
         if self.pop_callback(KubeflowCallback):  # transformers adds it when the environment names a receiver
             self.add_callback(ContinuedProgress())
         self.control: TrainerControl
-        self._validation = validation
+        self._measure = measure
         self._progress = progress
         self._stop = stop
         self._resumed = resumed
@@ -111,7 +115,7 @@ class CheckpointingTrainer(SFTTrainer):  # type: ignore[misc]  # untyped library
         self._tokens_before = 0
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Mean loss over all trained-on held-out tokens, the very number that Evaluate reports.
+        """Mean loss over everything that is held out, the very number that Evaluate reports.
 
         The stock loop averages over batches instead, whatever their number of tokens, and so prefers another
         checkpoint when the examples differ in length. A stop request ends it between two batches, after a checkpoint.
@@ -119,8 +123,9 @@ class CheckpointingTrainer(SFTTrainer):  # type: ignore[misc]  # untyped library
         started = time.monotonic()
         self.model.eval()
         with self.compute_loss_context_manager():
-            scores = score(self.model, self._validation, between_batches=self._stop_evaluating)
-        metrics = {"eval_loss": scores.mean_loss, "eval_token_accuracy": scores.token_accuracy}
+            measured = self._measure(self.model, self._stop_evaluating)
+        metrics = {"eval_loss": measured.mean_loss}
+        metrics |= {f"eval_{metric.name.lower()}": value for metric, value in measured.metrics.items()}
         self.log(metrics)
         self.model.train()
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -145,7 +150,7 @@ class CheckpointingTrainer(SFTTrainer):  # type: ignore[misc]  # untyped library
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds what travels to the control plane with the stock protocol: tokens_per_second, checkpoint_step."""
         if "loss" in logs:
-            now, tokens = time.monotonic(), self._total_train_tokens
+            now, tokens = time.monotonic(), self._tokens_seen()
             if now > self._clock:
                 logs["tokens_per_second"] = round((tokens - self._tokens_before) / (now - self._clock), 1)
             self._clock, self._tokens_before = now, tokens
@@ -153,8 +158,9 @@ class CheckpointingTrainer(SFTTrainer):  # type: ignore[misc]  # untyped library
             logs["checkpoint_step"] = self._progress.values.checkpoint_step
         super().log(logs, start_time)
 
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """No README in every checkpoint."""
+    def _tokens_seen(self) -> int:
+        """TRL counts the trained-on ones; transformers, when asked to, all."""
+        return int(getattr(self, "_total_train_tokens", None) or self.state.num_input_tokens_seen)
 
     def _save_checkpoint(self, model: PreTrainedModel, trial: Any) -> None:
         """Save, finish with a manifest, remove what is no longer needed; then stop if that was asked for."""

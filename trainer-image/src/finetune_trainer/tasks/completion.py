@@ -1,0 +1,26 @@
+"""Completion: a text after a text, of which the second is learned."""
+
+from __future__ import annotations
+
+import re
+
+from transformers import PreTrainedTokenizerBase
+
+from finetune_api.tasks import Task
+from finetune_trainer.data.completion import check_completion, normalise_completion
+from finetune_trainer.masking import mask_completion
+from finetune_trainer.tasks.causal import Causal, CausalFormat
+
+
+class Completion(Causal):
+    task = Task.COMPLETION
+
+    def example_format(
+        self, tokenizer: PreTrainedTokenizerBase, stop_ids: frozenset[int], special: re.Pattern[str]
+    ) -> CausalFormat:
+        return CausalFormat(
+            special,
+            check_completion,
+            normalise_completion,
+            lambda example: mask_completion(tokenizer, example["prompt"], example["completion"]),
+        )
