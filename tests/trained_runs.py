@@ -113,7 +113,9 @@ def make_run(
     artifacts.finish(make_tiny_chat_model(root / BASE, **(base or {})))
     make = chats if task is Task.CHAT else completions
     _write_dataset(context, train or make(18), validation or make(6, offset=100))
-    values = ResolvedValues.model_validate({**RESOLVED, **(resolved or {})})
+    values = ResolvedValues(**{**RESOLVED, **(resolved or {})})
+    if unknown := set(resolved or {}) - set(ResolvedValues.model_fields):
+        raise AssertionError(f"no resolved values: {unknown}")
     summary = Summary(
         stage=Stage.PREPARE, ok=True, dataset=DatasetStatus(train_examples=18), resolved=values, base_path=BASE
     )

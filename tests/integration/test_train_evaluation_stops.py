@@ -20,7 +20,7 @@ from finetune_trainer.errors import InterruptedStageError
 from finetune_trainer.evaluation import scoring
 from finetune_trainer.stages import train
 from finetune_trainer.training import checkpoints
-from finetune_trainer.training.trainer import CheckpointingTrainer
+from finetune_trainer.training.sft import SftTrainer
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -88,17 +88,17 @@ def test_a_stop_instead_of_an_evaluation_is_made_up_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
     """Evaluations grow worse with every step: the step that was not measured in time must still become the model."""
-    monkeypatch.setattr(CheckpointingTrainer, "evaluate", _worse_and_worse if step == 3 else _better_and_better)
+    monkeypatch.setattr(SftTrainer, "evaluate", _worse_and_worse if step == 3 else _better_and_better)
     context = make_run(tmp_path)
-    stock = CheckpointingTrainer.training_step
+    stock = SftTrainer.training_step
 
-    def training_step(self: CheckpointingTrainer, *args: Any, **kwargs: Any) -> Any:
+    def training_step(self: SftTrainer, *args: Any, **kwargs: Any) -> Any:
         if self.state.global_step == step - 1:
             os.kill(os.getpid(), signal.SIGTERM)
         return stock(self, *args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(CheckpointingTrainer, "training_step", training_step)
+        patch.setattr(SftTrainer, "training_step", training_step)
         with pytest.raises(InterruptedStageError, match=rf"step {step} of 10"):
             train.run(context)
     assert losses(context)[step] is None
@@ -122,15 +122,15 @@ def test_a_stop_while_the_missed_evaluation_is_made_up_for_loses_nothing(
     assert_same_model(context, uninterrupted[0])
 
 
-def _worse_and_worse(self: CheckpointingTrainer, *args: Any, **kwargs: Any) -> dict[str, float]:
+def _worse_and_worse(self: SftTrainer, *args: Any, **kwargs: Any) -> dict[str, float]:
     return _evaluated(self, float(self.state.global_step))
 
 
-def _better_and_better(self: CheckpointingTrainer, *args: Any, **kwargs: Any) -> dict[str, float]:
+def _better_and_better(self: SftTrainer, *args: Any, **kwargs: Any) -> dict[str, float]:
     return _evaluated(self, -float(self.state.global_step))
 
 
-def _evaluated(trainer: CheckpointingTrainer, loss: float) -> dict[str, float]:
+def _evaluated(trainer: SftTrainer, loss: float) -> dict[str, float]:
     metrics = {"eval_loss": loss}
     trainer.log(metrics)
     trainer.control = trainer.callback_handler.on_evaluate(trainer.args, trainer.state, trainer.control, metrics)

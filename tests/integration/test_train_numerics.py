@@ -20,8 +20,8 @@ from finetune_trainer.evaluation.scoring import score
 from finetune_trainer.training.device import Device
 from finetune_trainer.training.fit import _trainer, make_reproducible
 from finetune_trainer.training.inputs import load_prepared, load_tokenizer
+from finetune_trainer.training.sft import SftTrainer
 from finetune_trainer.training.stopping import StopRequest
-from finetune_trainer.training.trainer import CheckpointingTrainer
 
 CPU = Device("cpu", "float32", "cpu")
 
@@ -34,7 +34,7 @@ def _one_thread() -> Iterator[None]:
 
 def first_step(root: Path, **resolved: Any) -> tuple[float, dict[str, torch.Tensor], list[list[dict[str, Any]]]]:
     """Loss, gradients and rows of the first optimizer step of a full training."""
-    context = make_run(root, method=MethodType.FULL, resolved={"max_steps": 1, **resolved})
+    context = make_run(root, method=MethodType.FULL, resolved=resolved)
     trainer = build(context)
     gradients: dict[str, torch.Tensor] = {}
     seen: list[list[dict[str, Any]]] = []
@@ -59,7 +59,7 @@ def first_step(root: Path, **resolved: Any) -> tuple[float, dict[str, torch.Tens
     return loss, gradients, seen
 
 
-def build(context: StageContext) -> CheckpointingTrainer:
+def build(context: StageContext) -> SftTrainer:
     prepared = load_prepared(context)
     make_reproducible(1, CPU)
     return _trainer(context, prepared, prepared.resolved, CPU, StopRequest(), load_tokenizer(prepared.base_dir), None)

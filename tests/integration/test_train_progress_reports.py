@@ -17,7 +17,7 @@ from transformers.integrations import KubeflowCallback
 
 from finetune_trainer.errors import InterruptedStageError
 from finetune_trainer.stages import train
-from finetune_trainer.training.trainer import CheckpointingTrainer
+from finetune_trainer.training.sft import SftTrainer
 
 Posts = list[tuple[str, dict[str, Any]]]
 
@@ -57,15 +57,15 @@ def metrics(status: dict[str, Any]) -> dict[str, str]:
 
 def test_progress_goes_on_where_it_was(tmp_path: Path, posts: Posts, monkeypatch: pytest.MonkeyPatch) -> None:
     context = make_run(tmp_path)
-    stock = CheckpointingTrainer.training_step
+    stock = SftTrainer.training_step
 
-    def interrupted(self: CheckpointingTrainer, *args: Any, **kwargs: Any) -> Any:
+    def interrupted(self: SftTrainer, *args: Any, **kwargs: Any) -> Any:
         if self.state.global_step == 5:
             os.kill(os.getpid(), signal.SIGTERM)
         return stock(self, *args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(CheckpointingTrainer, "training_step", interrupted)
+        patch.setattr(SftTrainer, "training_step", interrupted)
         with pytest.raises(InterruptedStageError):
             train.run(context)
     first = list(posts)

@@ -31,8 +31,8 @@ from finetune_trainer.errors import (
 )
 from finetune_trainer.stages import serve, train
 from finetune_trainer.training import checkpoints
+from finetune_trainer.training.sft import SftTrainer
 from finetune_trainer.training.stopping import StopRequest
-from finetune_trainer.training.trainer import CheckpointingTrainer
 
 REPOSITORY = Path(__file__).parents[2]
 SOURCES = [str(REPOSITORY / part) for part in ("api/src", "trainer-image/src")]
@@ -53,25 +53,25 @@ def progress(context: StageContext) -> ProgressFile:
     return ProgressFile.model_validate_json(context.progress_path.read_bytes())
 
 
-def stop_at(step: int) -> Callable[[CheckpointingTrainer], None]:
+def stop_at(step: int) -> Callable[[SftTrainer], None]:
     """A fault for the trainer's step: SIGTERM to ourselves in the middle of step `step` + 1."""
 
-    def act(trainer: CheckpointingTrainer) -> None:
+    def act(trainer: SftTrainer) -> None:
         if trainer.state.global_step == step:
             os.kill(os.getpid(), signal.SIGTERM)
 
     return act
 
 
-def inject(monkeypatch: pytest.MonkeyPatch, act: Callable[[CheckpointingTrainer], None]) -> None:
+def inject(monkeypatch: pytest.MonkeyPatch, act: Callable[[SftTrainer], None]) -> None:
     """Let `act` happen at the beginning of every forward pass of training."""
-    stock = CheckpointingTrainer.training_step
+    stock = SftTrainer.training_step
 
-    def training_step(self: CheckpointingTrainer, *args: Any, **kwargs: Any) -> Any:
+    def training_step(self: SftTrainer, *args: Any, **kwargs: Any) -> Any:
         act(self)
         return stock(self, *args, **kwargs)
 
-    monkeypatch.setattr(CheckpointingTrainer, "training_step", training_step)
+    monkeypatch.setattr(SftTrainer, "training_step", training_step)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -125,7 +125,7 @@ def test_the_server_is_told_where_all_is(uninterrupted: tuple[StageContext, Summ
 def test_the_best_checkpoint_becomes_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Evaluations that get worse after step 3: the model is that of step 3, and it survived the rotation."""
     context = make_run(tmp_path)
-    monkeypatch.setattr(CheckpointingTrainer, "evaluate", _worse_and_worse)
+    monkeypatch.setattr(SftTrainer, "evaluate", _worse_and_worse)
     summary = train.run(context)
     assert summary.checkpoint is not None
     assert (summary.steps, summary.checkpoint.step, summary.eval_loss) == (10, 3, 3.0)
@@ -133,7 +133,7 @@ def test_the_best_checkpoint_becomes_the_model(tmp_path: Path, monkeypatch: pyte
     assert [step for step, _ in checkpoints.folders(context.checkpoints_dir)] == [10, 8, 3]
 
 
-def _worse_and_worse(self: CheckpointingTrainer, *args: Any, **kwargs: Any) -> dict[str, float]:
+def _worse_and_worse(self: SftTrainer, *args: Any, **kwargs: Any) -> dict[str, float]:
     metrics = {"eval_loss": float(self.state.global_step)}
     self.log(metrics)
     self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -215,7 +215,7 @@ def test_out_of_memory_is_answered_once(
 ) -> None:
     context = make_run(tmp_path)
 
-    def too_much(trainer: CheckpointingTrainer) -> None:
+    def too_much(trainer: SftTrainer) -> None:
         if trainer.state.global_step == 4 and trainer.args.per_device_train_batch_size > 2:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
@@ -231,7 +231,7 @@ def test_out_of_memory_is_answered_once(
 def test_out_of_memory_for_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, micro: int, message: str) -> None:
     context = make_run(tmp_path, resolved={"micro_batch_size": micro, "gradient_accumulation": 4 // micro})
 
-    def too_much(trainer: CheckpointingTrainer) -> None:
+    def too_much(trainer: SftTrainer) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB\nand a long table")
 
     inject(monkeypatch, too_much)
@@ -258,18 +258,18 @@ def test_a_loss_that_is_not_finite(tmp_path: Path) -> None:
 def test_a_gradient_that_explodes_is_never_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     context = make_run(tmp_path, resolved={"checkpoint_steps": 1})
 
-    def explode(trainer: CheckpointingTrainer) -> None:
+    def explode(trainer: SftTrainer) -> None:
         if trainer.state.global_step == 3:
             next(p for p in trainer.model.parameters() if p.requires_grad).grad[...] = float("inf")
 
-    stock = CheckpointingTrainer.training_step
+    stock = SftTrainer.training_step
 
-    def training_step(self: CheckpointingTrainer, *args: Any, **kwargs: Any) -> Any:
+    def training_step(self: SftTrainer, *args: Any, **kwargs: Any) -> Any:
         loss = stock(self, *args, **kwargs)
         explode(self)
         return loss
 
-    monkeypatch.setattr(CheckpointingTrainer, "training_step", training_step)
+    monkeypatch.setattr(SftTrainer, "training_step", training_step)
     with pytest.raises(LossNotFiniteError, match=r"grad_norm is .* at step 4"):
         train.run(context)
     newest = checkpoints.newest(context.checkpoints_dir)

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from contextlib import nullcontext
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from tests.tiny_models import make_tiny_tokenizer
 
 from finetune_api.status import ResolvedValues
+from finetune_api.tasks import Task
 from finetune_trainer import verification
 from finetune_trainer.errors import ArtifactInvalidError
-from finetune_trainer.evaluation.answers import Answer
-from finetune_trainer.evaluation.questions import ANSWER_TOKENS, Question, choose, question
+from finetune_trainer.evaluation.questions import ANSWER_TOKENS, choose, question
+from finetune_trainer.tasks.kind import Answer, Facts, Question
+from finetune_trainer.tasks.table import KINDS
 from finetune_trainer.training.inputs import Prepared
 
 TOKENIZER = make_tiny_tokenizer()
@@ -28,19 +28,23 @@ def chat(asked: str, answered: str) -> dict[str, Any]:
 
 def test_prompts_without_room_for_an_answer_are_left_out_and_counted() -> None:
     examples = [chat(f"{'sun ' * words}?", "Yes.") for words in (1, 20, 60, 2)]
-    lengths = [len(found.tokens) for example in examples if (found := question(example, TOKENIZER))]
+    lengths = [len(found.row["input_ids"]) for found in questions(examples, 10**6)]
     context = lengths[1] + ANSWER_TOKENS
-    chosen = choose(examples, TOKENIZER, context, most=9)
-    assert [len(q.tokens) for q in chosen.asked] == [lengths[0], lengths[1], lengths[3]]
+    chosen = choose(questions(examples, context), context, most=9)
+    assert [len(q.row["input_ids"]) for q in chosen.asked] == [lengths[0], lengths[1], lengths[3]]
     assert chosen.too_long == 1
     assert chosen.notes[0].startswith("1 held-out question(s) were not asked")
-    assert choose(examples, TOKENIZER, context - 1, most=9).too_long == 2
-    enough = choose(examples, TOKENIZER, context, most=2)
+    assert choose(questions(examples, context - 1), context - 1, most=9).too_long == 2
+    enough = choose(questions(examples, context), context, most=2)
     assert (len(enough.asked), enough.too_long, enough.notes) == (2, 0, [])
 
 
+def questions(examples: Sequence[dict[str, Any]], context: int) -> list[Question]:
+    return [found for example in examples if (found := question(example, TOKENIZER, context))]
+
+
 def asked(*lengths: int) -> list[Question]:
-    return [Question(str(n), "", [1], length) for n, length in enumerate(lengths)]
+    return [Question(str(n), "", {"input_ids": [1]}, length) for n, length in enumerate(lengths)]
 
 
 @pytest.mark.parametrize(
@@ -81,29 +85,30 @@ EMPTY = Answer("", stopped=True, length=0, distinct=0)
     ],
 )
 def test_a_good_model_of_long_answers_is_not_refused(
-    monkeypatch: pytest.MonkeyPatch, length: int, tuned: list[Answer], base: list[Answer], refused: str | None
+    length: int, tuned: list[Answer], base: list[Answer], refused: str | None
 ) -> None:
-    given = iter([tuned, base])
-    model: Any = SimpleNamespace(disable_adapter=nullcontext)
-
-    def answers(_model: Any, _tokenizer: Any, questions: Sequence[Question], **_: Any) -> list[Answer]:
+    def ask(questions: Sequence[Question]) -> list[Answer]:
         assert len(questions) == 2
-        return next(given)
+        return tuned
 
-    monkeypatch.setattr(verification, "answer", answers)
     if refused:
         with pytest.raises(ArtifactInvalidError, match=refused):
-            verification.verify_answers(model, TOKENIZER, asked(length, length), adapter=True)
+            verification.verify_answers(ask, lambda _: base, asked(length, length))
     else:
-        verified = verification.verify_answers(model, TOKENIZER, asked(length, length), adapter=True)
-        assert verified.stopped == sum(one.stopped for one in tuned) / 2
+        verified = verification.verify_answers(ask, lambda _: base, asked(length, length))
+        assert verified.stopped == sum(one.stopped is True for one in tuned) / 2
+
+
+def test_where_nothing_is_generated_nothing_can_fail_to_end() -> None:
+    verified = verification.verify_answers(lambda _: [Answer("spam")], None, asked(1))
+    assert (verified.stopped, verified.notes) == (None, [])
 
 
 def prepared(folder: Path, questions: Sequence[str]) -> Prepared:
     folder.mkdir()
     lines = "".join(json.dumps(chat(text, "Yes.")) + "\n" for text in questions)
     (folder / "validation.jsonl").write_text(lines, encoding="utf-8")
-    return Prepared(ResolvedValues.model_construct(), "", folder, folder)
+    return Prepared(ResolvedValues.model_construct(), "", folder, folder, KINDS[Task.CHAT], Facts())
 
 
 def test_held_out_examples_are_chosen_by_content_not_by_place(tmp_path: Path) -> None:

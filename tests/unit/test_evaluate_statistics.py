@@ -7,20 +7,21 @@ import math
 import numpy as np
 import pytest
 
+from finetune_api.tasks import Metric
 from finetune_trainer.errors import ArtifactInvalidError
-from finetune_trainer.evaluation.scoring import ExampleScores
-from finetune_trainer.evaluation.statistics import baseline, difference, interval, scores
+from finetune_trainer.evaluation.statistics import baseline, difference, interval, perplexity, scores
+from finetune_trainer.tasks.kind import Measured
 
 
-def examples(loss: list[float], tokens: list[int], correct: list[int] | None = None) -> ExampleScores:
-    return ExampleScores(np.array(loss), np.array(tokens), np.array(correct or [0] * len(tokens)))
+def examples(loss: list[float], tokens: list[int]) -> Measured:
+    return Measured(np.array(loss), np.array(tokens), {Metric.TOKEN_ACCURACY: 0.5})
 
 
 def test_metrics_are_means_over_tokens_not_over_examples() -> None:
-    result = scores(examples([1.0, 30.0], [1, 9], [1, 4]), "tuned", seed=0)
+    result = scores(examples([1.0, 30.0], [1, 9]), "tuned", seed=0)
     assert result.loss == pytest.approx(3.1)
-    assert result.perplexity == pytest.approx(math.exp(3.1))
-    assert result.token_accuracy == 0.5
+    assert (result.token_accuracy, result.perplexity, result.bleu) == (0.5, None, None)
+    assert scores(examples([1.0], [1]), "tuned", 0, {Metric.BLEU: 31.5}).bleu == 31.5
 
 
 def test_the_interval_covers_the_mean_and_narrows_with_more_examples() -> None:
@@ -44,7 +45,7 @@ def test_pairing_takes_out_what_makes_examples_hard() -> None:
     tokens = np.full(50, 10)
     base = random.uniform(10, 50, 50)
     tuned = base - 1.0  # a small gain on every example
-    found = difference(ExampleScores(base, tokens, tokens * 0), ExampleScores(tuned, tokens, tokens * 0), seed=0)
+    found = difference(Measured(base, tokens), Measured(tuned, tokens), seed=0)
     assert found.low == pytest.approx(0.1)
     assert found.high == pytest.approx(0.1)
     alone = interval(base, tokens, seed=0)
@@ -81,4 +82,5 @@ def test_a_baseline_that_is_not_finite_is_left_out_and_said(bad: float) -> None:
 
 
 def test_a_hopeless_model_still_has_a_finite_perplexity() -> None:
-    assert math.isfinite(scores(examples([5000.0], [1]), "base", 0).perplexity)
+    assert perplexity(1.5) == pytest.approx(math.exp(1.5))
+    assert math.isfinite(perplexity(5000.0))

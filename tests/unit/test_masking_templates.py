@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from tests.tiny_models import make_tiny_tokenizer
 
-from finetune_trainer.masking import IGNORED, ChatMasker, MaskingError, mask_completion
+from finetune_trainer.data.problems import EncodingError
+from finetune_trainer.masking import IGNORED, ChatMasker, mask_completion
 
 CHATML = """\
 {%- for message in messages -%}
@@ -183,7 +184,7 @@ LAST_TWO = CHATML.replace("in messages", "in messages[-2:]")
 )
 def test_what_cannot_be_masked_is_refused(template: str, messages: list[Any], check: str, where: str) -> None:
     tokenizer = tokenizer_for(template, "<|im_end|>", "<|im_start|>", bos="<s>")
-    with pytest.raises(MaskingError) as caught:
+    with pytest.raises(EncodingError) as caught:
         ChatMasker(tokenizer, frozenset([tokenizer.eos_token_id])).mask({"messages": messages})
     assert (caught.value.check, caught.value.where) == (check, where)
 
@@ -199,7 +200,7 @@ def test_stop_token_of_another_turn_does_not_count(template: str) -> None:
     """The user's end-of-turn token after an answer without one must not make the answer look ended."""
     assert template not in (CHATML, THINKING)
     tokenizer = tokenizer_for(template, "<|im_end|>", "<|im_start|>")
-    with pytest.raises(MaskingError, match="never learn to stop"):
+    with pytest.raises(EncodingError, match="never learn to stop"):
         ChatMasker(tokenizer, frozenset([tokenizer.eos_token_id])).mask({"messages": TWO_TURNS})
 
 
@@ -221,5 +222,5 @@ def test_completion_and_its_end_are_trained_on_and_the_prompt_is_not(prompt: str
 def test_completion_without_an_end_token_is_refused() -> None:
     tokenizer = make_tiny_tokenizer()
     tokenizer.eos_token = None
-    with pytest.raises(MaskingError, match="end-of-sequence"):
+    with pytest.raises(EncodingError, match="end-of-sequence"):
         mask_completion(tokenizer, "a", "b")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from peft import LoraConfig, get_peft_model
-from tests.tiny_models import make_tiny_chat_model
+from tests.tiny_models import make_tiny_chat_model, make_tiny_tokenizer
 from transformers import AutoModelForCausalLM, BioGptConfig, GPT2Config
 
 from finetune_api.conditions import FailureReason
@@ -30,6 +30,7 @@ from finetune_trainer import resolve as rules
 from finetune_trainer.errors import UserInputError
 from finetune_trainer.estimate import ModelShape, measure_shape, memory_bytes
 from finetune_trainer.resolve import DataSizes, resolve
+from finetune_trainer.tasks.chat import Chat
 
 SHAPE = ModelShape(
     parameters=135_000_000,
@@ -218,6 +219,10 @@ def test_memory_grows_with_everything_that_is_kept() -> None:
     assert 16e9 < memory_bytes(EIGHT_B, rows=1, length=2048, precision="bfloat16") < 24e9
 
 
+def shape_of(folder: Path, method: MethodSpec, source: str) -> ModelShape:
+    return measure_shape(folder, Chat(), method, make_tiny_tokenizer(), source)
+
+
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_chat_model(tmp_path_factory.mktemp("shape") / "tiny")
@@ -225,13 +230,13 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("targets", [None, ["q_proj", "v_proj"]])
 def test_parameters_are_counted_as_the_real_model_has_them(model: Path, targets: list[str] | None) -> None:
-    shape = measure_shape(model, MethodSpec(rank=4, target_modules=targets), "pvc://models/tiny")
+    shape = shape_of(model, MethodSpec(rank=4, target_modules=targets), "pvc://models/tiny")
     real = AutoModelForCausalLM.from_pretrained(model)
     assert shape.parameters == sum(p.numel() for p in real.parameters())
     adapted = get_peft_model(real, LoraConfig(r=4, target_modules=targets or "all-linear", task_type="CAUSAL_LM"))
     assert shape.trainable == adapted.get_nb_trainable_parameters()[0]
     assert (shape.layers, shape.width, shape.context) == (2, 32, 256)
-    full = measure_shape(model, MethodSpec(type=MethodType.FULL), "x")
+    full = shape_of(model, MethodSpec(type=MethodType.FULL), "x")
     assert full.trainable == full.parameters
 
 
@@ -247,7 +252,7 @@ def test_parameters_are_counted_as_the_real_model_has_them(model: Path, targets:
 )
 def test_wrong_target_modules_are_answered_with_the_right_ones(model: Path, targets: list[str], problem: str) -> None:
     with pytest.raises(UserInputError, match=f"targetModules: .*{problem}") as caught:
-        measure_shape(model, MethodSpec(target_modules=targets), "x")
+        shape_of(model, MethodSpec(target_modules=targets), "x")
     assert caught.value.reason is FailureReason.SPEC_INVALID
     assert "q_proj" in caught.value.advice
     assert "lm_head" not in caught.value.advice
@@ -258,10 +263,10 @@ def test_an_output_layer_of_another_name_and_projections_of_gpt2(tmp_path: Path)
     wide = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64}
     BioGptConfig(**shape, **wide).save_pretrained(tmp_path / "biogpt")
     with pytest.raises(UserInputError, match="is the output layer") as caught:
-        measure_shape(tmp_path / "biogpt", MethodSpec(target_modules=["output_projection"]), "x")
+        shape_of(tmp_path / "biogpt", MethodSpec(target_modules=["output_projection"]), "x")
     assert caught.value.advice.endswith("fc1, fc2, k_proj, out_proj, q_proj, v_proj")
     GPT2Config(**shape, n_embd=32, n_layer=1, n_head=4).save_pretrained(tmp_path / "gpt2")
-    assert measure_shape(tmp_path / "gpt2", MethodSpec(target_modules=["c_attn"], rank=4), "x").trainable == 4 * 4 * 32
+    assert shape_of(tmp_path / "gpt2", MethodSpec(target_modules=["c_attn"], rank=4), "x").trainable == 4 * 4 * 32
 
 
 UNUSABLE = [{"model_type": "unheard-of"}, {"architectures": ["LlamaForTokenClassification"]}, {"hidden_size": "wide"}]
@@ -272,5 +277,5 @@ def test_model_that_cannot_be_built_is_refused(model: Path, tmp_path: Path, fiel
     content = json.loads((model / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**content, **fields}))
     with pytest.raises(UserInputError, match="hf://a/b") as caught:
-        measure_shape(tmp_path, MethodSpec(), "hf://a/b")
+        shape_of(tmp_path, MethodSpec(), "hf://a/b")
     assert caught.value.reason is FailureReason.MODEL_INVALID

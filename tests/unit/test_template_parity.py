@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 from tests.tiny_models import ASSISTANT, CHAT_TEMPLATE, END, USER, make_tiny_tokenizer
 
-from finetune_api.spec import Task
-from finetune_trainer.data.examples import example_format
+from finetune_trainer.data.examples import special_tokens
 from finetune_trainer.evaluation.questions import question
 from finetune_trainer.masking import IGNORED
 from finetune_trainer.messages import template_abilities
 from finetune_trainer.serving.prompts import render_chat
 from finetune_trainer.serving.protocol import ChatRequest, parse
+from finetune_trainer.tasks.chat import Chat
 
 # Renders names, and whatever else stands in a message but for role and content.
 NAMING = """\
@@ -51,7 +51,7 @@ ANSWER = {"role": "assistant", "content": "Spring is mild."}
 def test_training_evaluation_and_server_read_the_same_tokens(template: str, messages: list[dict[str, Any]]) -> None:
     tokenizer = make_tiny_tokenizer()
     tokenizer.chat_template = TEMPLATES[template]
-    form = example_format(Task.CHAT, tokenizer, frozenset({tokenizer.eos_token_id}))
+    form = Chat().example_format(tokenizer, frozenset({tokenizer.eos_token_id}), special_tokens(tokenizer))
     example = form.normalise({"messages": [*messages, ANSWER]})
     masked = form.mask(example)
     prompt = [token for token, label in zip(masked.input_ids, masked.labels, strict=True) if label == IGNORED]
@@ -59,10 +59,10 @@ def test_training_evaluation_and_server_read_the_same_tokens(template: str, mess
     request = parse(ChatRequest, json.dumps({"model": "m", "messages": sent}).encode())
     abilities = template_abilities(tokenizer)
     served = render_chat(tokenizer, [message.to_template(abilities) for message in request.messages])
-    asked = question(example, tokenizer)
+    asked = question(example, tokenizer, 10**6)
     assert asked is not None
-    assert tokenizer.decode(served) == tokenizer.decode(asked.tokens)
-    assert served == asked.tokens
+    assert tokenizer.decode(served) == tokenizer.decode(asked.row["input_ids"])
+    assert served == asked.row["input_ids"]
     assert served == prompt
 
 

@@ -11,6 +11,8 @@ from safetensors.torch import load_file, save_file
 from tests.tiny_models import make_tiny_adapter, make_tiny_chat_model
 
 from finetune_trainer.errors import ArtifactInvalidError
+from finetune_trainer.tasks.chat import Chat
+from finetune_trainer.tasks.kind import Facts
 from finetune_trainer.training.device import Device
 from finetune_trainer.verification import load_tuned, verify_adapter, verify_weights
 
@@ -51,7 +53,7 @@ def adapter(base: Path, tmp_path: Path) -> Path:
 
 def test_a_sound_adapter(base: Path, adapter: Path) -> None:
     verify_adapter(adapter, 4)
-    assert load_tuned(adapter, base, CPU, adapter=True).training is False
+    assert load_tuned(adapter, base, CPU, Chat(), Facts(), adapter=True).training is False
 
 
 @pytest.mark.parametrize(
@@ -91,7 +93,7 @@ def test_no_readable_file(adapter: Path, content: bytes | None) -> None:
 def test_an_adapter_of_another_base(adapter: Path, tmp_path: Path) -> None:
     other = make_tiny_chat_model(tmp_path / "wide", hidden_size=64)
     with pytest.raises(ArtifactInvalidError, match="does not load on its base"):
-        load_tuned(adapter, other, CPU, adapter=True)
+        load_tuned(adapter, other, CPU, Chat(), Facts(), adapter=True)
 
 
 def test_whole_models(base: Path, tmp_path: Path) -> None:
