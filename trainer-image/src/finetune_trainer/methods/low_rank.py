@@ -1,0 +1,117 @@
+"""What LoRA, QLoRA and DoRA share: PEFT's configuration, the heads that are kept whole, the adapter's files."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from peft.utils import ModulesToSaveWrapper
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from finetune_api.method import Initialization
+from finetune_api.spec import MethodSpec
+from finetune_api.status import ResolvedValues
+from finetune_trainer.methods import proof
+from finetune_trainer.methods.kind import Trained
+from finetune_trainer.methods.proof import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+
+LINEAR = (torch.nn.Linear, Conv1D)
+# Heads that PEFT keeps whole for a task of its own accord, fresh or not.
+PEFT_HEADS = {
+    "SEQ_CLS": ("classifier", "score"),
+    "TOKEN_CLS": ("classifier", "score"),
+    "QUESTION_ANS": ("qa_outputs",),
+}
+# PEFT's words; True is its own "default".
+INITIALIZATIONS: dict[Initialization, Any] = {
+    Initialization.DEFAULT: True,
+    Initialization.GAUSSIAN: "gaussian",
+    Initialization.ORTHOGONAL: "orthogonal",
+}
+
+
+def lora_config(
+    spec: MethodSpec,
+    model: PreTrainedModel,
+    *,
+    peft_type: str,
+    rank: int | None = None,
+    alpha: int | None = None,
+    fresh: Collection[str] = (),
+    dora: bool = False,
+) -> LoraConfig:
+    """LoRA on all linear layers but the output layer and the heads, unless the job names others.
+
+    A head is trained whole: an adapter on random weights would be worthless on the next random ones.
+    """
+    heads = outermost(fresh, model)
+    excluded = below([*heads, *PEFT_HEADS.get(peft_type, ())], model)
+    return LoraConfig(
+        r=rank or spec.resolved_rank,
+        lora_alpha=alpha or spec.resolved_alpha,
+        lora_dropout=float(spec.dropout or 0),
+        target_modules=list(spec.target_modules) if spec.target_modules else "all-linear",
+        exclude_modules=excluded or None,
+        modules_to_save=heads or None,
+        use_rslora=bool(spec.rs_lora),
+        init_lora_weights=INITIALIZATIONS[spec.initialization or Initialization.DEFAULT],
+        use_dora=dora,
+        task_type=peft_type,
+    )
+
+
+def add_adapter(
+    model: PreTrainedModel,
+    spec: MethodSpec,
+    resolved: ResolvedValues,
+    *,
+    peft_type: str,
+    fresh: Collection[str] = (),
+    dora: bool = False,
+) -> Any:
+    """The model with fresh adapters in float32, and all else frozen. Raises ValueError when nothing matches."""
+    rank, alpha = resolved.lora_rank, resolved.lora_alpha
+    config = lora_config(spec, model, peft_type=peft_type, rank=rank, alpha=alpha, fresh=fresh, dora=dora)
+    tuned = get_peft_model(model, config)
+    for part in tuned.modules():
+        if isinstance(part, ModulesToSaveWrapper):
+            part.modules_to_save.float()  # PEFT does so with adapters only; bfloat16 would lose small updates
+    return tuned
+
+
+def outermost(fresh: Collection[str], model: PreTrainedModel) -> list[str]:
+    """The modules to keep whole for `fresh` ones: beside the body of the model its whole head, within the body (a
+    pooler that the base was trained without) only the module itself."""
+    body = model.base_model_prefix
+    has_body = bool(body) and hasattr(model, body)
+    heads = {name if has_body and name.startswith(f"{body}.") else name.partition(".")[0] for name in fresh}
+    return sorted(name for name in heads if name and name != body)
+
+
+def below(heads: Collection[str], model: PreTrainedModel) -> list[str]:
+    """The linear layers that are, or lie in, one of the heads, which PEFT finds by the end of a name."""
+    found = [name for name, _ in model.named_modules() for head in heads if name == head or name.endswith(f".{head}")]
+    return sorted(
+        name
+        for name, part in model.named_modules()
+        if isinstance(part, LINEAR) and any(name == head or name.startswith(f"{head}.") for head in found)
+    )
+
+
+def copy_adapter(checkpoint: Path, directory: Path) -> None:
+    """Only these two files: optimizer and random states are pickles, and no one serves them."""
+    for name in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
+        shutil.copyfile(checkpoint / name, directory / name)
+
+
+def verify_adapter(trained: Trained, directory: Path) -> None:
+    """Raise ArtifactInvalidError unless the adapter is whole and, where the base is needed to tell, has moved."""
+    proof.adapter_files(directory, trained.rank)
+    if proof.keeps_heads(directory):
+        base = trained.load(trained.base_dir, trained.dtype)
+        proof.adapter_moved(proof.on_base(directory, base.model), directory, trained.dtype, base.fresh)
