@@ -1,0 +1,37 @@
+"""Whole entities out of tags of words, and how many are right, by seqeval's rules (those of CoNLL's conlleval)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from seqeval.metrics import f1_score  # type: ignore[import-untyped]
+from seqeval.metrics.sequence_labeling import get_entities  # type: ignore[import-untyped]
+
+OUTSIDE = "O"
+
+
+@dataclass(frozen=True, slots=True)
+class Entity:
+    """Words `first` to `last`, both included, are one entity."""
+
+    label: str
+    first: int
+    last: int
+
+
+def entities(tags: Sequence[str]) -> list[Entity]:
+    """The entities of one text, in order. Lenient, as seqeval's default mode: an I- without a B- begins one too."""
+    return [Entity(label, first, last) for label, first, last in get_entities(list(tags))]
+
+
+def entity_f1(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> float:
+    """Micro F1 of whole entities over all texts, 0 to 1: right is the same label on the very same words.
+    0 when there is no entity on either side."""
+    return float(f1_score([list(tags) for tags in gold], [list(tags) for tags in predicted], zero_division=0))
+
+
+def word_accuracy(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> float:
+    """Share of the words with the right tag, 0 to 1."""
+    pairs = [(g, p) for one, other in zip(gold, predicted, strict=True) for g, p in zip(one, other, strict=True)]
+    return sum(g == p for g, p in pairs) / max(1, len(pairs))
