@@ -13,9 +13,11 @@ from peft.utils import ModulesToSaveWrapper
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from finetune_api.conditions import FailureReason
 from finetune_api.method import Initialization
 from finetune_api.spec import MethodSpec
 from finetune_api.status import ResolvedValues
+from finetune_trainer.errors import UserInputError
 from finetune_trainer.methods import proof
 from finetune_trainer.methods.kind import Trained
 from finetune_trainer.methods.proof import ADAPTER_CONFIG, ADAPTER_WEIGHTS
@@ -39,7 +41,7 @@ def lora_config(
     spec: MethodSpec,
     model: PreTrainedModel,
     *,
-    peft_type: str,
+    peft_type: str = "CAUSAL_LM",
     rank: int | None = None,
     alpha: int | None = None,
     fresh: Collection[str] = (),
@@ -47,12 +49,20 @@ def lora_config(
 ) -> LoraConfig:
     """LoRA on all linear layers but the output layer and the heads, unless the job names others.
 
-    A head is trained whole: an adapter on random weights would be worthless on the next random ones.
+    A head is trained whole: an adapter on random weights would be worthless on the next random ones. Raises
+    UserInputError (SpecInvalid) when rank and initialisation do not go together.
     """
+    rank = rank or spec.resolved_rank
+    if spec.initialization is Initialization.ORTHOGONAL and rank % 2:
+        raise UserInputError(
+            f"method.initialization: orthogonal needs an even rank, and method.rank is {rank}",
+            advice=f"set method.rank to {rank + 1}, or leave method.initialization out",
+            reason=FailureReason.SPEC_INVALID,
+        )
     heads = outermost(fresh, model)
     excluded = below([*heads, *PEFT_HEADS.get(peft_type, ())], model)
     return LoraConfig(
-        r=rank or spec.resolved_rank,
+        r=rank,
         lora_alpha=alpha or spec.resolved_alpha,
         lora_dropout=float(spec.dropout or 0),
         target_modules=list(spec.target_modules) if spec.target_modules else "all-linear",
@@ -114,4 +124,5 @@ def verify_adapter(trained: Trained, directory: Path) -> None:
     proof.adapter_files(directory, trained.rank)
     if proof.keeps_heads(directory):
         base = trained.load(trained.base_dir, trained.dtype)
-        proof.adapter_moved(proof.on_base(directory, base.model), directory, trained.dtype, base.fresh)
+        proof.heads_kept(directory, base.fresh)
+        proof.adapter_moved(proof.on_base(directory, base.model), directory, trained.dtype)

@@ -46,13 +46,12 @@ def adapter_files(directory: Path, rank: int) -> None:
 
 
 def keeps_heads(directory: Path) -> bool:
-    """Whether the adapter holds modules that were trained whole: the head of a new task."""
-    return any(".lora_" not in name for name in _tensors(directory / ADAPTER_WEIGHTS))
+    """Whether the adapter holds, or should hold, modules that were trained whole: the head of a new task."""
+    return bool(_settings(directory).get("modules_to_save"))
 
 
-def adapter_moved(tuned: PeftModel, directory: Path, dtype: torch.dtype, fresh: Collection[str] = ()) -> None:
-    """Raise ArtifactInvalidError when no DoRA magnitude or no head is other than it was before training, or when a
-    head is missing that the base has no weights for.
+def adapter_moved(tuned: PeftModel, directory: Path, dtype: torch.dtype) -> None:
+    """Raise ArtifactInvalidError when no DoRA magnitude, or no head, is other than it was before training.
 
     `tuned` is the adapter of `directory` on its base, which was trained in `dtype`; a fresh head must be loaded in
     that type too, since another draws other numbers.
@@ -64,9 +63,13 @@ def adapter_moved(tuned: PeftModel, directory: Path, dtype: torch.dtype, fresh: 
     # All of them: a model may hold a module that its task never calls.
     if heads and all(_same_weights(head) for head in heads):
         raise invalid(f"{directory}: the head is as it was before training")
+
+
+def heads_kept(directory: Path, fresh: Collection[str]) -> None:
+    """Raise ArtifactInvalidError when the adapter came without one of the modules that the base has no weights for:
+    it would be another, random one, wherever the adapter is loaded."""
     kept = {name.rpartition(".")[0] for name in _tensors(directory / ADAPTER_WEIGHTS) if ".lora_" not in name}
     for name in fresh:
-        # It would be another, random one, wherever the adapter is loaded.
         if not any(module.endswith(f".{name}") for module in kept):
             raise invalid(f"{directory} lacks {name}, which the base has no weights for")
 
