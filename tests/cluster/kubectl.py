@@ -53,7 +53,16 @@ class Kubectl:
         return self("apply", *flags, "-f", "-", input="\n---\n".join(documents), namespace=namespace)
 
     def make_namespace(self, name: str, pod_security: str = "restricted") -> str:
-        """A namespace in which this Pod Security level is enforced; returns its name."""
+        """A namespace in which this Pod Security level is enforced; returns its name.
+
+        Waits for one of that name that is going away, as an earlier run leaves it.
+        """
+
+        def is_free() -> bool:
+            found = self.get("namespace", name)
+            return found is None or found["status"].get("phase") == "Active"
+
+        self.wait_until(is_free, 180, f"the old namespace {name} to go", name)
         labels = {"pod-security.kubernetes.io/enforce": pod_security}
         self.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
         return name
@@ -69,6 +78,8 @@ class Kubectl:
         """Objects, events, and of every pod its description and its logs: what a person would look at first."""
         parts = [
             self._try("get", "all,pvc,finetunejobs.finetune-operator.io", "-o", "wide", namespace=namespace),
+            self._try("get", "finetunejobs.finetune-operator.io", "-o", "yaml", namespace=namespace)[-8000:],
+            self._try("describe", "jobs", namespace=namespace)[-4000:],
             self._try("get", "events", "--sort-by=.lastTimestamp", namespace=namespace)[-4000:],
         ]
         for pod in self._try("get", "pods", "-o", "name", namespace=namespace).split():
