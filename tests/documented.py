@@ -16,6 +16,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 FENCE = re.compile(r"^ *```(\w*)")
 PROGRAMS = r"(?:\.venv/bin/)?(?:make|finetune|kubectl|helm|git|python3?|pip|curl|docker|source|export|cd)"
 IN_PROSE = re.compile(rf"`({PROGRAMS} [^`]+)`")
+SUBCOMMAND = re.compile(r"(?:kubectl|helm) \w+")  # a sentence speaks of it; alone it does nothing
 DURATION = re.compile(r"(?:\d+[smhd])+")
 
 LOCAL, CLUSTER, CI, NODE = "local", "cluster", "CI", "node"
@@ -89,7 +90,7 @@ def of_page(page: str, text: str) -> Iterator[Command]:
                 yield command
             language, command = (fence.group(1) if language is None else None), None
         elif language is None:
-            yield from (Command(page, span) for span in IN_PROSE.findall(line))
+            yield from (Command(page, span) for span in IN_PROSE.findall(line) if not SUBCOMMAND.fullmatch(span))
         elif language == "console" and line.lstrip().startswith("$ "):
             if command is not None:
                 yield command

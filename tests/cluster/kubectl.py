@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import yaml
+
 from tests.cluster.errors import ClusterError, CommandFailed
 from tests.cluster.processes import run, start, wait_until
 
@@ -48,9 +50,11 @@ class Kubectl:
 
     def apply(self, *manifests: Manifest | str, namespace: str | None = None, server_side: bool = False) -> str:
         """Applies manifests, given as dictionaries or as YAML."""
-        documents = [each if isinstance(each, str) else json.dumps(each) for each in manifests]
+        # One list in place of several documents: old versions of kubectl cannot read JSON after `---`.
+        items = [item for each in manifests for item in (yaml.safe_load_all(each) if isinstance(each, str) else [each])]
+        everything = {"apiVersion": "v1", "kind": "List", "items": [item for item in items if item]}
         flags = ("--server-side",) if server_side else ()
-        return self("apply", *flags, "-f", "-", input="\n---\n".join(documents), namespace=namespace)
+        return self("apply", *flags, "-f", "-", input=json.dumps(everything), namespace=namespace)
 
     def make_namespace(self, name: str, pod_security: str = "restricted") -> str:
         """A namespace in which this Pod Security level is enforced; returns its name.

@@ -63,7 +63,8 @@ def checkout(tmp_path_factory: pytest.TempPathFactory, operator_image: str, trai
 def product(node_cluster: Cluster, checkout: Path) -> Iterator[Product]:
     """The operator, installed by helm from the chart, with the command that the README says."""
     node_cluster.kubectl.make_namespace(NAMESPACE)
-    product = Product(node_cluster.kubectl, binaries.helm(), checkout)
+    own_helm = None if node_cluster.is_local else shutil.which("helm")
+    product = Product(node_cluster.kubectl, Path(own_helm) if own_helm else binaries.helm(), checkout)
     product.install_as_documented()
     yield product
     if product.installed:

@@ -60,7 +60,7 @@ class Terminal:
 
     @contextlib.contextmanager
     def until(self, command: Command, words: str, seconds: float) -> Iterator[str]:
-        """Runs a command that ends with Ctrl-C; enters the block when it has printed a line with these words."""
+        """Runs a command that goes on until it is stopped; enters the block when it has printed these words."""
         log = self.folder / "terminal.log"
         with log.open("w") as output:
             process = subprocess.Popen(
@@ -75,7 +75,7 @@ class Terminal:
             yield log.read_text()
         finally:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGINT)
+                os.killpg(process.pid, signal.SIGTERM)
             process.wait(30)
 
 

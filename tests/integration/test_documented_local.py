@@ -20,7 +20,7 @@ from tests.hub_mirror import Mirror, Repository, serving
 
 BINARIES = Path(sys.executable).parent
 REAL_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
-PATIENCE = 900  # seconds; only a bound. `make demo` takes 4 minutes on two busy cores
+PATIENCE = 1500  # seconds; only a bound. `make demo` takes 4 minutes on two busy cores
 COMMANDS = documented.commands(LOCAL)
 DEMOS = [command for command in COMMANDS if command.text.startswith("make demo")]
 SHELL_STATE = [command for command in COMMANDS if command.text.split()[0] in ("source", "export")]
