@@ -34,7 +34,7 @@ TELLS = {
     "finetune check": "The data is fit for training.",
     "finetune run": "finetune chat travel-demo",
     "finetune status": "travel-demo",
-    "finetune logs": "step",
+    "finetune logs": "INFO",
     "finetune chat": "tuned",
     "finetune chat NAME": "Ask; every question stands by itself.",
     "finetune serve": "base_url=",
