@@ -25,7 +25,8 @@ SINGLE = 50  # jobs applied one after the other on the otherwise idle machine
 def main() -> None:
     """Runs all measurements and prints them as JSON."""
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
-    parser.add_argument("--jobs", type=int, nargs="+", default=[200, 1000], help="sizes of the burst")
+    sizes = [int(word) for word in os.environ.get("FINETUNE_BENCH_JOBS", "200 1000").split()]
+    parser.add_argument("--jobs", type=int, nargs="+", default=sizes, help="sizes of the burst (FINETUNE_BENCH_JOBS)")
     parser.add_argument("--no-controllers", action="store_true", help="without kube-controller-manager: no pods")
     parser.add_argument("--output", type=Path, help="also write the JSON here")
     arguments = parser.parse_args()

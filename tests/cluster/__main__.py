@@ -36,7 +36,7 @@ def up() -> None:
         say("it is running already; `python -m tests.cluster down` ends it")
         return
     node = start_node(die_with_parent=False)
-    for image in images.build_all():
+    for image in (*images.build_all(), images.python_image()):
         node.load_image(image.archive)
     say("ready; now in your shell:")
     env()

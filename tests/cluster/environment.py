@@ -10,8 +10,10 @@ a default StorageClass, and these images must be where its nodes can pull them (
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -47,6 +49,9 @@ class Cluster(Protocol):
     def claim(self, folder: Path, namespace: str, name: str) -> None:
         """Makes a PersistentVolumeClaim that holds the folder's content."""
 
+    def files(self, namespace: str, claim: str) -> list[str]:
+        """The paths of all files in a claim that `claim` made, relative to its root."""
+
     def set_gpus(self, count: int) -> None:
         """Pretends that a node has this many GPUs."""
 
@@ -58,6 +63,7 @@ class LocalCluster:
 
     def __init__(self, node: Node) -> None:
         self.node = node
+        self.folders: dict[tuple[str, str], Path] = {}
 
     @property
     def kubectl(self) -> Kubectl:
@@ -79,6 +85,12 @@ class LocalCluster:
     def claim(self, folder: Path, namespace: str, name: str) -> None:
         """A claim on the folder itself: what pods write is seen here at once."""
         bind(self.kubectl, namespace=namespace, claim=name, folder=folder)
+        self.folders[namespace, name] = folder
+
+    def files(self, namespace: str, claim: str) -> list[str]:
+        """What lies in the claim's folder."""
+        folder = self.folders[namespace, claim]
+        return [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
 
     def set_gpus(self, count: int) -> None:
         """Pretends that the node has this many GPUs."""
@@ -115,12 +127,30 @@ class ForeignCluster:
     def claim(self, folder: Path, namespace: str, name: str) -> None:
         """A claim of the default StorageClass, filled with a copy of the folder by a short-lived pod."""
         self.kubectl.apply(claim_manifest(namespace, name))
-        loader = f"load-{name}"
-        self.kubectl.apply(_loader_pod(loader, self.python_image(), namespace, name))
-        ready = ("--for=condition=Ready", "--timeout=300s")
-        self.kubectl("wait", f"pod/{loader}", *ready, namespace=namespace, timeout=330)
-        self.kubectl("cp", f"{folder}/.", f"{namespace}/{loader}:/data", timeout=600)
-        self.kubectl("delete", "pod", loader, "--now", namespace=namespace)
+        with self._pod_on(namespace, name) as pod:
+            self.kubectl("cp", f"{folder}/.", f"{namespace}/{pod}:/data", timeout=600)
+
+    def files(self, namespace: str, claim: str) -> list[str]:
+        """What a short-lived pod sees in the claim."""
+        script = (
+            "import pathlib; [print(p.relative_to('/data')) for p in pathlib.Path('/data').rglob('*') if p.is_file()]"
+        )
+        with self._pod_on(namespace, claim) as pod:
+            return self.kubectl("exec", pod, "--", "python3", "-c", script, namespace=namespace).splitlines()
+
+    @contextlib.contextmanager
+    def _pod_on(self, namespace: str, claim: str) -> Iterator[str]:
+        pod = f"look-{claim}"
+        self.kubectl.apply(_pod_on_claim(pod, self.python_image(), namespace, claim))
+
+        def running() -> bool:
+            return (self.kubectl.get("pod", pod, namespace) or {"status": {}})["status"].get("phase") == "Running"
+
+        try:
+            self.kubectl.wait_until(running, 300, f"pod {pod} on the claim {claim}", namespace)
+            yield pod
+        finally:
+            self.kubectl("delete", "pod", pod, "--now", namespace=namespace)
 
     def set_gpus(self, count: int) -> None:
         """Not on a cluster that is not ours."""
@@ -134,7 +164,7 @@ def _named(variable: str, dockerfile: str) -> str:
     return name
 
 
-def _loader_pod(pod: str, image: str, namespace: str, claim: str) -> dict[str, Any]:
+def _pod_on_claim(pod: str, image: str, namespace: str, claim: str) -> dict[str, Any]:
     security = {
         "allowPrivilegeEscalation": False,
         "capabilities": {"drop": ["ALL"]},
@@ -143,7 +173,7 @@ def _loader_pod(pod: str, image: str, namespace: str, claim: str) -> dict[str, A
         "seccompProfile": {"type": "RuntimeDefault"},
     }
     container = {
-        "name": "load",
+        "name": "look",
         "image": image,
         "command": ["python3", "-c", "import time; time.sleep(3600)"],
         "securityContext": security,

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import yaml
+
 from tests.cluster.errors import ClusterError, CommandFailed
 from tests.cluster.processes import run, start, wait_until
 
@@ -48,12 +50,23 @@ class Kubectl:
 
     def apply(self, *manifests: Manifest | str, namespace: str | None = None, server_side: bool = False) -> str:
         """Applies manifests, given as dictionaries or as YAML."""
-        documents = [each if isinstance(each, str) else json.dumps(each) for each in manifests]
+        # One list in place of several documents: old versions of kubectl cannot read JSON after `---`.
+        items = [item for each in manifests for item in (yaml.safe_load_all(each) if isinstance(each, str) else [each])]
+        everything = {"apiVersion": "v1", "kind": "List", "items": [item for item in items if item]}
         flags = ("--server-side",) if server_side else ()
-        return self("apply", *flags, "-f", "-", input="\n---\n".join(documents), namespace=namespace)
+        return self("apply", *flags, "-f", "-", input=json.dumps(everything), namespace=namespace)
 
     def make_namespace(self, name: str, pod_security: str = "restricted") -> str:
-        """A namespace in which this Pod Security level is enforced; returns its name."""
+        """A namespace in which this Pod Security level is enforced; returns its name.
+
+        Waits for one of that name that is going away, as an earlier run leaves it.
+        """
+
+        def is_free() -> bool:
+            found = self.get("namespace", name)
+            return found is None or found["status"].get("phase") == "Active"
+
+        self.wait_until(is_free, 180, f"the old namespace {name} to go", name)
         labels = {"pod-security.kubernetes.io/enforce": pod_security}
         self.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
         return name
@@ -69,6 +82,8 @@ class Kubectl:
         """Objects, events, and of every pod its description and its logs: what a person would look at first."""
         parts = [
             self._try("get", "all,pvc,finetunejobs.finetune-operator.io", "-o", "wide", namespace=namespace),
+            self._try("get", "finetunejobs.finetune-operator.io", "-o", "yaml", namespace=namespace)[-8000:],
+            self._try("describe", "jobs", namespace=namespace)[-4000:],
             self._try("get", "events", "--sort-by=.lastTimestamp", namespace=namespace)[-4000:],
         ]
         for pod in self._try("get", "pods", "-o", "name", namespace=namespace).split():

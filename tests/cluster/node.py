@@ -21,6 +21,7 @@ from tests.cluster.credentials import User
 from tests.cluster.errors import ComponentDied, Unavailable
 from tests.cluster.kubectl import Kubectl
 from tests.cluster.processes import Component, recorded, run, say, start, tails, wait_until
+from tests.cluster.volumes import offer_default_class
 
 NODE = "node-1"
 SCHEDULER = User("kube-scheduler", user="system:kube-scheduler")
@@ -166,6 +167,7 @@ def _start_programs(node: Node, coredns: Path, pause: Path, *, die_with_parent: 
     )
     plane.components.append(_start_dns(node, coredns, die_with_parent=die_with_parent))
     wait_until(lambda: _ready(node), READY_SECONDS, "a Ready node", lambda: tails(plane.components), interval=0.2)
+    offer_default_class(kubectl, node.folder / "volumes")
 
 
 def _start_kubelet(node: Node, *, die_with_parent: bool) -> None:

@@ -10,6 +10,7 @@ from tests.cluster.kubectl import Kubectl
 
 # The user and group that our pods run as. hostPath volumes do not take over fsGroup, so the files must be theirs.
 POD_ID = 65532
+DEFAULT_CLASS = "folder"
 
 
 def bind(
@@ -18,7 +19,8 @@ def bind(
     """Makes a PersistentVolume on the folder, and the claim bound to it; pods of ours may write everything in it."""
     give_to_pods(folder)
     volume = f"{namespace}-{claim}"
-    kubectl.apply(_volume(volume, folder, namespace, claim, size, access))
+    reference = {"namespace": namespace, "name": claim}
+    kubectl.apply(_volume(volume, folder, size=size, access=access, claim=reference))
     kubectl.apply(claim_manifest(namespace, claim, size=size, access=access, storage_class="", volume=volume))
 
     def bound() -> bool:
@@ -26,6 +28,21 @@ def bind(
         return found is not None and found["status"].get("phase") == "Bound"
 
     kubectl.wait_until(bound, 60, f"PersistentVolumeClaim {namespace}/{claim} bound", namespace)
+
+
+def offer_default_class(kubectl: Kubectl, folder: Path, count: int = 40) -> None:
+    """A default StorageClass with this many volumes below the folder, each for one claim."""
+    marked = {"storageclass.kubernetes.io/is-default-class": "true"}
+    storage_class = {
+        "apiVersion": "storage.k8s.io/v1",
+        "kind": "StorageClass",
+        "metadata": {"name": DEFAULT_CLASS, "annotations": marked},
+        "provisioner": "kubernetes.io/no-provisioner",
+    }
+    names = [f"{DEFAULT_CLASS}-{number}" for number in range(count)]
+    for name in names:
+        give_to_pods(folder / name)
+    kubectl.apply(storage_class, *(_volume(name, folder / name, storage_class=DEFAULT_CLASS) for name in names))
 
 
 def give_to_pods(folder: Path) -> None:
@@ -57,7 +74,16 @@ def claim_manifest(
     return {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": metadata, "spec": spec}
 
 
-def _volume(name: str, folder: Path, namespace: str, claim: str, size: str, access: str) -> dict[str, Any]:
+def _volume(
+    name: str,
+    folder: Path,
+    *,
+    size: str = "20Gi",
+    access: str = "ReadWriteOnce",
+    storage_class: str = "",
+    claim: dict[str, str] | None = None,
+) -> dict[str, Any]:
+    """A PersistentVolume on the folder; with `claim` for that one only."""
     return {
         "apiVersion": "v1",
         "kind": "PersistentVolume",
@@ -66,8 +92,8 @@ def _volume(name: str, folder: Path, namespace: str, claim: str, size: str, acce
             "capacity": {"storage": size},
             "accessModes": [access],
             "persistentVolumeReclaimPolicy": "Retain",
-            "storageClassName": "",
+            "storageClassName": storage_class,
             "hostPath": {"path": str(folder.resolve()), "type": "Directory"},
-            "claimRef": {"namespace": namespace, "name": claim},
+            **({"claimRef": claim} if claim else {}),
         },
     }

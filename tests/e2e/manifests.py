@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
-from tests.e2e.product import ROOT
+from tests.documented import ROOT
 
 TRAVEL = ROOT / "examples" / "travel"
 SHARED_TRAVEL = ROOT.parent / "shared" / "data" / "travel-finetune.jsonl"
+RESTRICTED = {
+    "allowPrivilegeEscalation": False,
+    "capabilities": {"drop": ["ALL"]},
+    "runAsNonRoot": True,
+    "runAsUser": 65532,
+    "readOnlyRootFilesystem": True,
+    "seccompProfile": {"type": "RuntimeDefault"},
+}
 
 
 def travel_job(name: str, **spec: Any) -> dict[str, Any]:
@@ -61,10 +70,33 @@ def with_epochs(job: dict[str, Any], epochs: int) -> dict[str, Any]:
     return {**job, "spec": spec}
 
 
-def broken_dataset(folder: Path) -> None:
+def write_data(folder: Path) -> None:
+    """All data sets of these tests: the travel data, a part of it, a broken one, and the shared one where it is."""
+    folder.mkdir()
+    for name in ("train.jsonl", "validation.jsonl"):
+        shutil.copy(TRAVEL / name, folder / name)
+    if SHARED_TRAVEL.exists():
+        shutil.copy(SHARED_TRAVEL, folder / "shared.jsonl")
+    lines = (TRAVEL / "train.jsonl").read_text().splitlines()
+    (folder / "train-2.jsonl").write_text("\n".join(lines[:160]) + "\n")
+    (folder / "broken.jsonl").write_text("\n".join(_broken(lines[:12])) + "\n")
+
+
+def _broken(lines: list[str]) -> list[str]:
     """Twelve good examples with three broken lines: 4 is cut, 7 has a wrong role, 11 has no assistant."""
-    lines = (TRAVEL / "train.jsonl").read_text().splitlines()[:12]
-    lines[3] = lines[3][: len(lines[3]) // 2]
-    lines[6] = json.dumps({"messages": [{"role": "customer", "content": "Hi"}, {"role": "assistant", "content": "Hi"}]})
-    lines[10] = json.dumps({"messages": [{"role": "user", "content": "Is anybody there?"}]})
-    (folder / "broken.jsonl").write_text("\n".join(lines) + "\n")
+    role = json.dumps({"messages": [{"role": "customer", "content": "Hi"}, {"role": "assistant", "content": "Hi"}]})
+    alone = json.dumps({"messages": [{"role": "user", "content": "Is anybody there?"}]})
+    return [*lines[:3], lines[3][: len(lines[3]) // 2], *lines[4:6], role, *lines[7:10], alone, *lines[11:]]
+
+
+def pod_spec(image: str, script: str, **container: Any) -> dict[str, Any]:
+    """A pod that Pod Security `restricted` lets in, running a line of Python."""
+    main = {
+        "name": "main",
+        "image": image,
+        "imagePullPolicy": "IfNotPresent",
+        "command": ["python3", "-c", script],
+        "securityContext": RESTRICTED,
+        **container,
+    }
+    return {"restartPolicy": "Never", "automountServiceAccountToken": False, "containers": [main]}

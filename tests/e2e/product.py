@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests import documented
+from tests.cluster.environment import Cluster
 from tests.cluster.kubectl import Kubectl
 from tests.cluster.processes import run
+from tests.documented import CLUSTER
 
-ROOT = Path(__file__).parents[2]
-CHART = ROOT / "charts" / "finetune-operator"
+CHART = "charts/finetune-operator"
+VALUES = "images.yaml"
 NAMESPACE = "finetune-system"
 RELEASE = "finetune-operator"
 Job = dict[str, Any]
@@ -20,22 +24,46 @@ Job = dict[str, Any]
 
 @dataclass
 class Product:
-    """The installed operator. Every method acts as an administrator would, with helm and kubectl."""
+    """The installed operator. Every method acts as an administrator would, with helm and kubectl, in `checkout`."""
 
     kubectl: Kubectl
     helm: Path
-    values: dict[str, str]
+    checkout: Path
     namespace: str = NAMESPACE
     installed: bool = field(default=False)
 
-    def install(self, **more: str) -> None:
-        """`helm upgrade --install`, and waits until the operator is available."""
-        pairs = [f"{key}={value}" for key, value in {**self.values, **more}.items()]
-        # A tag of digits must not become a number; a count must not become a string.
-        flags = [flag for pair in pairs for flag in ("--set" if pair.startswith("replicas=") else "--set-string", pair)]
-        command = [self.helm, "upgrade", "--install", RELEASE, CHART, "--namespace", self.namespace, *flags]
-        run(*command, "--wait", "--timeout", "180s", env=self.kubectl.environment(), timeout=240)
+    def environment(self, kubeconfig: Path | None = None) -> dict[str, str]:
+        """Where a shell finds helm, kubectl and the cluster."""
+        programs = f"{self.kubectl.binary.parent}:{self.helm.parent}:{os.environ['PATH']}"
+        return {**self.kubectl.environment(), "PATH": programs} | (
+            {"KUBECONFIG": str(kubeconfig)} if kubeconfig else {}
+        )
+
+    def install_as_documented(self) -> None:
+        """The README's own line; waits until the operator is available."""
+        [line] = [command.text for command in documented.commands(CLUSTER) if command.text.startswith("helm install ")]
+        run("bash", "-c", line, env=self.environment(), cwd=self.checkout, timeout=240)
         self.installed = True
+        self._wait_available()
+
+    def install(self, **values: str) -> None:
+        """`helm upgrade --install` with these values on top, and waits until the operator is available."""
+        command = [self.helm, "upgrade", "--install", RELEASE, CHART, "--namespace", self.namespace]
+        flags = [flag for key, value in values.items() for flag in ("--set-string", f"{key}={value}")]
+        # Without --wait: that gives up without a word about the reason.
+        run(*command, "--values", VALUES, *flags, env=self.environment(), cwd=self.checkout, timeout=240)
+        self.installed = True
+        self._wait_available()
+
+    def _wait_available(self) -> None:
+        def available() -> bool:
+            deployment = self.kubectl.get("deployment", RELEASE, self.namespace) or {}
+            status, wanted = deployment.get("status", {}), deployment.get("spec", {}).get("replicas")
+            seen = status.get("observedGeneration") == deployment.get("metadata", {}).get("generation")
+            counts = {status.get(name) for name in ("replicas", "updatedReplicas", "availableReplicas")}
+            return seen and counts == {wanted}
+
+        self.kubectl.wait_until(available, 180, "the operator to be available", self.namespace)
 
     def uninstall(self) -> None:
         """`helm uninstall`, and waits until the operator's pods are gone."""
@@ -46,7 +74,7 @@ class Product:
             "--namespace",
             self.namespace,
             "--wait",
-            env=self.kubectl.environment(),
+            env=self.environment(),
             timeout=180,
         )
         self.installed = False
@@ -55,9 +83,7 @@ class Product:
         """Takes the operator away (0) or brings it back, and waits until that is so."""
         self.kubectl("scale", f"deployment/{RELEASE}", f"--replicas={replicas}", namespace=self.namespace)
         if replicas:
-            self.kubectl(
-                "rollout", "status", f"deployment/{RELEASE}", "--timeout=120s", namespace=self.namespace, timeout=150
-            )
+            self._wait_available()
             return
         self.kubectl.wait_until(lambda: not self.operator_pods(), 90, "the operator's pods to go", self.namespace)
 
@@ -77,10 +103,12 @@ class Product:
 class Tenant:
     """A namespace with Pod Security `restricted`, a claim `models` for results and a claim `sources` with inputs."""
 
-    kubectl: Kubectl
+    cluster: Cluster
     name: str
-    models: Path
-    sources: Path
+
+    @property
+    def kubectl(self) -> Kubectl:
+        return self.cluster.kubectl
 
     def apply(self, *manifests: Job) -> None:
         self.kubectl.apply(*manifests, namespace=self.name)

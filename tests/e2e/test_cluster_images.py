@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
 from tests.cluster import images
@@ -19,8 +21,9 @@ TOOLS = "import shutil; print([t for t in ('gcc', 'cc', 'g++', 'ld', 'make', 'pi
 
 
 @pytest.fixture(scope="module")
-def namespace(node_cluster: Cluster) -> str:
-    return node_cluster.kubectl.make_namespace("image-check", pod_security="restricted")
+def namespace(node_cluster: Cluster) -> Iterator[str]:
+    yield node_cluster.kubectl.make_namespace("image-check", pod_security="restricted")
+    node_cluster.kubectl("delete", "namespace", "image-check", "--wait=false")
 
 
 def output(kubectl: Kubectl, namespace: str, name: str, image: str, script: str) -> str:

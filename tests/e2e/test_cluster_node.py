@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,34 +12,30 @@ import pytest
 
 from tests.cluster.environment import Cluster
 from tests.cluster.kubectl import Kubectl
+from tests.e2e.manifests import pod_spec
 
-RESTRICTED = {
-    "allowPrivilegeEscalation": False,
-    "capabilities": {"drop": ["ALL"]},
-    "runAsNonRoot": True,
-    "runAsUser": 65532,
-    "readOnlyRootFilesystem": True,
-    "seccompProfile": {"type": "RuntimeDefault"},
-}
 SERVER = "import http.server as h; h.ThreadingHTTPServer(('', 8000), h.SimpleHTTPRequestHandler).serve_forever()"
+# A Service answers only some time after its pod is Ready: kube-proxy writes its rules at most once a second (its own
+# default), and refuses until then. So the caller asks until it is answered, for half a minute.
+CALLER = """
+import time, urllib.request
+deadline = time.monotonic() + 30
+while True:
+    try:
+        print(urllib.request.urlopen("{url}", timeout=5).status)
+        break
+    except OSError as error:
+        print(type(error).__name__, error, flush=True)
+        if time.monotonic() > deadline:
+            raise
+        time.sleep(0.2)
+"""
 
 
 @pytest.fixture(scope="module")
-def namespace(node_cluster: Cluster) -> str:
-    return node_cluster.kubectl.make_namespace("node-check", pod_security="restricted")
-
-
-def pod_spec(image: str, script: str, **container: Any) -> dict[str, Any]:
-    """A pod that Pod Security `restricted` lets in, running a line of Python."""
-    main = {
-        "name": "main",
-        "image": image,
-        "imagePullPolicy": "IfNotPresent",
-        "command": ["python3", "-c", script],
-        "securityContext": RESTRICTED,
-        **container,
-    }
-    return {"restartPolicy": "Never", "automountServiceAccountToken": False, "containers": [main]}
+def namespace(node_cluster: Cluster) -> Iterator[str]:
+    yield node_cluster.kubectl.make_namespace("node-check", pod_security="restricted")
+    node_cluster.kubectl("delete", "namespace", "node-check", "--wait=false")
 
 
 def job(name: str, spec: dict[str, Any]) -> dict[str, Any]:
@@ -52,15 +48,15 @@ def job(name: str, spec: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def finished(kubectl: Kubectl, name: str, namespace: str) -> Callable[[], str]:
-    """A predicate: the type of the Job's terminal condition."""
+def expect(kubectl: Kubectl, name: str, namespace: str, end: str = "Complete") -> None:
+    """Waits for the Job's end, which must be this one; tells its pod's log and events when it is the other."""
 
-    def condition() -> str:
+    def ended() -> str:
         status = (kubectl.get("job", name, namespace=namespace) or {}).get("status", {})
-        ended = [each["type"] for each in status.get("conditions", []) if each["status"] == "True"]
-        return next((each for each in ended if each in ("Complete", "Failed")), "")
+        true = [each["type"] for each in status.get("conditions", []) if each["status"] == "True"]
+        return next((each for each in true if each in ("Complete", "Failed")), "")
 
-    return condition
+    assert kubectl.wait_until(ended, 120, f"Job {name}", namespace) == end, kubectl.explain(namespace)
 
 
 def terminated(kubectl: Kubectl, name: str, namespace: str) -> dict[str, Any]:
@@ -83,8 +79,7 @@ def test_job_writes_to_its_claim_and_leaves_a_termination_message(
     spec["volumes"] = [{"name": "data", "persistentVolumeClaim": {"claimName": "data"}}]
     kubectl = node_cluster.kubectl
     kubectl.apply(job("writer", spec), namespace=namespace)
-    ended = kubectl.wait_until(finished(kubectl, "writer", namespace), 120, "Job writer", namespace)
-    assert ended == "Complete"
+    expect(kubectl, "writer", namespace)
     assert terminated(kubectl, "writer", namespace)["message"] == "wrote from the host"
     assert kubectl("logs", "job/writer", namespace=namespace) == "a line of log\n"
     if node_cluster.is_local:
@@ -102,11 +97,10 @@ def test_service_answers_by_name_and_through_port_forward(node_cluster: Cluster,
     kubectl.apply(service, namespace=namespace)
     kubectl("wait", "pod/web", "--for=condition=Ready", "--timeout=90s", namespace=namespace, timeout=100)
 
-    url = f"http://web.{namespace}.svc.cluster.local/"
-    script = f"import urllib.request; print(urllib.request.urlopen('{url}', timeout=20).status)"
+    script = CALLER.format(url=f"http://web.{namespace}.svc.cluster.local/")
     kubectl.apply(job("caller", pod_spec(image, script)), namespace=namespace)
-    assert kubectl.wait_until(finished(kubectl, "caller", namespace), 90, "Job caller", namespace) == "Complete"
-    assert kubectl("logs", "job/caller", namespace=namespace).strip() == "200"
+    expect(kubectl, "caller", namespace)
+    assert kubectl("logs", "job/caller", namespace=namespace).splitlines()[-1] == "200"
     assert kubectl("exec", "web", "--", "id", "-u", namespace=namespace).strip() == "65532"
     with (
         kubectl.port_forward("service/web", 80, namespace) as port,
@@ -120,7 +114,7 @@ def test_too_much_memory_is_named_oomkilled(node_cluster: Cluster, namespace: st
     spec = pod_spec(node_cluster.python_image(), "x = bytearray(10**9); print(len(x))", resources=limits)
     kubectl = node_cluster.kubectl
     kubectl.apply(job("greedy", spec), namespace=namespace)
-    assert kubectl.wait_until(finished(kubectl, "greedy", namespace), 90, "Job greedy", namespace) == "Failed"
+    expect(kubectl, "greedy", namespace, "Failed")
     ended = terminated(kubectl, "greedy", namespace)
     assert (ended["reason"], ended["exitCode"]) == ("OOMKilled", 137)
 
@@ -147,7 +141,7 @@ def test_a_pod_waits_for_a_gpu_and_runs_when_there_is_one(node_cluster: Cluster,
     message = kubectl.wait_until(unschedulable, 60, "the scheduler's refusal", namespace)
     assert "Insufficient nvidia.com/gpu" in message
     node_cluster.set_gpus(1)
-    assert kubectl.wait_until(finished(kubectl, "gpu", namespace), 90, "Job gpu", namespace) == "Complete"
+    expect(kubectl, "gpu", namespace)
 
 
 def test_a_projected_token_has_our_audience(node_cluster: Cluster, namespace: str) -> None:
@@ -160,7 +154,7 @@ def test_a_projected_token_has_our_audience(node_cluster: Cluster, namespace: st
     spec["volumes"] = [{"name": "token", "projected": {"sources": [token]}}]
     kubectl = node_cluster.kubectl
     kubectl.apply(job("token", spec), namespace=namespace)
-    assert kubectl.wait_until(finished(kubectl, "token", namespace), 90, "Job token", namespace) == "Complete"
+    expect(kubectl, "token", namespace)
     claims = json.loads(kubectl("logs", "job/token", namespace=namespace))
     assert claims["aud"] == ["tests"]
     assert claims["kubernetes.io"]["pod"]["name"].startswith("token-")

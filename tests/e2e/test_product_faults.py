@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.manifests import broken_dataset, travel_job, with_epochs
+from tests.e2e.manifests import travel_job, with_epochs
 from tests.e2e.product import Job, Product, Tenant, condition, failure, run_of
 
 
@@ -60,7 +60,6 @@ def test_operator_absent_in_every_stage(product: Product, tenant: Tenant) -> Non
 
 
 def test_broken_dataset_never_reaches_training(product: Product, tenant: Tenant) -> None:
-    broken_dataset(tenant.sources / "travel")
     dataset = {"train": {"source": "pvc://sources/travel/broken.jsonl"}, "validation": {"fraction": 0.2}}
     tenant.apply(travel_job("travel", dataset=dataset))
     job = tenant.wait_for("travel", lambda job: condition(job, "Stalled") == "True", 180, "Stalled")

@@ -2,49 +2,53 @@
 
 from __future__ import annotations
 
-import threading
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import openai
-
-from tests.e2e.manifests import travel_job
+from tests.e2e.manifests import pod_spec, travel_job
 from tests.e2e.product import Product, Tenant, condition, run_of, status
+
+# A line for each answer and, after the first one, for each failure: until then the node's network may not have heard
+# of the Service yet (kube-proxy writes its rules at most once a second), which is not what is measured.
+ASKER = """
+import json, time, urllib.request
+question = {"model": "travel", "max_tokens": 4, "messages": [{"role": "user", "content": "What is in Lisbon?"}]}
+request = urllib.request.Request(
+    "http://travel-serve:8000/v1/chat/completions", json.dumps(question).encode(), {"Content-Type": "application/json"}
+)
+answered = False
+while True:
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            json.load(answer)["choices"]
+        answered = True
+        print("answered", flush=True)
+    except Exception as error:
+        if answered:
+            print("FAILED", type(error).__name__, error, flush=True)
+    time.sleep(0.2)
+"""
 
 
 @contextmanager
 def asking(tenant: Tenant) -> Iterator[list[str]]:
-    """Asks the Service from inside the cluster, again and again, until the block ends; yields what failed.
+    """Asks the Service from inside the cluster, again and again, until the block ends; then the list has what failed.
 
     From inside, because a port-forward goes to one pod and would end with it.
     """
-    address = tenant.kubectl(
-        "get", "service", "travel-serve", "-o", "jsonpath={.spec.clusterIP}", namespace=tenant.name
-    )
+    spec = pod_spec(tenant.cluster.python_image(), ASKER)
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "asker"}, "spec": spec}
+    tenant.apply({**pod, "spec": {**spec, "terminationGracePeriodSeconds": 1}})
+
+    def said() -> list[str]:
+        return tenant.kubectl("logs", "asker", namespace=tenant.name).splitlines()
+
+    tenant.kubectl.wait_until(said, 90, "the first answer of the Service", tenant.name)
     failures: list[str] = []
-    answered: list[int] = []
-    stop = threading.Event()
-
-    def loop() -> None:
-        client = openai.OpenAI(base_url=f"http://{address}:8000/v1", api_key="none", max_retries=0, timeout=60)
-        while not stop.is_set():
-            try:
-                client.chat.completions.create(
-                    model="travel", max_tokens=4, messages=[{"role": "user", "content": "What should I see in Lisbon?"}]
-                )
-                answered.append(1)
-            except Exception as error:  # every kind of failure counts
-                failures.append(f"{type(error).__name__}: {error}")
-            stop.wait(0.2)
-
-    thread = threading.Thread(target=loop)
-    thread.start()
-    try:
-        yield failures
-    finally:
-        stop.set()
-        thread.join(timeout=90)
-    assert answered
+    yield failures
+    failures += [line for line in said() if line != "answered"]
+    tenant.kubectl("delete", "pod", "asker", "--now", namespace=tenant.name)
 
 
 def test_second_run_failed_gate_and_rollback(product: Product, tenant: Tenant) -> None:
@@ -52,8 +56,6 @@ def test_second_run_failed_gate_and_rollback(product: Product, tenant: Tenant) -
     first = tenant.wait_ready("travel")
     assert status(first)["endpoint"]["run"] == 1
 
-    lines = (tenant.sources / "travel" / "train.jsonl").read_text().splitlines()
-    (tenant.sources / "travel" / "train-2.jsonl").write_text("\n".join(lines[:160]) + "\n")
     second = travel_job("travel")
     second["spec"]["dataset"]["train"]["source"] = "pvc://sources/travel/train-2.jsonl"
     with asking(tenant) as failures:
@@ -103,7 +105,8 @@ def test_delete_uninstall_reinstall(product: Product, tenant: Tenant) -> None:
         "the children to go",
         tenant.name,
     )
-    assert list(tenant.models.glob("*/travel/runs/1-*/model/adapter_model.safetensors")), "the model must stay"
+    kept = tenant.cluster.files(tenant.name, "models")
+    assert any(re.fullmatch(r".*/travel/runs/1-.*/model/adapter_model\.safetensors", file) for file in kept), kept
 
     product.uninstall()
     assert tenant.kubectl.get("crd", "finetunejobs.finetune-operator.io")

@@ -9,7 +9,6 @@ import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +16,21 @@ import pytest
 import yaml
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import rsa
-from tests.cluster import binaries
-from tests.cluster.control_plane import ControlPlane, start_control_plane
-from tests.cluster.errors import CommandFailed, Unavailable
-from tests.cluster.processes import run
+from tests.chart import CHART, HOME, NAME, Release, objects, release
+from tests.cluster.errors import CommandFailed
 from tests.integration.bad_manifests import GOOD
 from tests.integration.conftest import CRD_NAME, ROOT
 
 from finetune_operator.control.environment import read_environment
 
-CHART = ROOT / "charts" / "finetune-operator"
-NAME = "finetune-operator"
-HOME = "finetune-system"
+__all__ = ["release"]  # the fixture
+
 HOST = f"{NAME}.{HOME}.svc"
 TLS_FOLDER = "/etc/finetune-operator/tls"
 EVERYTHING = (
     "networkPolicy.jobNamespaces={team-a}",
+    "networkPolicy.dnsTo[0].namespaceSelector.matchLabels.kubernetes\\.io/metadata\\.name=kube-system",
+    "networkPolicy.serveFrom[0].ipBlock.cidr=10.0.0.0/8",
     "rbac.issuerDiscovery=true",
     "sources.httpsHosts={data.example.com,*.corp.example.com}",
     "trainer.imagePullSecrets={registry}",
@@ -47,74 +45,12 @@ EVERYTHING = (
 )
 
 
-@dataclass(frozen=True)
-class Release:
-    """Helm for one cluster."""
-
-    plane: ControlPlane
-    helm: Path
-
-    def run(self, *words: str | Path, **values: str) -> str:
-        """A helm command in the operator's namespace."""
-        flags = [flag for key, value in values.items() for flag in ("--set", f"{key}={value}")]
-        command = [self.helm, *words, "--namespace", HOME, *flags]
-        return run(*command, env=self.plane.kubectl.environment(), timeout=120)
-
-    def template(self, *settings: str) -> str:
-        """The manifests, as text."""
-        flags = [flag for setting in settings for flag in ("--set", setting)]
-        return self.run("template", NAME, CHART, "--kube-version", binaries.KUBERNETES, *flags)
-
-    def install(self, *settings: str) -> str:
-        """`helm upgrade --install`; returns the notes."""
-        flags = [flag for setting in settings for flag in ("--set", setting)]
-        return self.run("upgrade", "--install", NAME, CHART, *flags)
-
-    def uninstall(self) -> None:
-        self.run("uninstall", NAME)
-
-    def may(self, verb: str, resource: str, namespace: str) -> bool:
-        """Whether the operator's service account may."""
-        account = f"--as=system:serviceaccount:{HOME}:{NAME}"
-        try:
-            return self.plane.kubectl("auth", "can-i", verb, resource, account, namespace=namespace).strip() == "yes"
-        except CommandFailed:
-            return False  # "no" is also the exit code
-
-    def get(self, kind: str, name: str = NAME) -> dict[str, Any]:
-        """One object of the operator's namespace."""
-        found = self.plane.kubectl.get(kind, name, namespace=HOME)
-        assert found, f"no {kind} {name}"
-        return dict(found)
-
-
-@pytest.fixture(scope="module")
-def release() -> Iterator[Release]:
-    """An API server of its own: the definition must come from the chart, not from another test."""
-    try:
-        helm = binaries.helm()
-        plane = start_control_plane()
-    except Unavailable as error:
-        if os.environ.get("FINETUNE_REQUIRE_CLUSTER") == "1":
-            raise
-        pytest.skip(str(error))
-    for namespace in (HOME, "team-a", "team-b"):
-        plane.kubectl.make_namespace(namespace)
-    yield Release(plane, helm)
-    plane.stop()
-
-
 @pytest.fixture
 def installed(release: Release) -> Iterator[Release]:
     """The chart with its own values, installed."""
     release.install()
     yield release
     release.uninstall()
-
-
-def objects(text: str, kind: str | None = None) -> list[dict[str, Any]]:
-    found = [each for each in yaml.safe_load_all(text) if each]
-    return [each for each in found if kind in (None, each["kind"])]
 
 
 def variables(deployment: dict[str, Any]) -> dict[str, str]:
@@ -277,23 +213,6 @@ def test_rules_are_what_the_code_declares() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_fences_of_the_stages(release: Release) -> None:
-    policies = {
-        each["metadata"]["name"]: each["spec"] for each in objects(release.template(*EVERYTHING), "NetworkPolicy")
-    }
-    prepare, train, evaluate, serve = (
-        policies[f"{NAME}-{stage}"] for stage in ("prepare", "train", "evaluate", "serve")
-    )
-    blocks = [peer["ipBlock"] for rule in prepare["egress"] for peer in rule.get("to", ())]
-    assert "169.254.0.0/16" in blocks[0]["except"]
-    assert train["egress"][1]["ports"] == [{"port": 8443}]
-    assert "egress" not in evaluate
-    assert "ingress" not in evaluate
-    assert evaluate["policyTypes"] == ["Ingress", "Egress"]
-    assert serve["ingress"] == [{"ports": [{"port": 8000}]}]
-    assert "egress" not in serve
-
-
 def test_monitor_and_budget_are_there_when_wanted(release: Release) -> None:
     assert not objects(release.template(), "ServiceMonitor")
     (monitor,) = objects(release.template("metrics.serviceMonitor.enabled=true"), "ServiceMonitor")
@@ -342,6 +261,10 @@ def test_notes_name_the_next_command(release: Release) -> None:
         ("logs.format=xml", "format"),
         ("networkPolicy.apiServerPorts={0}", "apiServerPorts"),
         ("networkPolicy.prepareExcept={10.0.0.1}", "prepareExcept"),
+        ("networkPolicy.serveFrom=team-a", "serveFrom"),
+        ("networkPolicy.serveFrom[0].namespace=team-a", "serveFrom"),
+        ("networkPolicy.metricsFrom[0].ipBlock.cidr=10.0.0.1", "metricsFrom"),
+        ("networkPolicy.jobPolicies=maybe", "jobPolicies"),
         ("resources.limit.memory=1Gi", "resources"),
         ("fullnameOverride=Operator", "fullnameOverride"),
     ],

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 from pydantic import ValidationError
-from tests.integration.bad_manifests import GOOD, OURS, THEIRS, Bad
+from tests.integration.bad_manifests import GOOD, OURS, Bad
+from tests.integration.bad_schema import THEIRS
 from tests.integration.conftest import JobApi
 
 from finetune_api.job import FineTuneJob

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import copy
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,17 @@ from tests.operator_process import (
     wait_idle,
 )
 from tests.simulator import good_summary
+
+from finetune_operator.control import apply, metrics
+from finetune_operator.control.api_client import Api, ApiError, load_configuration
+from finetune_operator.control.apply import CORRECTIONS_AT_ONCE, Applier
+from finetune_operator.control.cache import Cache, Name
+from finetune_operator.control.progress import ProgressReports
+from finetune_operator.control.reconcile import Reconciler
+from finetune_operator.control.resync import Resync
+from finetune_operator.control.workqueue import WorkQueue
+from finetune_operator.decide import decide
+from finetune_operator.settings import Settings
 
 SERVER = f"{GROUP}/job=travel,{GROUP}/stage=Serve"
 
@@ -114,25 +127,129 @@ def test_what_somebody_changed_is_put_right(
     serving.wait(serving.ready, "Ready again")
 
 
-def test_another_image_is_put_right_also_when_nobody_watched(serving: Serving, tmp_path: Path) -> None:
+def test_another_image_is_put_right(serving: Serving) -> None:
     image = serving.image()
     serving.kubectl("set", "image", "deployment/travel-serve", "main=example.com/other:1")
     serving.wait(lambda: serving.image() == image, "the image put right")
     Kubelet(serving.plane, serving.namespace).run(SERVER)
     serving.wait(serving.ready, "Ready again")
-    # and the leader is away
-    namespace = make_namespace(serving.plane, "drift-away")
-    with running_operator(serving.plane, tmp_path, name="first", **variables(namespace)):
-        serving.plane.kubectl.apply(job_manifest("travel", namespace))
-        kubelet = Kubelet(serving.plane, namespace)
+
+
+def served(plane: ControlPlane, namespace: str, folder: Path) -> str:
+    """The image of a server that an operator made in a new namespace before it was killed."""
+    make_namespace(plane, namespace)
+    with running_operator(plane, folder, name="first", **variables(namespace)) as operator:
+        plane.kubectl.apply(job_manifest("travel", namespace))
+        kubelet = Kubelet(plane, namespace)
         for stage in ("Prepare", "Train", "Evaluate"):
             kubelet.end(f"{GROUP}/job=travel,{GROUP}/stage={stage}", good_summary(stage, 1))
-        other = Serving(serving.plane, namespace, serving.operator)
-        other.wait(lambda: other.get().get("status", {}).get("observedGeneration"), "the Deployment")
-    other.kubectl("set", "image", "deployment/travel-serve", "main=example.com/other:1")
-    with running_operator(serving.plane, tmp_path, name="second", **variables(namespace)) as second:
-        other.wait(lambda: other.image() == image, "the image put right after the restart")
+        kubelet.run(SERVER)
+        made = Serving(plane, namespace, operator)
+        made.wait(made.ready, "Ready")
+        wait_idle(operator)
+        return made.image()
+
+
+def image_of(plane: ControlPlane, namespace: str) -> str:
+    found = plane.kubectl.get("deployment", "travel-serve", namespace) or {}
+    return str(found["spec"]["template"]["spec"]["containers"][0]["image"])
+
+
+def set_image(plane: ControlPlane, namespace: str, image: str) -> None:
+    plane.kubectl("set", "image", "deployment/travel-serve", f"main={image}", namespace=namespace)
+
+
+def test_what_was_changed_while_nobody_watched_is_put_right(plane: ControlPlane, tmp_path: Path) -> None:
+    image = served(plane, "drift-away", tmp_path)
+    set_image(plane, "drift-away", "example.com/other:1")
+    with running_operator(plane, tmp_path, name="second", **variables("drift-away")) as second:
+        plane.kubectl.wait_until(
+            lambda: image_of(plane, "drift-away") == image, PATIENCE, "the image put right", "drift-away"
+        )
         assert second.metric("finetune_corrections_total", result="corrected") == 1
+
+
+class Admission(Api):
+    """The API server with a webhook before it that takes images from a mirror."""
+
+    image = ""
+    conflicts = 0
+
+    async def request(self, method: str, path: str, label: str, **rest: Any) -> dict[str, Any]:
+        body = rest.get("body")
+        if self.image and method in ("POST", "PUT") and label == "deployments":
+            body = copy.deepcopy(body)
+            body["spec"]["template"]["spec"]["containers"][0]["image"] = self.image
+        try:
+            return await super().request(method, path, label, **{**rest, "body": body})
+        except ApiError as error:
+            self.conflicts += error.status == 409 and label == "deployments"
+            raise
+
+
+def passes(plane: ControlPlane, namespace: str, image: str, disturb: Sequence[str]) -> list[tuple[str, str]]:
+    """What one process has in the Deployment, and says of Ready, after a pass; then after each image that somebody
+    else sets and another pass. Admission sets `image`."""
+
+    async def live() -> list[tuple[str, str]]:
+        api = Admission(await load_configuration(str(plane.kubeconfig_of("operator"))), concurrency=4, timeout=20)
+        api.image = image
+        cache, queue = Cache(), WorkQueue[Name]()
+        reconcile = Reconciler(
+            cache=cache,
+            queue=queue,
+            applier=Applier(api, cache, "test"),
+            decide=decide,
+            settings=Settings(),
+            progress=ProgressReports(queue, 10),
+        )
+        resync = Resync(api, cache, queue.add, [namespace], 300)
+        seen = []
+        try:
+            for other in ("", *disturb):
+                if other:
+                    await asyncio.to_thread(set_image, plane, namespace, other)
+                conflicts = -1
+                while api.conflicts > conflicts:  # the Deployment controller wrote between our list and our write
+                    conflicts = api.conflicts
+                    await resync.once(first=True)
+                    await reconcile((namespace, "travel"))
+                ready = condition(status_of(plane, namespace, "travel"), "Ready")[1]
+                seen.append((image_of(plane, namespace), ready))
+        finally:
+            queue.close()
+            await api.close()
+        return seen
+
+    return asyncio.run(live())
+
+
+def corrections(result: str) -> float:
+    return (
+        metrics.REGISTRY.get_sample_value("finetune_corrections_total", {"resource": "deployments", "result": result})
+        or 0
+    )
+
+
+def test_admission_is_accepted_and_another_controller_is_not_fought(
+    plane: ControlPlane, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(apply, "CORRECTION_SECONDS", 3600.0)  # on a busy machine the test may take minutes
+    image, namespace = served(plane, "drift-admission", tmp_path), "drift-admission"
+    # Ready stays: what our own write becomes is what was wanted. The server's pod has the mirror's image long since.
+    kubelet = Kubelet(plane, namespace)
+    old = kubelet.pod(SERVER)["metadata"]["labels"]["pod-template-hash"]
+    set_image(plane, namespace, "mirror.example.com/trainer")
+    kubelet.run(f"{SERVER},pod-template-hash!={old}")
+    plane.kubectl("rollout", "status", "deployment/travel-serve", "--timeout=60s", namespace=namespace)
+    before = corrections("corrected")
+    assert passes(plane, namespace, "mirror.example.com/trainer", []) == [("mirror.example.com/trainer", "Serving")]
+    assert corrections("corrected") == before + 1
+    # Somebody who insists is let be.
+    others = [f"example.com/other:{number}" for number in range(CORRECTIONS_AT_ONCE + 1)]
+    seen = [found for found, _ in passes(plane, namespace, "", others)]
+    assert seen == [*[image] * CORRECTIONS_AT_ONCE, *others[-2:]]
+    assert corrections("fought_over") == 2
 
 
 def test_an_autoscaler_is_let_be_also_when_the_servers_roll(serving: Serving) -> None:

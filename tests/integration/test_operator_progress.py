@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
-import ipaddress
 import json
 import ssl
 import time
@@ -16,10 +14,8 @@ from typing import Any
 
 import jwt
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
-from cryptography.x509.oid import NameOID
+from tests.certificate import write_certificate
 from tests.cluster.control_plane import ISSUER, ControlPlane
 from tests.cluster.processes import free_ports, wait_until
 from tests.operator_process import (
@@ -87,35 +83,6 @@ class Setting:
                 return answer.status, answer.read().decode().strip()
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode().strip()
-
-
-def write_certificate(folder: Path) -> dict[str, str]:
-    """A self-signed certificate for 127.0.0.1, as the chart makes one for its Service."""
-    key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "finetune-operator-progress")])
-    now = datetime.datetime.now(datetime.UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(hours=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), True)
-        .sign(key, hashes.SHA256())
-    )
-    (folder / "tls.crt").write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    (folder / "tls.key").write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
-    return {
-        "FINETUNE_PROGRESS_CERT": str(folder / "tls.crt"),
-        "FINETUNE_PROGRESS_KEY": str(folder / "tls.key"),
-        "FINETUNE_PROGRESS_CA": str(folder / "tls.crt"),
-        "FINETUNE_PROGRESS_URL": "https://127.0.0.1:1",
-    }
 
 
 @pytest.fixture(scope="module")
@@ -244,6 +211,29 @@ def test_a_pod_that_is_gone_or_unknown_is_not_found(setting: Setting) -> None:
 )
 def test_bodies_that_are_no_reports_are_refused(setting: Setting, body: bytes, status: int) -> None:
     assert setting.post(setting.token("other"), body, job="other")[0] == status
+
+
+def test_a_renewed_certificate_is_taken_up_without_a_restart(setting: Setting) -> None:
+    token = setting.token("other")
+    write_certificate(setting.ca.parent)
+
+    def trusted() -> bool:
+        try:
+            return all(setting.post(token, job="other", replica=number) == (200, "ok") for number in (0, 1))
+        except urllib.error.URLError:
+            return False  # still the old certificate, which the new authority did not sign
+
+    wait_until(trusted, PATIENCE, "the new certificate in both replicas, and between them")
+    setting.plane.kubectl.apply(job_manifest("later", setting.namespace))
+    setting.plane.kubectl.wait_until(
+        lambda: setting.plane.kubectl.get("configmap", "later-r1", setting.namespace), PATIENCE, "the run's ConfigMap"
+    )
+    found = setting.plane.kubectl.get("configmap", "later-r1", setting.namespace) or {}
+    assert found["data"]["ca.crt"] == setting.ca.read_text()
+    setting.plane.kubectl("delete", "finetunejob", "later", namespace=setting.namespace)
+    setting.plane.kubectl.wait_until(
+        lambda: len(children(setting.plane, setting.namespace)) == 6, PATIENCE, "its end", setting.namespace
+    )
 
 
 def test_no_token_and_no_text_of_a_report_is_logged(setting: Setting) -> None:

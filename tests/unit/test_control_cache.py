@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from finetune_operator import names
 from finetune_operator.control.cache import Cache
 from finetune_operator.control.handlers import take_event
 from finetune_operator.control.observe import observe
@@ -87,6 +88,37 @@ def test_an_event_asks_for_a_pass_over_the_job_that_is_concerned_and_an_echo_doe
     assert len(asked) == 4
     take_event(cache, POD, "ADDED", made(POD, "q", label="nobody"), asked.append)
     assert len(asked) == 4
+
+
+def test_what_a_deleted_job_left_concerns_the_new_one_of_its_name_and_is_not_its_own() -> None:
+    cache = Cache()
+    asked: list[tuple[str, str]] = []
+    cache.store(FINE_TUNE_JOB, made(FINE_TUNE_JOB, "travel", 1, uid="old"))
+    left = made(JOB, "travel-r1-train", 2, uid="J", owner="old", label="travel")
+    pod = made(POD, "p", 3, owner="J", label="travel", kind="Job")
+    pod["metadata"]["ownerReferences"][0]["name"] = "travel-r1-train"
+    cache.store(JOB, left)
+    cache.store(POD, pod)
+    assert cache.owner_of(pod) == ("team-a", "travel")
+    cache.store(FINE_TUNE_JOB, made(FINE_TUNE_JOB, "travel", 4, uid="new"))
+    assert not observe(cache, "new").jobs
+    assert cache.owner_of(pod) is None, "the former job's training cannot report on the new one's run"
+    assert [each["metadata"]["name"] for each in cache.pods("team-a", "travel")] == ["p"]
+    # The new job's children are there; an event of the former one's must not lead astray.
+    cache.store(CONFIG_MAP, made(CONFIG_MAP, "travel-r1", 5, owner="new", label="travel"))
+    take_event(cache, JOB, "MODIFIED", {**left, "metadata": {**left["metadata"], "resourceVersion": "6"}}, asked.append)
+    take_event(cache, POD, "MODIFIED", {**pod, "metadata": {**pod["metadata"], "resourceVersion": "7"}}, asked.append)
+    take_event(cache, JOB, "DELETED", {**left, "metadata": {**left["metadata"], "resourceVersion": "8"}}, asked.append)
+    take_event(cache, POD, "DELETED", {**pod, "metadata": {**pod["metadata"], "resourceVersion": "9"}}, asked.append)
+    assert asked == [("team-a", "travel")] * 4
+    cache.drop(FINE_TUNE_JOB, ("team-a", "travel"))
+    assert cache.job_of(pod) is None
+
+
+def test_a_pod_of_a_job_with_a_long_name_is_found_by_its_cut_label() -> None:
+    cache, name = Cache(), "x" * 100
+    cache.store(FINE_TUNE_JOB, made(FINE_TUNE_JOB, name, uid="T"))
+    assert cache.job_of(made(POD, "p", label=names.cut(name))) == ("team-a", name)
 
 
 def test_what_nobody_reads_is_not_kept() -> None:

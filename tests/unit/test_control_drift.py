@@ -126,8 +126,10 @@ def test_an_allowance_is_spent_and_grows_again() -> None:
     assert [allowance.take("a") for _ in range(3)] == [True, True, False]
     assert allowance.take("b")
     now = 59.0
+    assert not allowance.has("a")
     assert not allowance.take("a")
     now = 61.0
+    assert allowance.has("a")
     assert allowance.take("a")
     assert not allowance.take("a")
     now = 10_000.0

@@ -1,59 +1,72 @@
-"""Every command in the README and the documentation names something that exists."""
+"""No command stands in the README or the documentation that no test runs."""
 
 from __future__ import annotations
 
-import os
 import re
-import shlex
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from tests import documented
+from tests.documented import CI, PAGES, ROOT, RUNNERS, Command
 
-ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-BLOCK = re.compile(r"^```(?:bash|sh|console|shell)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+PAGE = """\
+Type `make this` or `kubectl get x`, not `make`, nor `spec.serving`, nor `kubectl scale`.
+```console
+$ helm install a \\
+    b  # a remark
+NAME: a
+STATUS   READY
 
-
-def commands() -> list[tuple[str, str]]:
-    found = []
-    for page in PAGES:
-        for block in BLOCK.findall(page.read_text()):
-            joined = block.replace("\\\n", " ")
-            found += [(page.name, line.strip().removeprefix("$ ")) for line in joined.splitlines() if line.strip()]
-    return [(page, line) for page, line in found if not line.startswith("#")]
-
-
-COMMANDS = commands()
-
-
-def test_there_are_commands() -> None:
-    assert {"make", "finetune", "kubectl", "helm"} <= {line.split()[0] for _, line in COMMANDS}
+$ finetune run -f FILE
+```
+```yaml
+a: $ b
+```
+"""
 
 
-@pytest.mark.parametrize(("page", "line"), [c for c in COMMANDS if c[1].startswith("make ")])
-def test_make_target_exists(page: str, line: str) -> None:
-    target = shlex.split(line, comments=True)[1]
-    assert re.search(rf"^{re.escape(target)}:", (ROOT / "Makefile").read_text(), re.MULTILINE), f"{page}: {line}"
+def test_commands_are_found_with_their_output() -> None:
+    assert [(command.text, command.shown) for command in documented.of_page("page", PAGE)] == [
+        ("make this", ()),
+        ("kubectl get x", ()),
+        ("helm install a b", ("NAME: a", "STATUS   READY")),
+        ("finetune run -f FILE", ()),
+    ]
 
 
-@pytest.mark.parametrize(("page", "line"), [c for c in COMMANDS if c[1].startswith("finetune ")])
-def test_finetune_options_exist(page: str, line: str) -> None:
-    words = shlex.split(line, comments=True)
-    arguments = ["finetune", words[1], "--help"]
-    call = f"import sys; sys.argv = {arguments!r}; from finetune_operator.cli.main import main; main()"
-    environment = {**os.environ, "COLUMNS": "200", "PYTHONPATH": ":".join(sys.path)}
-    done = subprocess.run([sys.executable, "-c", call], capture_output=True, text=True, check=True, env=environment)
-    shown = re.sub(r"\x1b\[[0-9;]*m", "", done.stdout)
-    for option in (word.split("=")[0] for word in words[2:] if word.startswith("-") and word != "-"):
-        assert re.search(rf"(?<![\w-]){re.escape(option)}(?![\w-])", shown), f"{page}: {line}: no {option}"
+@pytest.mark.parametrize("command", documented.commands(), ids=lambda command: command.text)
+def test_every_command_is_run_by_a_test(command: Command) -> None:
+    assert command.kind, f"{command.page}: `{command.text}`: name the test that runs it in tests/documented.py"
+    assert (ROOT / RUNNERS[command.kind]).is_file()
+
+
+def test_what_ci_runs_is_in_its_script_or_in_what_that_makes() -> None:
+    script = (ROOT / ".ci" / "run").read_text().splitlines()
+    assert {"make test", "make e2e"} <= set(script)
+    makefile = (ROOT / "Makefile").read_text()
+    for command in documented.commands(CI):
+        target = command.text.removeprefix("make ")
+        assert command.text in script or re.search(rf"^\w+:.* {target}\b", makefile, re.MULTILINE), command.text
+
+
+def test_nothing_is_listed_that_no_page_says() -> None:
+    spoken = {command.text for page in PAGES for command in documented.of_page(page.name, page.read_text())}
+    assert set(documented.BY_TEXT) | documented.ONLY_NAMED <= spoken
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_to_type_stand_in_console_blocks_after_a_dollar(page: object) -> None:
+    text = ROOT.joinpath(str(page)).read_text()
+    assert not re.search(r"^ *```(bash|sh|shell|zsh)$", text, re.MULTILINE)
+    assert not re.search(r"\n\n(?: {4}|\t)(?:\$|make|finetune|kubectl|helm|git|python|pip|curl) ", text)
 
 
 @pytest.mark.parametrize(
-    ("page", "line"),
-    [c for c in COMMANDS if re.search(r"(examples|charts|crds)/", c[1]) and not c[1].startswith("python")],
+    ("shown", "printed", "missing"),
+    [
+        (("NAME   AGE", "a  14m"), "NAME AGE\na 2m3s\n", []),
+        (("a Ready",), "a   Failed", ["a Ready"]),
+        ((), "", []),
+    ],
 )
-def test_named_paths_exist(page: str, line: str) -> None:
-    for path in re.findall(r"\b(?:examples|charts|crds)/[\w./-]+", line):
-        assert (ROOT / path).exists(), f"{page}: {line}: {path}"
+def test_output_is_compared_by_its_words(shown: tuple[str, ...], printed: str, missing: list[str]) -> None:
+    assert documented.lacks(printed, Command("page", "x", shown)) == missing

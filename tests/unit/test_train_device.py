@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from tests.trained_runs import RESOLVED
 
+from finetune_api.conditions import Stage
+from finetune_api.reports import Summary
+from finetune_api.status import ResolvedValues
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.serving import ServerConfig, weights
+from finetune_trainer.stages import serve
 from finetune_trainer.training import device
 
 ALLOWED = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -86,6 +92,28 @@ def test_one_rule_of_precision(
     config = ServerConfig(base_dir=tmp_path, base_name="b", dtype="float32" if wanted == "float32" else "auto")
     weights.load_model(tmp_path, config, torch.device(kind))
     assert asked == [getattr(torch, expected)]
+
+
+@pytest.mark.parametrize(
+    ("prepared", "trained", "expected"),
+    [
+        ("bfloat16", None, "auto"),
+        ("bfloat16", "bfloat16", "auto"),
+        ("bfloat16", "float32", "float32"),  # the GPU had no bfloat16, or there was none
+        ("float32", None, "float32"),
+        (None, None, "auto"),
+    ],
+)
+def test_the_server_is_told_what_was_trained(
+    tmp_path: Path, prepared: str | None, trained: str | None, expected: str
+) -> None:
+    context: Any = SimpleNamespace(report_path=lambda stage: tmp_path / stage)
+    values = ResolvedValues.model_validate({**RESOLVED, "precision": trained or "float32"})
+    if trained:
+        report = Summary(stage=Stage.TRAIN, ok=True, resolved=values)
+        (tmp_path / Stage.TRAIN).write_text(report.model_dump_json(by_alias=True))
+    wanted = ResolvedValues.model_validate({**RESOLVED, "precision": prepared}) if prepared else None
+    assert serve._precision(context, wanted) == expected
 
 
 def test_omp_threads_are_obeyed(monkeypatch: pytest.MonkeyPatch) -> None:

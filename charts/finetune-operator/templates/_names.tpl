@@ -45,3 +45,22 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- define "finetune-operator.tlsSecret" -}}
 {{- default (printf "%s-progress-tls" (include "finetune-operator.fullname" .)) .Values.progress.tls.existingSecret }}
 {{- end }}
+
+{{/* The namespaces whose stage pods are fenced in, as JSON. */}}
+{{- define "finetune-operator.fenced" -}}
+{{- $named := default .Values.watchNamespaces .Values.networkPolicy.jobNamespaces }}
+{{- ternary $named list .Values.networkPolicy.jobPolicies | toJson }}
+{{- end }}
+
+{{/* The rule by which names are asked for. */}}
+{{- define "finetune-operator.dns" -}}
+- ports:
+    {{- range .Values.networkPolicy.dnsPorts }}
+    - {port: {{ . }}, protocol: UDP}
+    - {port: {{ . }}, protocol: TCP}
+    {{- end }}
+  {{- with .Values.networkPolicy.dnsTo }}
+  to:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+{{- end }}

@@ -33,6 +33,10 @@
 - apiGroups: ['']
   resources: [pods]
   verbs: [list, watch]
+# Why no pod can be made of a Job: a quota, a LimitRange, Pod Security.
+- apiGroups: ['']
+  resources: [events]
+  verbs: [list, watch]
 # Events about a job.
 - apiGroups: [events.k8s.io]
   resources: [events]

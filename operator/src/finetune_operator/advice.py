@@ -28,8 +28,8 @@ ADVICE: dict[Reason, str] = {
     "the registry.",
     Reason.STORAGE_UNBOUND: "Create the PersistentVolumeClaim that the message names, or give it a StorageClass that "
     "can provide a volume on these nodes.",
-    Reason.STORAGE_FULL: "Enlarge the claim named in output.claimName or delete old runs from it, then set a new "
-    "spec.rerunToken.",
+    Reason.STORAGE_FULL: "Enlarge the run's claim, delete old runs from it, or name another one in output.claimName; "
+    "then set a new spec.rerunToken.",
     Reason.CONFIG_MISSING: "Create the Secret or ConfigMap that the message names in the job's namespace, or correct "
     "its name in the job.",
     Reason.EVICTED: "Set requests in compute.resources (memory, ephemeral-storage) to what the stage really uses, so "

@@ -20,13 +20,20 @@ class Allowance(Generic[Key]):
         self._clock = clock
         self._left: dict[Key, tuple[float, float]] = {}  # tokens and when they were counted, oldest first
 
+    def has(self, key: Key) -> bool:
+        """Whether one more would be allowed now."""
+        return self._count(key) >= 1
+
     def take(self, key: Key) -> bool:
         """Whether one more is allowed now; it counts if it is."""
-        now = self._clock()
-        left, since = self._left.pop(key, (float(self._at_once), now))
-        left = min(float(self._at_once), left + (now - since) / self._seconds)
+        left = self._count(key)
         allowed = left >= 1
-        self._left[key] = (left - allowed, now)
+        self._left.pop(key, None)
+        self._left[key] = (left - allowed, self._clock())
         if len(self._left) > KEYS:
             self._left.pop(next(iter(self._left)))
         return allowed
+
+    def _count(self, key: Key) -> float:
+        left, since = self._left.get(key, (float(self._at_once), self._clock()))
+        return min(float(self._at_once), left + (self._clock() - since) / self._seconds)

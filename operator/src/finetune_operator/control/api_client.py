@@ -147,7 +147,11 @@ class Api:
 
     async def list(self, resource: Resource, namespace: str | None) -> AsyncIterator[Manifest]:
         """All objects of a namespace (None: of the cluster), in chunks, without their managedFields."""
-        params = {"limit": str(CHUNK), **({"labelSelector": resource.selector} if resource.selector else {})}
+        params = {"limit": str(CHUNK)}
+        if resource.selector:
+            params["labelSelector"] = resource.selector
+        if resource.fields:
+            params["fieldSelector"] = resource.fields
         while True:
             page = await self.request("GET", resource.path(namespace), resource.plural, params=params, verb="LIST")
             for item in page.get("items") or ():

@@ -150,9 +150,14 @@ class Applier:
     async def _update(self, resource: Resource, manifest: Manifest, live: Manifest) -> bool:
         if live["metadata"].get("deletionTimestamp"):
             return False  # the event of its end brings the next pass, which creates it anew
-        if not _differs(resource, manifest, live) and not self._to_correct(resource, manifest, live):
+        drifted = not _differs(resource, manifest, live)
+        if drifted and not self._may_correct(resource, manifest, live):
             return False
-        return self._written(resource, manifest, await self._api.replace(resource, _overlaid(resource, manifest, live)))
+        answer = await self._api.replace(resource, _overlaid(resource, manifest, live))
+        if drifted:
+            self._corrections.take((resource.kind, name_of(manifest)))
+            self._count_correction(resource, manifest, "corrected")
+        return self._written(resource, manifest, answer)
 
     def _written(self, resource: Resource, manifest: Manifest, answer: Manifest) -> bool:
         """Remembers the answer. Whether admission made something else of the manifest."""
@@ -163,15 +168,18 @@ class Applier:
         self._cache.admit(answer, manifest)
         return True
 
-    def _to_correct(self, resource: Resource, manifest: Manifest, live: Manifest) -> bool:
-        """Whether somebody changed our fields, and we do not put them right all the time."""
+    def _may_correct(self, resource: Resource, manifest: Manifest, live: Manifest) -> bool:
+        """Whether somebody changed our fields, and we have not put them right time and again."""
         if resource not in SERVED or not has_drifted(live, manifest):
             return False
-        name = name_of(manifest)
-        allowed = self._corrections.take((resource.kind, name))
-        logger.warning("%s=%s/%s drift=%s", resource.kind.lower(), *name, "corrected" if allowed else "fought_over")
-        CORRECTIONS.labels(resource.plural, "corrected" if allowed else "fought_over").inc()
-        return allowed
+        if self._corrections.has((resource.kind, name_of(manifest))):
+            return True
+        self._count_correction(resource, manifest, "fought_over")
+        return False
+
+    def _count_correction(self, resource: Resource, manifest: Manifest, result: str) -> None:
+        logger.warning("%s=%s/%s drift=%s", resource.kind.lower(), *name_of(manifest), result)
+        CORRECTIONS.labels(resource.plural, result).inc()
 
     async def _delete(self, ref: ObjectRef) -> None:
         resource = resource_of({"kind": ref.kind})

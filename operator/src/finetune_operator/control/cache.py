@@ -23,6 +23,7 @@ from finetune_operator.control.resources import (
     JOB,
     JOB_LABEL,
     POD,
+    POD_REFUSAL,
     Resource,
     controller_uid,
 )
@@ -33,6 +34,7 @@ K = TypeVar("K")
 V = TypeVar("V")
 Name = tuple[str, str]  # namespace, name
 UNREAD = {JOB.kind: ("spec",), CONFIG_MAP.kind: ("binaryData",)}
+REFUSAL_PARTS = ("kind", "metadata", "involvedObject", "message", "lastTimestamp", "eventTime", "series")
 LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"  # a copy of the whole spec; nothing reads it
 
 
@@ -66,6 +68,8 @@ def slim(body: Manifest) -> Manifest:
         kept["data"] = {key: text for key, text in (body.get("data") or {}).items() if key == RUN_JSON}
     if body.get("kind") == POD.kind:  # which claims and ConfigMaps a pod waits for
         kept["spec"] = {"volumes": (body.get("spec") or {}).get("volumes") or []}
+    if body.get("kind") == POD_REFUSAL.kind:
+        kept = {key: kept[key] for key in REFUSAL_PARTS if key in kept}
     return cast(Manifest, shared_keys(kept))
 
 
@@ -113,6 +117,10 @@ class Cache:
         self._relists: dict[str, list[Relist]] = defaultdict(list)
         self.told: Counter[str] = Counter()  # plural -> events that its watch has told
 
+    def name_of_job(self, uid: str) -> Name | None:
+        """Namespace and name of the FineTuneJob with this uid."""
+        return self._job_names.get(uid)
+
     def get(self, resource: Resource, name: Name) -> Manifest | None:
         body = self._objects[resource.kind].get(name)
         return body and self._whole(body)
@@ -141,6 +149,9 @@ class Cache:
         if owner := self._job_names.get(controller_uid(body) or ""):
             return owner
         metadata = body["metadata"]
+        if about := body.get("involvedObject"):
+            job = self._objects[JOB.kind].get((metadata.get("namespace", ""), about.get("name", "")))
+            return self.job_of(job) if job else None
         return self._labelled.get((metadata.get("namespace", ""), (metadata.get("labels") or {}).get(JOB_LABEL, "")))
 
     def owner_of(self, pod: Manifest) -> Name | None:
@@ -155,6 +166,8 @@ class Cache:
     def store(self, resource: Resource, body: Manifest, *, from_watch: bool = True) -> bool:
         """Remembers an object; False when nothing new was learnt."""
         name = name_of(body)
+        if resource is POD_REFUSAL and self.job_of(body) is None:
+            return False  # about a Job of others: an Event that comes before its Job comes again
         if from_watch:
             self._touch(resource, name)
         known = self._objects[resource.kind].get(name)

@@ -39,9 +39,11 @@ def kopf_settings() -> kopf.OperatorSettings:
     settings.queueing.idle_timeout = 1.0  # a worker task per object: end those of a burst soon
     settings.queueing.exit_timeout = 0.5
     for resource in WATCHED:
+        key = (resource.group, resource.version, resource.plural)
         if resource.selector:
-            key = (resource.group, resource.version, resource.plural)
             settings.watching.label_selectors[key] = resource.selector
+        if resource.fields:
+            settings.watching.field_selectors[key] = resource.fields
     return settings
 
 

@@ -2,50 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
+from finetune_operator import names
 from finetune_operator.control.cache import Cache
 from finetune_operator.control.resources import (
     CONFIG_MAP,
     DEPLOYMENT,
     JOB,
-    JOB_LABEL,
+    POD_REFUSAL,
     SERVICE,
     Resource,
 )
-from finetune_operator.plan import ApplyFailure, Manifest, Observed, ProgressReport
+from finetune_operator.plan import ApplyFailure, Manifest, Observed, PodRefusal, ProgressReport
 
 
 def observe(
     cache: Cache, job_uid: str, progress: ProgressReport | None = None, apply_failure: ApplyFailure | None = None
 ) -> Observed:
-    """The children that the job with this uid controls, and their pods. Objects of others are left out."""
+    """The children that the job with this uid controls, their pods, and pods that a Job left which is gone."""
     children = list(cache.children(job_uid))
 
     def of(resource: Resource) -> dict[str, Manifest]:
         return {child["metadata"]["name"]: child for child in children if child["kind"] == resource.kind}
 
     jobs = of(JOB)
+    pods, former = _pods(cache, job_uid, {job["metadata"]["uid"] for job in jobs.values()})
     return Observed(
         jobs=jobs,
-        pods=sorted(_pods(cache, children, jobs), key=lambda pod: str(pod["metadata"]["name"])),
+        pods=pods,
         config_maps=of(CONFIG_MAP),
         deployments=of(DEPLOYMENT),
         services=of(SERVICE),
         progress=progress,
         apply_failure=apply_failure,
+        former_pods=former,
+        refusals={name: found for name, job in jobs.items() if (found := _refusal(cache, job))},
     )
 
 
-def _pods(cache: Cache, children: list[Manifest], jobs: dict[str, Manifest]) -> Iterator[Manifest]:
-    job_uids = {job["metadata"]["uid"] for job in jobs.values()}
-    labels = {
-        (child["metadata"]["namespace"], label)
-        for child in children
-        if (label := (child["metadata"].get("labels") or {}).get(JOB_LABEL))
-    }
-    for namespace, label in labels:
-        for pod in cache.pods(namespace, label):
-            owners = {each["uid"] for each in pod["metadata"].get("ownerReferences") or () if each["kind"] == "Job"}
-            if owners <= job_uids:  # a pod of a deleted job of the same name is not ours
-                yield pod
+def _pods(cache: Cache, job_uid: str, own: set[str]) -> tuple[list[Manifest], list[Manifest]]:
+    """The pods with the job's label, by name: those of its Jobs and servers, and those of Jobs that are gone."""
+    name = cache.name_of_job(job_uid)
+    found = (
+        sorted(cache.pods(name[0], names.cut(name[1])), key=lambda pod: str(pod["metadata"]["name"])) if name else []
+    )
+    pods: list[Manifest] = []
+    former: list[Manifest] = []
+    for pod in found:
+        owners = {each["uid"] for each in pod["metadata"].get("ownerReferences") or () if each["kind"] == JOB.kind}
+        (pods if owners <= own else former).append(pod)
+    return pods, former
+
+
+def _refusal(cache: Cache, job: Manifest) -> PodRefusal | None:
+    """What the Job controller was answered last."""
+    told = [each for each in cache.children(job["metadata"]["uid"]) if each["kind"] == POD_REFUSAL.kind]
+    newest = max(told, key=_time, default=None)
+    return PodRefusal(str(newest.get("message") or ""), _time(newest)) if newest else None
+
+
+def _time(event: Manifest) -> str:
+    """When the Event was told last: by the older of Kubernetes' two ways to write it, or by the newer."""
+    series, metadata = event.get("series") or {}, event["metadata"]
+    times = (event.get("lastTimestamp"), series.get("lastObservedTime"), event.get("eventTime"))
+    return str(next((time for time in times if time), metadata.get("creationTimestamp") or ""))

@@ -15,6 +15,7 @@ from kubernetes.aio.client import Configuration
 from finetune_operator.control.api_client import Api, load_configuration
 from finetune_operator.control.apply import Applier
 from finetune_operator.control.cache import Cache, Name
+from finetune_operator.control.certificates import Certificates
 from finetune_operator.control.environment import Environment
 from finetune_operator.control.handlers import kopf_settings, make_registry
 from finetune_operator.control.health import Health, serve_health
@@ -78,8 +79,11 @@ class Operator:
         environment = self._environment
         if environment.tls is None:
             return
-        receiver = await serve_progress(environment, self._api, self._cache, self._progress, self._lease)
+        certificates = Certificates(environment.tls)
+        receiver = await serve_progress(environment, certificates, self._api, self._cache, self._progress, self._lease)
         stack.push_async_callback(receiver.cleanup)
+        watch = asyncio.create_task(certificates.watch(self._reconciler.trust))
+        stack.push_async_callback(_cancel, [watch])
 
     async def _lead(self, stop: asyncio.Event) -> None:
         resync = Resync(

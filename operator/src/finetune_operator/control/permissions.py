@@ -43,6 +43,7 @@ WATCHED_NAMESPACES = (
     Permission("apps", "deployments", ("get", *WATCH, "create", "update", "delete"), "The servers."),
     Permission("", "services", ("get", *WATCH, "create", "update", "delete"), "Their name."),
     Permission("", "pods", WATCH, "Why a stage waits or failed; never created or changed by us."),
+    Permission("", "events", WATCH, "Why no pod can be made of a Job: a quota, a LimitRange, Pod Security."),
     Permission("events.k8s.io", "events", ("create",), "Events about a job."),
 )
 

@@ -7,7 +7,6 @@ does not lead passes it on to the leader, because readiness cannot tell them apa
 from __future__ import annotations
 
 import logging
-import ssl
 from collections.abc import Awaitable, Callable
 from urllib.parse import urlsplit
 
@@ -16,7 +15,8 @@ from aiohttp import web
 
 from finetune_operator.control.api_client import Api
 from finetune_operator.control.cache import Cache, Name
-from finetune_operator.control.environment import Environment, Tls
+from finetune_operator.control.certificates import Certificates
+from finetune_operator.control.environment import Environment
 from finetune_operator.control.lease import Lease
 from finetune_operator.control.metrics import PROGRESS_POSTS
 from finetune_operator.control.progress import ProgressReports, ReportInvalidError, clean_report, read_json
@@ -114,8 +114,8 @@ async def _read(request: web.Request) -> bytes:
 class Forwarder:
     """Passes a report on to the leader, once: a replica that thinks another leads does not pass it on again."""
 
-    def __init__(self, tls: Tls, server_name: str | None, leader: Callable[[], str]) -> None:
-        self._context = ssl.create_default_context(cafile=str(tls.ca))
+    def __init__(self, certificates: Certificates, server_name: str | None, leader: Callable[[], str]) -> None:
+        self._certificates = certificates
         self._server_name = server_name
         self._leader = leader
 
@@ -132,7 +132,7 @@ class Forwarder:
                     f"https://{leader}{request.path}",
                     data=body,
                     headers=headers,
-                    ssl=self._context,
+                    ssl=self._certificates.client,
                     server_hostname=self._server_name,
                     allow_redirects=False,
                 ) as answer,
@@ -145,10 +145,14 @@ class Forwarder:
 
 
 async def serve_progress(
-    environment: Environment, api: Api, cache: Cache, reports: ProgressReports, lease: Lease | None
+    environment: Environment,
+    certificates: Certificates,
+    api: Api,
+    cache: Cache,
+    reports: ProgressReports,
+    lease: Lease | None,
 ) -> web.AppRunner:
-    """Starts the endpoint; the caller cleans the runner up. `environment.tls` must be set."""
-    assert environment.tls is not None
+    """Starts the endpoint; the caller cleans the runner up."""
     settings = environment.settings
     receiver = Receiver(
         cache,
@@ -156,18 +160,15 @@ async def serve_progress(
         TokenVerifier(api, settings.progress_audience, environment.token_issuer),
         lease.valid if lease else lambda: True,
         Forwarder(
-            environment.tls,
+            certificates,
             urlsplit(settings.progress_url or "").hostname,
             lambda: lease.leader_address if lease else "",
         ),
     )
     application = web.Application(client_max_size=MAX_BODY_BYTES)
     application.add_routes([web.post(ROUTE, receiver.handle)])
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.load_cert_chain(environment.tls.cert, environment.tls.key)
     runner = web.AppRunner(application, access_log=None)
     await runner.setup()
-    site = web.TCPSite(runner, environment.progress_host, environment.progress_port, ssl_context=context)
+    site = web.TCPSite(runner, environment.progress_host, environment.progress_port, ssl_context=certificates.server)
     await site.start()
     return runner

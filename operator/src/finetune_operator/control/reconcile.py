@@ -67,6 +67,11 @@ class Reconciler:
         self._refused: dict[str, ApplyFailure] = {}  # uid of the job -> what the API server refused last
         self._unreadable: set[Name] = set()
 
+    def trust(self, authority: str) -> None:
+        """The progress receiver has another certificate authority: runs that begin from now on trust that one."""
+        if self._settings.progress_url:
+            self._settings = replace(self._settings, progress_ca=authority)
+
     async def __call__(self, name: Name) -> None:
         """Never raises: what failed is tried again, later and later."""
         start = time.perf_counter()

@@ -16,13 +16,14 @@ STAGE_LABEL = f"{GROUP}/stage"
 
 @dataclass(frozen=True, slots=True)
 class Resource:
-    """One kind: its group ("" is the core), version, plural name, and what of it is watched."""
+    """One kind: its group ("" is the core), version, plural name, and by which labels and fields it is watched."""
 
     kind: str
     group: str
     version: str
     plural: str
     selector: str = ""
+    fields: str = ""
 
     @property
     def api_version(self) -> str:
@@ -41,10 +42,12 @@ POD = Resource("Pod", "", "v1", "pods", MANAGED_BY)
 CONFIG_MAP = Resource("ConfigMap", "", "v1", "configmaps", MANAGED_BY)
 DEPLOYMENT = Resource("Deployment", "apps", "v1", "deployments", MANAGED_BY)
 SERVICE = Resource("Service", "", "v1", "services", MANAGED_BY)
+# Why no pod can be made of a Job is told nowhere but in Kubernetes' own Events; the server sends only those.
+POD_REFUSAL = Resource("Event", "", "v1", "events", fields="involvedObject.kind=Job,reason=FailedCreate")
 EVENT = Resource("Event", "events.k8s.io", "v1", "events")
 LEASE = Resource("Lease", "coordination.k8s.io", "v1", "leases")
 
-WATCHED = (FINE_TUNE_JOB, JOB, POD, CONFIG_MAP, DEPLOYMENT, SERVICE)
+WATCHED = (FINE_TUNE_JOB, JOB, POD, CONFIG_MAP, DEPLOYMENT, SERVICE, POD_REFUSAL)
 CHILDREN = (JOB, CONFIG_MAP, DEPLOYMENT, SERVICE)
 BY_KIND: Mapping[str, Resource] = {each.kind: each for each in (*WATCHED, EVENT, LEASE)}
 
@@ -55,7 +58,9 @@ def resource_of(manifest: Mapping[str, Any]) -> Resource:
 
 
 def controller_uid(body: Mapping[str, Any]) -> str | None:
-    """The uid of the object's controlling owner."""
+    """The uid of the object's controlling owner; of an Event, of what it is about."""
+    if about := body.get("involvedObject"):
+        return str(about.get("uid", ""))
     for reference in body.get("metadata", {}).get("ownerReferences") or ():
         if reference.get("controller"):
             return str(reference["uid"])

@@ -1,0 +1,109 @@
+"""The commands that the README and the documentation tell a reader to type, and which test runs each.
+
+A command is a line after `$ ` in a `console` block, with what the page shows as its output, or a whole command
+`in backticks` of the prose. Words in capitals stand for what a reader puts there; STANDS_FOR says what a test does.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+FENCE = re.compile(r"^ *```(\w*)")
+PROGRAMS = r"(?:\.venv/bin/)?(?:make|finetune|kubectl|helm|git|python3?|pip|curl|docker|source|export|cd)"
+IN_PROSE = re.compile(rf"`({PROGRAMS} [^`]+)`")
+SUBCOMMAND = re.compile(r"(?:kubectl|helm) \w+")  # a sentence speaks of it; alone it does nothing
+DURATION = re.compile(r"(?:\d+[smhd])+")
+
+LOCAL, CLUSTER, CI, NODE = "local", "cluster", "CI", "node"
+# The file that runs the commands of each kind, one by one, word for word.
+RUNNERS = {
+    LOCAL: "tests/integration/test_documented_local.py",
+    CLUSTER: "tests/e2e/test_documented_cluster.py",
+    NODE: "tests/e2e/test_cluster_by_hand.py",
+    CI: ".ci/run",
+}
+BY_PROGRAM = {"finetune": LOCAL, "source": LOCAL, "export": LOCAL, "kubectl": CLUSTER, "helm": CLUSTER, "curl": CLUSTER}
+# Commands of other programs. Those of CI are lines of .ci/run, or a part of what these make.
+BY_TEXT = {
+    "make test": CI,
+    "make e2e": CI,
+    "make setup": CI,
+    "make generate": LOCAL,
+    "python -m finetune_api generate": LOCAL,
+    "make bench": LOCAL,
+    ".venv/bin/python -m tests.bench --output bench.json": LOCAL,
+    "make demo": LOCAL,
+    "make demo MODEL=hf://HuggingFaceTB/SmolLM2-135M-Instruct": LOCAL,
+    "make images": NODE,
+    "make cluster": NODE,
+    'eval "$(python -m tests.cluster env)"': NODE,
+    "python -m tests.cluster down": NODE,
+}
+# Named in a sentence, not to be typed as they stand.
+ONLY_NAMED = {"finetune check", "finetune chat", "finetune serve", "python -m finetune_trainer prepare"}
+STANDS_FOR = {"FILE": "job.yaml", "FOLDER": "examples/travel"}
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command as a page has it; `shown` are the lines that the page prints below it."""
+
+    page: str
+    text: str
+    shown: tuple[str, ...] = ()
+
+    @property
+    def kind(self) -> str | None:
+        """LOCAL, CLUSTER, NODE or CI; None when no test runs it."""
+        return BY_TEXT.get(self.text) or BY_PROGRAM.get(self.text.split()[0])
+
+    def meant(self, **names: str) -> Command:
+        """With what the words in capitals stand for: `names`, and STANDS_FOR."""
+        text = self.text
+        for word, value in {**STANDS_FOR, **names}.items():
+            text = re.sub(rf"(?<![\w-]){word}(?![\w-])", value, text)
+        return replace(self, text=text)
+
+
+def commands(*kinds: str) -> list[Command]:
+    """The commands of these kinds, or all, in the order of the pages; each once, with its output where one is shown."""
+    found: dict[str, Command] = {}
+    for command in (each for page in PAGES for each in of_page(page.name, page.read_text())):
+        known = found.get(command.text)
+        if command.text not in ONLY_NAMED and (known is None or not known.shown):
+            found[command.text] = command
+    return [command for command in found.values() if not kinds or command.kind in kinds]
+
+
+def of_page(page: str, text: str) -> Iterator[Command]:
+    """The commands of one page, also those that are only named."""
+    language: str | None = None
+    command: Command | None = None
+    for line in text.replace("\\\n", " ").splitlines():
+        if fence := FENCE.match(line):
+            if command is not None:
+                yield command
+            language, command = (fence.group(1) if language is None else None), None
+        elif language is None:
+            yield from (Command(page, span) for span in IN_PROSE.findall(line) if not SUBCOMMAND.fullmatch(span))
+        elif language == "console" and line.lstrip().startswith("$ "):
+            if command is not None:
+                yield command
+            command = Command(page, " ".join(line.partition(" #")[0].split()[1:]))
+        elif command is not None and line.strip():
+            command = replace(command, shown=(*command.shown, line.strip()))
+
+
+def lacks(output: str, command: Command) -> list[str]:
+    """The lines of the page's output that the real one does not have; spaces and durations may differ."""
+    have = [_gist(line) for line in output.splitlines()]
+    return [line for line in command.shown if _gist(line) not in have]
+
+
+def _gist(line: str) -> str:
+    return " ".join("TIME" if DURATION.fullmatch(word) else word for word in line.split())
