@@ -16,6 +16,7 @@ import openai
 import pytest
 from tests.tiny_models import make_tiny_adapter, make_tiny_chat_model
 
+from finetune_trainer.serving.app import create_app
 from finetune_trainer.serving.config import ServerConfig
 from finetune_trainer.serving.engine import Engine
 from finetune_trainer.serving.lifecycle import Lifecycle
@@ -53,7 +54,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
 def serving(config: ServerConfig, load: Callable[[ServerConfig], Weights] = load_weights) -> Iterator[Running]:
     lifecycle = Lifecycle()
     engine = Engine(config, Metrics(), load)
-    server = make_server(config, engine, lifecycle)
+    server = make_server(config, create_app(config, engine, lifecycle), lifecycle)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     wait_for(lambda: server.started)

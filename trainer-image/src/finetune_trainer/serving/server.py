@@ -8,12 +8,20 @@ import signal
 from types import FrameType
 
 import uvicorn
+from fastapi import FastAPI
 
+from finetune_api.tasks import Task
 from finetune_trainer.serving.app import create_app
 from finetune_trainer.serving.config import ServerConfig, ServingError, check_config
 from finetune_trainer.serving.engine import Engine
 from finetune_trainer.serving.lifecycle import Lifecycle
 from finetune_trainer.serving.metrics import Metrics
+from finetune_trainer.serving.predict_app import create_predict_app
+from finetune_trainer.serving.predict_engine import PredictEngine
+from finetune_trainer.serving.predict_table import PREDICTORS
+from finetune_trainer.serving.predict_weights import load_predict_model
+from finetune_trainer.tasks.kind import Facts
+from finetune_trainer.tasks.table import KINDS
 
 
 class DrainingServer(uvicorn.Server):
@@ -53,12 +61,24 @@ class DrainingServer(uvicorn.Server):
         self.should_exit = True
 
 
-def serve(config: ServerConfig) -> None:
-    """Serve until a signal ends it; blocks. Raise ServingError when the models cannot be loaded or break."""
+def serve(config: ServerConfig, task: Task = Task.CHAT, facts: Facts | None = None) -> None:
+    """Serve until a signal ends it; blocks. Raise ServingError when the models cannot be loaded or break.
+
+    `facts`: the labels of a task that predicts.
+    """
     check_config(config)
     lifecycle = Lifecycle()
-    engine = Engine(config, Metrics())
-    server = make_server(config, engine, lifecycle)
+    engine: Engine | PredictEngine
+    if task in PREDICTORS:
+        kind, known = KINDS[task], facts or Facts()
+        engine = PredictEngine(
+            config, Metrics(), PREDICTORS[task], lambda settings: load_predict_model(settings, kind, known)
+        )
+        app = create_predict_app(config, engine, lifecycle)
+    else:
+        engine = Engine(config, Metrics())
+        app = create_app(config, engine, lifecycle)
+    server = make_server(config, app, lifecycle)
     engine.on_failure = server.close
     try:
         server.run()
@@ -74,10 +94,10 @@ def serve(config: ServerConfig) -> None:
         ) from engine.failure
 
 
-def make_server(config: ServerConfig, engine: Engine, lifecycle: Lifecycle) -> DrainingServer:
+def make_server(config: ServerConfig, app: FastAPI, lifecycle: Lifecycle) -> DrainingServer:
     """Return the server, ready to run."""
     settings = uvicorn.Config(
-        create_app(config, engine, lifecycle),
+        app,
         host=config.host,
         port=config.port,
         log_level="info",

@@ -11,12 +11,17 @@ from finetune_trainer import artifacts
 from finetune_trainer.context import StageContext
 from finetune_trainer.errors import ArtifactInvalidError
 from finetune_trainer.serving import ServerConfig, serve
+from finetune_trainer.tasks.kind import Facts
 from finetune_trainer.training.device import limit_threads
+from finetune_trainer.training.inputs import FACTS
 
 
 def run(context: StageContext, host: str, port: int) -> None:
     """Serve until asked to stop. Raises ArtifactInvalidError when what is to be served is missing or was changed."""
-    serve(server_config(context, host, port))
+    settings = server_config(context, host, port)
+    facts = context.model_dir / FACTS
+    known = Facts.from_json(facts.read_text(encoding="utf-8")) if facts.exists() else Facts()
+    serve(settings, context.config.task, known)
 
 
 def server_config(context: StageContext, host: str, port: int) -> ServerConfig:

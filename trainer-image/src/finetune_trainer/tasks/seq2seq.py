@@ -38,6 +38,7 @@ class Seq2Seq:
     task = Task.SEQ2SEQ
     auto_model = AutoModelForSeq2SeqLM
     peft_type = "SEQ_2_SEQ_LM"
+    needs_reference = False
 
     def require(self, config: Any, tokenizer: PreTrainedTokenizerBase, source: str) -> None:
         if not getattr(config, "is_encoder_decoder", False):

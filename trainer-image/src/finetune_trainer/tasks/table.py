@@ -6,7 +6,21 @@ from collections.abc import Mapping
 
 from finetune_api.tasks import Task
 from finetune_trainer.tasks.chat import Chat
+from finetune_trainer.tasks.classification import Classification
 from finetune_trainer.tasks.completion import Completion
 from finetune_trainer.tasks.kind import TaskKind
+from finetune_trainer.tasks.question_answering import QuestionAnswering
+from finetune_trainer.tasks.seq2seq import Seq2Seq
+from finetune_trainer.tasks.token_classification import TokenClassification
 
-KINDS: Mapping[Task, TaskKind] = {kind.task: kind for kind in (Chat(), Completion())}
+KINDS: Mapping[Task, TaskKind] = {
+    kind.task: kind
+    for kind in (
+        Chat(),
+        Completion(),
+        Classification(),
+        TokenClassification(),
+        Seq2Seq(),
+        QuestionAnswering(),
+    )
+}
