@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -9,17 +10,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tests.tiny_encoders import CONTEXT as LIMIT
+from tests.tiny_encoders import Kind, make_tiny_encoder, make_tiny_encoder_tokenizer
 from transformers import AutoConfig, AutoModelForQuestionAnswering, AutoTokenizer, LlamaConfig
 
+from finetune_api.tasks import TASKS, Task
 from finetune_trainer.data.problems import Findings
 from finetune_trainer.errors import UserInputError
 from finetune_trainer.evaluation.squad import answer_f1, exact_match
+from finetune_trainer.serving.errors import InvalidRequest
+from finetune_trainer.serving.predict_answer import AnswerPredictor
+from finetune_trainer.serving.predictor import PredictModel
+from finetune_trainer.serving.protocol import parse
 from finetune_trainer.tasks import windows
 from finetune_trainer.tasks.kind import Facts, HeldOut, Tokens
 from finetune_trainer.tasks.question_answering import AnswerFormat, QuestionAnswering, collate, mean_loss
 from finetune_trainer.tasks.question_answering_spans import Scored, best_passage, read
-from tests.tiny_encoders import CONTEXT as LIMIT
-from tests.tiny_encoders import make_tiny_encoder, make_tiny_encoder_tokenizer
 
 NOTHING = re.compile(r"(?!)")
 QUESTION = "Who left Bern?"
@@ -322,3 +328,55 @@ def test_a_model_of_another_kind_is_refused(tmp_path: Path) -> None:
     kind.require(AutoConfig.from_pretrained(make_tiny_encoder(tmp_path / "base")), tokenizer, "hf://a/b")
     with pytest.raises(UserInputError, match=r"cannot be used to find answers in a text: it is a LlamaForCausalLM"):
         kind.require(LlamaConfig(architectures=["LlamaForCausalLM"]), tokenizer, "hf://a/b")
+
+
+def ask(model: PredictModel, asked: Any) -> list[dict[str, Any]]:
+    predictor = AnswerPredictor()
+    wanted = parse(predictor.request, json.dumps({"model": "tuned", "input": asked}).encode())
+    items = predictor.items(wanted, model)
+    outputs = iter(predictor.predict(model, [row for item in items for row in item.rows]))
+    return [predictor.render(wanted, model, item, [next(outputs) for _ in item.rows]) for item in items]
+
+
+@pytest.mark.parametrize("kind", ["bert", "distilbert"])
+def test_the_server_says_what_the_evaluation_measured(tmp_path: Path, kind: Kind) -> None:
+    folder = make_tiny_encoder(tmp_path / "base", kind=kind)
+    module, tokenizer = (
+        AutoModelForQuestionAnswering.from_pretrained(folder).eval(),
+        AutoTokenizer.from_pretrained(folder),
+    )
+    model = PredictModel("tuned", module, tokenizer, Facts(), LIMIT)
+    contexts = [CONTEXT, long_line(250)["context"], "Anna"]
+
+    served = ask(model, [{"question": QUESTION, "context": context} for context in contexts])
+    found = read(module, tokenizer, [(QUESTION, context) for context in contexts])
+    passages = [best_passage(c, one.layout.offsets, one.scored) for c, one in zip(contexts, found, strict=True)]
+
+    assert [(one["answer"], one["start"], one["end"]) for one in served] == [
+        (passage.text, passage.start, passage.end) for passage in passages
+    ]
+    assert [one["score"] for one in served] == pytest.approx([passage.score for passage in passages], abs=1e-5)
+    assert ask(model, {"question": QUESTION, "context": CONTEXT}) == [served[0]]
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ([], "empty list"),
+        ({"question": " ", "context": "a"}, r"'input.question' is empty"),
+        ([{"question": "a", "context": ""}], r"'input\[0\].context' is empty"),
+        ({"question": "a"}, "input"),
+        ({"question": "parcel " * 200, "context": "parcel " * 20}, "'input.question' is too long"),
+    ],
+)
+def test_a_request_for_nothing_is_refused(tmp_path: Path, asked: Any, said: str) -> None:
+    folder = make_tiny_encoder(tmp_path / "base")
+    module = AutoModelForQuestionAnswering.from_pretrained(folder)
+    model = PredictModel("tuned", module, AutoTokenizer.from_pretrained(folder), Facts(), LIMIT)
+
+    with pytest.raises(InvalidRequest, match=said):
+        ask(model, asked)
+
+
+def test_the_route_is_the_one_that_is_documented() -> None:
+    assert AnswerPredictor.route == TASKS[Task.QUESTION_ANSWERING].route

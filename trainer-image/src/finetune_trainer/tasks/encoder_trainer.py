@@ -12,7 +12,6 @@ from finetune_trainer.masking import IGNORED
 from finetune_trainer.tasks.kind import Row, TrainerParts
 from finetune_trainer.training.trainer import Checkpointing
 
-
 Batch = dict[str, torch.Tensor]
 MeanLoss = Callable[[PreTrainedModel, Batch], tuple[torch.Tensor, Any]]
 """(model, a batch with its labels) -> (mean loss over the batch's labels, the model's output)."""

@@ -45,6 +45,7 @@ from finetune_trainer.tasks.token_classification_data import (
     words_and_tags,
 )
 
+OUTPUTS = ("logits",)
 RARE = 100  # times less often than the most frequent label: hardly learned
 
 
@@ -195,7 +196,7 @@ def tag_words(
     limit = windows.context_limit(model.config, tokenizer)
     layouts = [windows.lay_out(tokenizer, words.text) for words in texts]
     cuts = [windows.windows(layout, limit) for layout in layouts]
-    scores = iter(windows.run(model, [window for cut in cuts for window in cut], ("logits",), between_batches))
+    scores = iter(windows.run(model, [window for cut in cuts for window in cut], OUTPUTS, between_batches))
     return [
         gather(words, layout, cut, [next(scores) for _ in cut])
         for words, layout, cut in zip(texts, layouts, cuts, strict=True)

@@ -22,7 +22,7 @@ from transformers import (
 
 from finetune_api.conditions import FailureReason
 from finetune_trainer.errors import UserInputError
-from finetune_trainer.tasks.kind import no_interruption
+from finetune_trainer.tasks.kind import Row, no_interruption
 
 UNKNOWN_LIMIT = 512  # tokens, where neither model nor tokenizer names a limit: what encoders are trained with
 OVERLAP = 3  # a third of a window is read again in the next one
@@ -63,6 +63,15 @@ class Window:
     def here(self) -> slice:
         """Where the part stands among the window's tokens."""
         return slice(self.first, self.first + self.part[1] - self.part[0])
+
+    @property
+    def row(self) -> Row:
+        """The window as columns of numbers, for queues that know only those."""
+        return {"input_ids": self.input_ids, "type_ids": self.type_ids, "part": self.part, "first": [self.first]}
+
+    @classmethod
+    def of(cls, row: Row) -> Window:
+        return cls(row["input_ids"], row["type_ids"], (row["part"][0], row["part"][1]), row["first"][0])
 
 
 def require_encoder(config: Any, mapping: Any, source: str, use: str) -> None:
