@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
+    AutoModelForSeq2SeqLM,
     BartConfig,
     BartForConditionalGeneration,
     GenerationConfig,
@@ -91,6 +93,21 @@ def make_tiny_seq2seq(folder: Path, family: str = "t5", *, seed: int = 0, copyin
     )
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return folder
+
+
+def make_tiny_seq2seq_adapter(base: Path, folder: Path, *, seed: int = 1, **config: Any) -> Path:
+    """Write a random LoRA adapter for the model in `base`, strong enough to change its answers; return the folder.
+    `config` overrides fields of `LoraConfig`."""
+    settings: dict[str, Any] = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear", "task_type": "SEQ_2_SEQ_LM"}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        tuned = get_peft_model(AutoModelForSeq2SeqLM.from_pretrained(base), LoraConfig(**{**settings, **config}))
+        for name, parameter in tuned.named_parameters():
+            if "lora_A" in name or "lora_B" in name:  # a DoRA magnitude keeps its length
+                torch.nn.init.normal_(parameter, std=0.1)
+    tuned.peft_config["default"].base_model_name_or_path = str(base)
+    tuned.save_pretrained(folder)
     return folder
 
 

@@ -15,9 +15,10 @@ import torch
 from torch.nn.functional import pad
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from finetune_trainer.serving.lane import Lane
 from finetune_trainer.serving.sampling import Sampling, choose, make_generator
 from finetune_trainer.serving.text import Detokenizer, StopScanner
-from finetune_trainer.serving.weights import Lane, ServedModel, Weights
+from finetune_trainer.serving.weights import ServedModel, Weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,13 +93,8 @@ class Cohort:
 
 def prefill(weights: Weights, lane: Lane, rows: list[Row]) -> Cohort:
     """Read the prompts of some rows in one forward call, and choose the first token of each."""
-    width = max(len(row.prompt) for row in rows)
-    ids = torch.zeros(len(rows), width, dtype=torch.long)
-    mask = torch.zeros(len(rows), width, dtype=torch.long)
-    for index, row in enumerate(rows):
-        ids[index, width - len(row.prompt) :] = torch.tensor(row.prompt)
-        mask[index, width - len(row.prompt) :] = 1
-    cohort = Cohort(lane, rows, lane.new_cache(), mask)
+    ids, mask, cache = lane.start([row.prompt for row in rows])
+    cohort = Cohort(lane, rows, cache, mask)
     step(weights, cohort, ids)
     return cohort
 
@@ -141,7 +137,7 @@ def compact(cohort: Cohort) -> None:
 
 def can_merge(first: Cohort, second: Cohort) -> bool:
     """Say whether two cohorts can go on as one."""
-    return first.lane is second.lane and is_plain(first.cache) and is_plain(second.cache)
+    return first.lane is second.lane and first.lane.merges and is_plain(first.cache) and is_plain(second.cache)
 
 
 def merge(first: Cohort, second: Cohort) -> Cohort:

@@ -15,10 +15,11 @@ from collections.abc import Callable, Sequence
 from finetune_trainer.serving.cohort import Cohort, Piece, Row, can_merge, decode, merge, prefill
 from finetune_trainer.serving.config import ServerConfig
 from finetune_trainer.serving.errors import GenerationFailed, GenerationTimeout, InvalidRequest, QueueFull, Unavailable
+from finetune_trainer.serving.lane import Lane
 from finetune_trainer.serving.metrics import Metrics
 from finetune_trainer.serving.sampling import Sampling
 from finetune_trainer.serving.text import Detokenizer, StopScanner
-from finetune_trainer.serving.weights import Lane, ServedModel, Weights, load_weights
+from finetune_trainer.serving.weights import ServedModel, Weights, load_weights
 
 logger = logging.getLogger(__name__)
 

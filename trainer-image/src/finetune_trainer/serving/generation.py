@@ -12,11 +12,13 @@ import anyio
 from starlette.requests import Request
 
 from finetune_trainer.messages import template_abilities
+from finetune_trainer.serving import seq2seq
 from finetune_trainer.serving.cohort import Piece, Row
 from finetune_trainer.serving.engine import Engine, make_decode
 from finetune_trainer.serving.errors import ApiError, BodyTooLarge, ContextExceeded, GenerationFailed, InvalidRequest
 from finetune_trainer.serving.prompts import encode, render_chat
 from finetune_trainer.serving.protocol import ChatRequest, CompletionRequest
+from finetune_trainer.serving.seq2seq import Seq2SeqLane, refuse_chat
 from finetune_trainer.serving.text import Detokenizer, StopScanner
 from finetune_trainer.serving.weights import ServedModel
 
@@ -86,6 +88,8 @@ async def tokenize(model: ServedModel, wanted: ChatRequest | CompletionRequest) 
     def work() -> list[list[int]]:
         with _one_at_a_time:
             if isinstance(wanted, ChatRequest):
+                if isinstance(model.lane, Seq2SeqLane):
+                    raise refuse_chat(model.name)
                 abilities = template_abilities(model.tokenizer)
                 return [render_chat(model.tokenizer, [one.to_template(abilities) for one in wanted.messages])]
             return [encode(model.tokenizer, prompt, add_special_tokens=True) for prompt in wanted.prompts]
@@ -95,6 +99,8 @@ async def tokenize(model: ServedModel, wanted: ChatRequest | CompletionRequest) 
 
 def answer_limit(model: ServedModel, prompt: int, wanted: ChatRequest | CompletionRequest) -> int:
     """Return how many tokens an answer may have; raise InvalidRequest or ContextExceeded when that is none."""
+    if isinstance(model.lane, Seq2SeqLane):
+        return seq2seq.answer_limit(model.lane, model.tokenizer, model.context, prompt, wanted.answer_tokens)
     param = "messages" if isinstance(wanted, ChatRequest) else "prompt"
     if prompt == 0:
         raise InvalidRequest("The prompt is empty: it has no token that the model could go on from.", param=param)
@@ -123,7 +129,8 @@ def make_row(
 ) -> Row:
     """Return the row of one choice."""
     # A completion goes on in the prompt's sentence, so the tokens before tell whether it starts with a space.
-    before = prompt if isinstance(wanted, CompletionRequest) else ()
+    goes_on = isinstance(wanted, CompletionRequest) and not isinstance(ticket.model.lane, Seq2SeqLane)
+    before = prompt if goes_on else ()
     return Row(
         model=ticket.model,
         prompt=prompt,

@@ -12,35 +12,18 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from finetune_trainer.serving.config import ServerConfig, cpu_limit, is_plain_lora
+from finetune_trainer.serving.lane import Lane
+from finetune_trainer.serving.seq2seq import Seq2SeqLane, context_of
+from finetune_trainer.tasks.seq2seq_steps import first_tokens
 from finetune_trainer.training.device import computing_precision
 
 logger = logging.getLogger(__name__)
 
 ADAPTER = "tuned"
 NO_ADAPTER = "__base__"  # PEFT's word for a row that takes no adapter
-
-
-@dataclass(frozen=True, slots=True)
-class Lane:
-    """A module that rows can share a batch in. `switched` says whether it takes an adapter's name for each row."""
-
-    module: Any
-    switched: bool
-    parameters: frozenset[str]
-
-    def new_cache(self) -> Any:
-        """Return an empty key-value cache, of the plain kind where the model allows it.
-
-        Layers that slide over a window are correct with a plain cache too, since the mask hides what is out of
-        the window; only recurrent layers need a cache of their own, which cannot be merged with another.
-        """
-        typed = DynamicCache(config=self.module.config)
-        plain = all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in typed.layers)
-        return DynamicCache() if plain else typed
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,19 +62,10 @@ class Weights:
         padded on the left. `cache` is extended in place.
         """
         self.calls += 1
-        positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-        inputs: dict[str, Any] = {
-            "input_ids": ids.to(self.device),
-            "attention_mask": mask.to(self.device),
-            "position_ids": positions.to(self.device),
-            "logits_to_keep": 1,
-        }
-        inputs = {name: value for name, value in inputs.items() if name in lane.parameters}
-        if lane.switched:
-            inputs["adapter_names"] = list(adapters)
+        options = {"adapter_names": list(adapters)} if lane.switched else {}
         with torch.no_grad():
-            output = lane.module(**inputs, past_key_values=cache, use_cache=True)
-        scores: torch.Tensor = output.logits[:, -1].to("cpu", torch.float32, copy=True)
+            last = lane.forward(ids, mask, cache, self.device, options)[:, -1]
+        scores: torch.Tensor = last.to("cpu", torch.float32, copy=True)
         return scores
 
 
@@ -102,15 +76,16 @@ def load_weights(config: ServerConfig) -> Weights:
         torch.set_num_threads(config.threads or cpu_limit())
     base = load_model(config.base_dir, config, device)
     tuned_folder = config.adapter_dir or config.tuned_dir
+    tokenizer = load_tokenizer(tuned_folder or config.base_dir, config.base_dir)
     if tuned_folder is None:
-        lanes = {config.base_name: (lane_of(base), NO_ADAPTER)}
+        lanes = {config.base_name: (lane_of(base, tokenizer), NO_ADAPTER)}
     elif config.adapter_dir is not None and is_plain_lora(config.adapter_dir):
         shared = PeftModel.from_pretrained(base, config.adapter_dir, adapter_name=ADAPTER).eval()
-        lane = lane_of(shared, switched=True)
+        lane = lane_of(shared, tokenizer, switched=True)
         lanes = {config.base_name: (lane, NO_ADAPTER), str(config.tuned_name): (lane, ADAPTER)}
     else:
-        tuned = load_tuned_copy(config, device)
-        lanes = {config.base_name: (lane_of(base), NO_ADAPTER), str(config.tuned_name): (lane_of(tuned), NO_ADAPTER)}
+        tuned = lane_of(load_tuned_copy(config, device), tokenizer)
+        lanes = {config.base_name: (lane_of(base, tokenizer), NO_ADAPTER), str(config.tuned_name): (tuned, NO_ADAPTER)}
     models = {}
     for name, (lane, adapter) in lanes.items():
         folder = tuned_folder if tuned_folder is not None and name == config.tuned_name else config.base_dir
@@ -133,7 +108,9 @@ def load_model(folder: Path, config: ServerConfig, device: torch.device) -> Any:
     """Load one model, ready to generate, in the type it was trained in. On a CPU that is float32."""
     wanted = computing_precision(device.type, "bfloat16") if config.dtype == "auto" else config.dtype
     dtype: torch.dtype = getattr(torch, wanted)
-    model = AutoModelForCausalLM.from_pretrained(
+    settings = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    kind = AutoModelForSeq2SeqLM if settings.is_encoder_decoder else AutoModelForCausalLM
+    model = kind.from_pretrained(
         folder, dtype=dtype, local_files_only=True, use_safetensors=True, trust_remote_code=False
     )
     return model.to(device).eval()
@@ -147,10 +124,13 @@ def load_tuned_copy(config: ServerConfig, device: torch.device) -> Any:
     return PeftModel.from_pretrained(base, config.adapter_dir).merge_and_unload().eval()
 
 
-def lane_of(module: Any, *, switched: bool = False) -> Lane:
+def lane_of(module: Any, tokenizer: Any, *, switched: bool = False) -> Lane:
     """Return the lane of a loaded model."""
     inner = module.get_base_model() if switched else module
-    return Lane(module=module, switched=switched, parameters=frozenset(inspect.signature(inner.forward).parameters))
+    parameters = frozenset(inspect.signature(inner.forward).parameters)
+    if inner.config.is_encoder_decoder:
+        return Seq2SeqLane(module, switched, parameters, first=tuple(first_tokens(inner, tokenizer)))
+    return Lane(module, switched, parameters)
 
 
 def load_tokenizer(folder: Path, fallback: Path) -> Any:
@@ -162,7 +142,10 @@ def load_tokenizer(folder: Path, fallback: Path) -> Any:
 def describe(name: str, lane: Lane, adapter: str, tokenizer: Any, config: ServerConfig) -> ServedModel:
     """Gather what generation has to know of a model."""
     text_config = lane.module.config.get_text_config()
-    built_for = getattr(text_config, "max_position_embeddings", None) or tokenizer.model_max_length
+    if isinstance(lane, Seq2SeqLane):
+        built_for = context_of(text_config, tokenizer)
+    else:
+        built_for = getattr(text_config, "max_position_embeddings", None) or tokenizer.model_max_length
     ends = end_ids(lane.module.generation_config, tokenizer)
     return ServedModel(
         name=name,

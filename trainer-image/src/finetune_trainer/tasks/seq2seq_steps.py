@@ -53,11 +53,21 @@ class Reading:
             "use_cache": True,
         }
 
+    def to(self, device: torch.device) -> None:
+        """Go on on a device."""
+        self.source, self.mask = self.source.to(device), self.mask.to(device)
+
+    @property
+    def layers(self) -> list[Any]:
+        """Keys and values of what is written, a layer each."""
+        layers: list[Any] = self.cache.self_attention_cache.layers
+        return layers
+
     def take(self, output: Any) -> None:
         """Keep what a later step needs of a step's output."""
         self.states = output.encoder_last_hidden_state
 
-    def keep_rows(self, chosen: torch.Tensor) -> None:
+    def batch_select_indices(self, chosen: torch.Tensor) -> None:
         """Go on with some of the rows, of indices `chosen`."""
         chosen = chosen.to(self.mask.device)
         self.source, self.mask = self.source[chosen], self.mask[chosen]
@@ -116,6 +126,6 @@ def write(
             break
         if len(kept) < len(going):
             chosen = torch.tensor(kept, device=device)
-            reading.keep_rows(chosen)
+            reading.batch_select_indices(chosen)
             ids, going = ids[chosen], [going[at] for at in kept]
     return written
