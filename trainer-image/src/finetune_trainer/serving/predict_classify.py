@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from finetune_trainer.evaluation.classification import HALF, probabilities
 from finetune_trainer.serving.predictor import (
@@ -33,19 +33,22 @@ class TextPair(Strict):
     text_pair: str | None = None
 
 
-class ClassifyRequest(PredictRequest):
-    """A text, a list of texts, or a list of pairs."""
+def _as_pair(one: Any) -> Any:
+    if not isinstance(one, str | dict):
+        raise ValueError('must be a text, or {"text": ..., "text_pair": ...}')
+    return {"text": one} if isinstance(one, str) else one
 
-    input: str | TextPair | list[str | TextPair]
+
+def _as_list(given: Any) -> Any:
+    return given if isinstance(given, list) else [given]
+
+
+class ClassifyRequest(PredictRequest):
+    """A text or a pair of texts, or a list of them."""
+
+    input: Annotated[list[Annotated[TextPair, BeforeValidator(_as_pair)]], BeforeValidator(_as_list)]
     top_k: Annotated[int, Field(ge=1)] = SHOWN_SCORES
     threshold: Annotated[float, Field(ge=0, le=1)] | None = None
-
-    @property
-    def pairs(self) -> list[tuple[str, TextPair]]:
-        """(what an error calls it, the texts)."""
-        if isinstance(self.input, list):
-            return [(f"input[{index}]", _pair(one)) for index, one in enumerate(self.input)]
-        return [("input", _pair(self.input))]
 
 
 class ClassifyPredictor:
@@ -56,9 +59,9 @@ class ClassifyPredictor:
     request = ClassifyRequest
 
     def items(self, wanted: ClassifyRequest, model: PredictModel) -> list[Item]:
-        check_items(len(wanted.pairs))
+        check_items(len(wanted.input))
         layout = Layout.of(model.tokenizer)
-        return [self._item(param, pair, model, layout) for param, pair in wanted.pairs]
+        return [self._item(f"input[{index}]", pair, model, layout) for index, pair in enumerate(wanted.input)]
 
     def _item(self, param: str, pair: TextPair, model: PredictModel, layout: Layout) -> Item:
         check_text(pair.text, param)
@@ -89,7 +92,3 @@ class ClassifyPredictor:
         sure = best["label"] if best["score"] >= threshold else None
         chosen = {"labels": [one["label"] for one in scored if one["score"] >= threshold]} if several else {}
         return {"label": sure, "score": best["score"], **chosen, "scores": scored[: wanted.top_k]}
-
-
-def _pair(one: str | TextPair) -> TextPair:
-    return TextPair(text=one) if isinstance(one, str) else one
