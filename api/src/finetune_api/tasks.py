@@ -66,6 +66,11 @@ class TaskRules:
     data: str
     decoder: bool = False
 
+    @property
+    def generates(self) -> bool:
+        """Whether the model writes text."""
+        return "completions" in self.route
+
 
 _LANGUAGE = (Metric.LOSS, Metric.PERPLEXITY, Metric.TOKEN_ACCURACY)
 TASKS: Mapping[Task, TaskRules] = {

@@ -9,6 +9,7 @@ from finetune_api.job import FineTuneJob
 from finetune_api.run_config import RunConfig
 from finetune_api.spec import Engine, FineTuneJobSpec
 from finetune_api.status import ModelStatus
+from finetune_api.tasks import TASKS
 from finetune_operator import names
 from finetune_operator.builders import pod
 from finetune_operator.builders.metadata import metadata, sealed
@@ -32,14 +33,17 @@ def serving_gpus(spec: FineTuneJobSpec) -> int:
 
 
 def engine(spec: FineTuneJobSpec) -> Engine:
-    """What `auto` means: vLLM where there is a GPU."""
+    """What `auto` means: vLLM where there is a GPU and the model is one that it serves."""
     if spec.serving.engine is not Engine.AUTO:
         return spec.serving.engine
-    return Engine.VLLM if serving_gpus(spec) else Engine.NATIVE
+    return Engine.VLLM if serving_gpus(spec) and TASKS[spec.task].decoder else Engine.NATIVE
 
 
 def answers_for_base(spec: FineTuneJobSpec, model: ModelStatus) -> bool:
-    """vLLM has one set of weights: beside a whole tuned model it cannot answer for the base."""
+    """vLLM has one set of weights: beside a whole tuned model it cannot answer for the base. A base that was never
+    taught to label, tag or answer says nothing that is worth a name."""
+    if not TASKS[spec.task].generates:
+        return False
     return engine(spec) is Engine.NATIVE or model.kind == "Adapter"
 
 

@@ -9,10 +9,10 @@ import httpx
 
 from finetune_api.spec import Task
 from finetune_api.status import EndpointStatus
+from finetune_operator.cli.asking import route_of
 from finetune_operator.local.errors import LocalError
 
 SECONDS = 120.0
-TOKENS = 160
 
 
 class AskFailed(LocalError):
@@ -32,21 +32,16 @@ def is_alive(endpoint: EndpointStatus | None) -> bool:
 
 def ask(endpoint: EndpointStatus, task: Task, model: str, prompt: str) -> str:
     """One answer, as likely as possible and so the same each time. Raises AskFailed."""
-    body: dict[str, object] = {"model": model, "max_tokens": TOKENS, "temperature": 0}
-    if task is Task.CHAT:
-        path, body["messages"] = "chat/completions", [{"role": "user", "content": prompt}]
-    else:
-        path, body["prompt"] = "completions", prompt
+    path, route = route_of(task)
     try:
-        answer = httpx.post(f"{endpoint.url}/{path}", json=body, timeout=SECONDS)
+        answer = httpx.post(f"{endpoint.url}/{path}", json={"model": model, **route.body(prompt)}, timeout=SECONDS)
     except httpx.HTTPError as error:
         raise AskFailed(
             f"{endpoint.url}: {error or type(error).__name__}", "see `finetune logs --stage Serve`"
         ) from error
     if answer.status_code != httpx.codes.OK:
         raise AskFailed(f"the server refused: {_refusal(answer)}")
-    choice = answer.json()["choices"][0]
-    return str(choice["message"]["content"] if task is Task.CHAT else choice["text"])
+    return route.read(answer.json())
 
 
 def ask_both(endpoint: EndpointStatus, task: Task, prompts: Sequence[str]) -> list[tuple[str, str, str]]:

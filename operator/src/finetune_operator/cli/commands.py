@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import shutil
@@ -19,6 +20,7 @@ from finetune_api.job import FineTuneJob
 from finetune_api.status import EndpointStatus
 from finetune_operator.cli import chat as chatting
 from finetune_operator.cli import objects, report, words
+from finetune_operator.cli.asking import route_of
 from finetune_operator.cli.output import Output
 from finetune_operator.cli.screen import Screen, newest_log
 from finetune_operator.local import jobs, machine, manifests
@@ -233,22 +235,20 @@ def serve(name: str, port: int | None, namespace: str | None) -> None:
 
 def _invite(console: Console, job: FineTuneJob, endpoint: EndpointStatus) -> None:
     """How to talk to the server."""
-    chat_task = job.spec.task.value == "Chat"
-    path = "chat/completions" if chat_task else "completions"
-    ask = '"messages": [{"role": "user", "content": "Hello"}]' if chat_task else '"prompt": "Hello"'
-    create = f'completions.create(model="{endpoint.model}", prompt="Hello").choices[0].text'
-    if chat_task:
-        messages = '[{"role": "user", "content": "Hello"}]'
-        create = f'chat.completions.create(model="{endpoint.model}", messages={messages}).choices[0].message.content'
-    body = f'{{"model": "{endpoint.model}", {ask}}}'
+    path, route = route_of(job.spec.task)
+    body = json.dumps({"model": endpoint.model, **route.body(route.example)})
+    base = f", {endpoint.base_model} (base)" if endpoint.base_model else ""
     lines = [
-        f"\nModels: {endpoint.model} (tuned), {endpoint.base_model} (base). Ctrl-C stops the server.\n",
+        f"\nModels: {endpoint.model} (tuned){base}. Ctrl-C stops the server.\n",
         f"curl -s {endpoint.url}/{path} -H 'Content-Type: application/json' -d '{body}'\n",
-        "from openai import OpenAI",
-        f'client = OpenAI(base_url="{endpoint.url}", api_key="none")',
-        f"print(client.{create})\n",
-        f"finetune chat {job.metadata.name}{_space(job)}",
     ]
+    if route.python:
+        lines += [
+            "from openai import OpenAI",
+            f'client = OpenAI(base_url="{endpoint.url}", api_key="none")',
+            f"print({route.python.format(name=endpoint.model)})\n",
+        ]
+    lines.append(f"finetune chat {job.metadata.name}{_space(job)}")
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
