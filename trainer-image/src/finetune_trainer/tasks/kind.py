@@ -129,7 +129,8 @@ class Answer:
 @dataclass(frozen=True, slots=True)
 class HeldOut:
     """What a model is measured on: the rows, and the same examples as text, in the same order. `max_length` is what
-    training examples were cut to, `context` what the model takes, both in tokens."""
+    training examples were cut to, `context` what the model takes, both in tokens. `resolved` are the run's values,
+    where there is a run."""
 
     rows: Sequence[Row]
     examples: Sequence[Mapping[str, Any]]
@@ -137,6 +138,7 @@ class HeldOut:
     facts: Facts
     max_length: int
     context: int
+    resolved: ResolvedValues | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,6 +55,7 @@ class Prepared:
             facts=self.facts,
             max_length=self.resolved.max_length,
             context=context_length(config, tokenizer),
+            resolved=self.resolved,
         )
 
     def rows(self, part: str) -> Dataset:
