@@ -5,7 +5,9 @@ epochs          OpenAI's rule (cookbook, "Data preparation and analysis for chat
 batch size      the largest power of two, at most 32, that leaves at least 100 optimizer steps. 32: LoRA loses
                 quality with larger batches (Thinking Machines, "LoRA Without Regret", 2025).
 learning rate   2e-4 for adapters, ten times the 2e-5 of full fine-tuning (TRL's guide; "LoRA Without Regret"), times
-                learningRateMultiplier.
+                learningRateMultiplier. A twentieth of it for Preference: TRL's default is 1e-6, and its example for
+                adapters ten times that for all weights (trl/scripts/dpo.py); more makes both answers unlikely.
+beta            0.1, as in the paper (arXiv 2305.18290) and TRL; Preference only.
 max length      the 99th percentile of the rendered examples, rounded up to 128, at most the model's context.
 micro batch     the largest divisor of the batch within 8,192 tokens, 32 rows and 80 % of the memory.
 warm-up         3 % of the steps, at least 1 where there are more than 10.
@@ -26,6 +28,7 @@ from finetune_api.conditions import FailureReason
 from finetune_api.run_config import RunConfig
 from finetune_api.spec import Packing
 from finetune_api.status import Estimate, LengthStats, ResolvedValues
+from finetune_api.tasks import Task
 from finetune_trainer.errors import UserInputError
 from finetune_trainer.estimate import ModelShape, Precision, estimate, memory_bytes, step_seconds
 
@@ -33,6 +36,9 @@ TARGET_EPOCHS, MIN_TARGET, MAX_TARGET, MAX_EPOCHS = 3, 100, 25_000, 25
 MAX_BATCH = 32
 MIN_STEPS = 100
 ADAPTER_RATE, FULL_RATE = 2e-4, 2e-5
+PREFERENCE_RATE = 1 / 20
+BETA = 0.1
+PAIR = 2  # a forward pass holds two conversations for each example of Preference
 LENGTH_STEP = 128  # tokens; a multiple of what matrix units want
 MICRO_TOKENS = 8_192  # a GPU is busy with so many tokens; more only costs memory
 MAX_MICRO_GPU, MAX_MICRO_CPU = 32, 8
@@ -113,12 +119,14 @@ def resolve(
     precision: Precision = "bfloat16" if config.gpus else "float32"
     epochs = wanted.epochs if isinstance(wanted.epochs, int) else resolve_epochs(data.train_examples)
     batch = wanted.batch_size if isinstance(wanted.batch_size, int) else resolve_batch(data.train_examples, epochs)
-    longest = min(max_length, data.longest)
+    preference = config.task is Task.PREFERENCE
+    conversations = PAIR if preference else 1
+    longest = min(max_length, data.longest) * conversations
     micro = resolve_micro_batch(batch, longest, shape, config, precision)
     accumulation = batch // micro
     # As the trainer counts: the last micro batch of an epoch, and the last step, may be smaller.
     steps = epochs * math.ceil(math.ceil(data.train_examples / micro) / accumulation)
-    step_tokens = data.train_tokens * epochs / steps
+    step_tokens = data.train_tokens * conversations * epochs / steps
     seconds = step_seconds(shape, tokens=step_tokens, passes=accumulation, gpus=config.gpus, cores=cores)
     evaluation_steps, checkpoint_steps = _intervals(config, steps, seconds)
     lora = config.method.type.adapter
@@ -127,7 +135,7 @@ def resolve(
         batch_size=batch,
         micro_batch_size=micro,
         gradient_accumulation=accumulation,
-        learning_rate=(ADAPTER_RATE if lora else FULL_RATE) * multiplier(wanted.learning_rate_multiplier),
+        learning_rate=_learning_rate(config) * multiplier(wanted.learning_rate_multiplier),
         max_length=max_length,
         total_steps=steps,
         warmup_steps=warmup_steps(steps),
@@ -137,6 +145,7 @@ def resolve(
         precision=precision,
         lora_rank=config.method.resolved_rank if lora else None,
         lora_alpha=config.method.resolved_alpha if lora else None,
+        beta=float(wanted.beta or BETA) if preference else None,
         revision=revision,
         model_parameters=shape.parameters,
         trainable_parameters=shape.trainable,
@@ -149,10 +158,15 @@ def resolve(
         seconds_per_step=seconds,
         steps=steps,
         evaluations=math.ceil(steps / evaluation_steps),
-        evaluation_tokens=data.validation_tokens,
+        evaluation_tokens=data.validation_tokens * conversations,
         train_tokens_per_step=step_tokens,
     )
     return Resolution(values, needs, _notes(config, needs))
+
+
+def _learning_rate(config: RunConfig) -> float:
+    rate = ADAPTER_RATE if config.method.type.adapter else FULL_RATE
+    return rate * PREFERENCE_RATE if config.task is Task.PREFERENCE else rate
 
 
 def multiplier(value: str | int) -> float:
@@ -183,6 +197,8 @@ def _intervals(config: RunConfig, steps: int, seconds: float) -> tuple[int, int]
 def _packing(config: RunConfig, shape: ModelShape) -> bool:
     """Raises UserInputError (SpecInvalid) when packing is asked for and would let examples see each other."""
     choice = config.hyperparameters.packing
+    if config.task is Task.PREFERENCE:
+        return False  # a row is one of two answers
     if choice is Packing.AUTO:
         return config.gpus > 0 and shape.packable and flash_attention_installed()
     if choice is Packing.ENABLED and not shape.packable:
