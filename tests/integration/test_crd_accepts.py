@@ -176,7 +176,7 @@ def test_a_job_stored_before_a_rule_can_still_be_changed(control_plane: ControlP
         assert answer.code == 200, answer.message
     answer = job_api.send("PATCH", path, {"spec": {"method": {"rank": 9}}}, "application/merge-patch+json")
     assert answer.code == 422
-    assert "method.rank: only LoRA has it" in answer.message
+    assert "method.rank: Full has no adapter" in answer.message
 
 
 def test_definition_is_established_without_complaint(job_api: JobApi) -> None:

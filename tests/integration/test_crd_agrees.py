@@ -50,16 +50,19 @@ PLACEMENT = {
 REFERENCE = maybe(name=some("a", "a.b", "A", "a-", "x" * 254), key=some("k", "k.jsonl", "a/b"))
 FILE = {"source": SOURCES, "configMapRef": REFERENCE}
 RULE = maybe(
-    metric=some("loss", "tokenAccuracy", "Loss"),
+    metric=some("loss", "tokenAccuracy", "accuracy", "Loss"),
     minImprovement=some("5%", "5", "0.5%", "1000%", "-1%"),
     max=some("1", "1.5", 1, "1e3"),
     min=some("0.7", ".7"),
 )
 SPEC = maybe(
-    task=some("Chat", "Completion", "chat"),
+    task=some("Chat", "Completion", "Preference", "Classification", "Seq2Seq", "chat"),
     method=maybe(
-        type=some("LoRA", "Full"),
+        type=some("LoRA", "QLoRA", "DoRA", "Full"),
         rank=some(1, 512, 513),
+        rsLoRA=some(True, False, "true"),
+        initialization=some("default", "gaussian", "pissa"),
+        doubleQuantization=some(True, False),
         alpha=some(1, 2049),
         dropout=some("0", "0.1", "1", "0.12345"),
         targetModules=st.lists(some("q_proj", "v_proj", "a-b", ""), max_size=3),
@@ -70,6 +73,7 @@ SPEC = maybe(
         maxLength=NUMBERS,
         learningRateMultiplier=some("auto", "1.8", "0", "0.0", "00010", 0, 3, 9999, 10000, "9999.9", "1,8", "1.", 1.5),
         packing=some("auto", "Enabled", "Auto"),
+        beta=some("0.1", "0", "2", "2.5", 1),
         seed=some(0, 2**31 - 1, 2**31, -1),
     ),
     compute=maybe(gpus=some(0, 1, 2), gpuResource=some("amd.com/gpu", "gpu"), **PLACEMENT),
