@@ -328,7 +328,7 @@ def test_a_tiny_encoder_learns_and_is_measured_as_the_trainer_measures(tmp_path:
     answers = KIND.answer(model, tokenizer, questions, facts=form.facts)
     assert sum(q.expected in a.text for q, a in zip(questions, answers, strict=True)) > 0.9 * len(questions) or several
     assert answers[0].text.startswith(tuple(form.facts.labels))
-    details = KIND.details(held, after)
+    details = after.details
     assert list(details["labels"]) == ["billing", "delivery", "login"]
     assert np.asarray(details["confusion"]).shape == ((3, 2, 2) if several else (3, 3))
     assert normal[0]["text"] == data[0]["text"]

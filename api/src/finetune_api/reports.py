@@ -7,7 +7,7 @@ unreadable, so `Summary.to_message` shortens texts until it fits.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -124,6 +124,7 @@ class EvaluateReport(StatusModel):
 
     evaluation: EvaluationStatus
     samples: list[SampleAnswer] = Field(default=[])
+    details: dict[str, Any] = Field(default={}, description="What the task tells more of the tuned model.")
     questions_left_out: int = Field(default=0, description="Not asked: the context has no room for an answer.")
 
 

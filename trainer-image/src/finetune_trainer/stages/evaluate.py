@@ -159,5 +159,10 @@ def _report(base: Results, tuned: Results, subject: Subject, seed: int) -> tuple
         )
         for q, b, t in zip(subject.questions.asked, base.answers, tuned.answers, strict=True)
     ]
-    report = EvaluateReport(evaluation=evaluation, samples=samples, questions_left_out=subject.questions.too_long)
+    report = EvaluateReport(
+        evaluation=evaluation,
+        samples=samples,
+        questions_left_out=subject.questions.too_long,
+        details=dict(tuned.measured.details),
+    )
     return report, notes

@@ -87,7 +87,7 @@ class Classification:
         reference: Measured | None = None,
         between_batches: Callable[[], None] = no_interruption,
     ) -> Measured:
-        """Cross-entropy an example. `outputs` are the model's scores, [examples, labels]."""
+        """Cross-entropy an example. `details` have figures of each label and the confusion matrix."""
         facts = held_out.facts
         scores = self.scores(model, held_out.tokenizer, held_out.rows, between_batches=between_batches)
         expected = figures.truth([row["labels"] for row in held_out.rows], len(facts.labels))
@@ -95,21 +95,13 @@ class Classification:
             loss=figures.losses(scores, expected, multi_label=facts.multi_label),
             weight=np.ones(len(held_out.rows), np.int64),
             metrics=figures.metrics(scores, expected, multi_label=facts.multi_label),
-            outputs=scores,
+            details=figures.details(scores, expected, facts.labels, multi_label=facts.multi_label),
         )
 
     def generated(
         self, model: PreTrainedModel, held_out: HeldOut, *, between_batches: Callable[[], None] = no_interruption
     ) -> Mapping[Metric, float]:
         return {}
-
-    def details(self, held_out: HeldOut, measured: Measured) -> dict[str, Any]:
-        """Figures of each label and the confusion matrix, for the report."""
-        facts = held_out.facts
-        if measured.outputs is None:
-            return {}
-        expected = figures.truth([row["labels"] for row in held_out.rows], len(facts.labels))
-        return figures.details(measured.outputs, expected, facts.labels, multi_label=facts.multi_label)
 
     def ask(self, held_out: HeldOut) -> Iterator[Question]:
         for example, row in zip(held_out.examples, held_out.rows, strict=True):

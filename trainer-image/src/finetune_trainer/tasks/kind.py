@@ -87,13 +87,15 @@ class Measured:
     """Per example, shape [n]: summed loss in nats, and what it is a sum over (trained-on tokens, or 1).
 
     `metrics` are those that come with the loss (token accuracy, accuracy, F1); `outputs` is what a task keeps for its
-    `measure` of another model on the same rows (Preference: log-probabilities, shape [n, 2]).
+    `measure` of another model on the same rows (Preference: log-probabilities, shape [n, 2]). `details` go into
+    `evaluation/report.json` as they are (Classification: figures of each label, what was taken for what).
     """
 
     loss: NDArray[np.float64]
     weight: NDArray[np.int64]
     metrics: Mapping[Metric, float] = field(default_factory=dict)
     outputs: NDArray[np.float64] | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def mean_loss(self) -> float:
