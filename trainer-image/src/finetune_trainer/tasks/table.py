@@ -9,6 +9,7 @@ from finetune_trainer.tasks.chat import Chat
 from finetune_trainer.tasks.classification import Classification
 from finetune_trainer.tasks.completion import Completion
 from finetune_trainer.tasks.kind import TaskKind
+from finetune_trainer.tasks.preference import Preference
 from finetune_trainer.tasks.question_answering import QuestionAnswering
 from finetune_trainer.tasks.seq2seq import Seq2Seq
 from finetune_trainer.tasks.token_classification import TokenClassification
@@ -18,6 +19,7 @@ KINDS: Mapping[Task, TaskKind] = {
     for kind in (
         Chat(),
         Completion(),
+        Preference(),
         Classification(),
         TokenClassification(),
         Seq2Seq(),
