@@ -111,7 +111,7 @@ def test_mistakes_of_the_specification_are_named(
         (lines(CHATS[:1] * 5), None, "1 different example"),
         (lines(CHATS), b"", "no examples in key held.jsonl"),
         (lines(CHATS), lines(CHATS[:2]), "every held-out example is also a training example"),
-        (json.dumps(CHATS).encode(), None, "one JSON array"),
+        (json.dumps(CHATS).encode()[:-1], None, "breaks off in line 1"),
     ],
 )
 def test_too_little_data_is_refused(laptop: Laptop, train: bytes, held: bytes | None, text: str) -> None:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from finetune_trainer.data.problems import EncodingError, Fault, FileName, Findings
-from finetune_trainer.data.reader import read_objects
 from finetune_trainer.tasks.kind import ExampleFormat, Tokens
 
 log = logging.getLogger(__name__)
@@ -52,14 +51,11 @@ def special_tokens(tokenizer: Any) -> re.Pattern[str]:
 
 
 def load_examples(
-    path: Path, file: FileName, form: ExampleFormat, findings: Findings, *, max_bytes: int
+    rows: Iterable[tuple[int, Mapping[str, Any]]], file: FileName, form: ExampleFormat, findings: Findings
 ) -> list[Example]:
-    """Read, check and tokenise a file. What is wrong goes into `findings`; only good examples are returned.
-
-    Raises UserInputError when the file as a whole cannot be read.
-    """
+    """Check and tokenise the rows of a file. What is wrong goes into `findings`; only good examples are returned."""
     examples = []
-    for line, value in read_objects(path, file, findings, max_bytes=max_bytes):
+    for line, value in rows:
         example = _example(line, value, file, form, findings)
         if example:
             examples.append(example)

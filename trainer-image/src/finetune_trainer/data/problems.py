@@ -39,10 +39,11 @@ class Finding:
     file: FileName
     lines: list[int] = field(default_factory=list)
     places: list[str] = field(default_factory=list)
+    unit: str = "line"  # what the numbers in `lines` count
 
     @property
     def message(self) -> str:
-        first = f" (first: line {self.lines[0]}, {self.places[0]})" if self.lines and self.places[0] else ""
+        first = f" (first: {self.unit} {self.lines[0]}, {self.places[0]})" if self.lines and self.places[0] else ""
         return self.fault.message + first
 
 
@@ -61,12 +62,20 @@ class Findings:
 
     def __init__(self) -> None:
         self._kinds: dict[tuple[str, str], Finding] = {}
+        self._units: dict[str, str] = {}
+
+    def count_in(self, file: FileName, unit: str) -> None:
+        """Say what the file's numbers count, where that is not lines: `row`, `item`. Before anything is added."""
+        self._units[file] = unit
+
+    def unit(self, file: FileName) -> str:
+        return self._units.get(file, "line")
 
     def add(self, file: FileName, line: int, faults: Iterable[Fault]) -> bool:
         """Record the faults of one line (0: the file as a whole); return whether one of them is an error."""
         refused = False
         for fault in faults:
-            finding = self._kinds.setdefault((file, fault.check), Finding(fault, file))
+            finding = self._kinds.setdefault((file, fault.check), Finding(fault, file, unit=self.unit(file)))
             if not finding.lines or finding.lines[-1] != line:
                 finding.lines.append(line)
                 finding.places.append(fault.where)
@@ -114,16 +123,16 @@ class Findings:
         ]
 
 
-def line_list(lines: Iterable[int], limit: int = 10) -> str:
+def line_list(lines: Iterable[int], limit: int = 10, unit: str = "line") -> str:
     """`line 3`, `lines 3, 7 and 9`, `lines 3, 7, 9 and 41 more`; empty for the file as a whole."""
     numbers = [line for line in lines if line]
     if not numbers:
         return ""
     if len(numbers) == 1:
-        return f"line {numbers[0]}"
+        return f"{unit} {numbers[0]}"
     if len(numbers) > limit:
-        return f"lines {', '.join(map(str, numbers[:limit]))} and {len(numbers) - limit} more"
-    return f"lines {', '.join(map(str, numbers[:-1]))} and {numbers[-1]}"
+        return f"{unit}s {', '.join(map(str, numbers[:limit]))} and {len(numbers) - limit} more"
+    return f"{unit}s {', '.join(map(str, numbers[:-1]))} and {numbers[-1]}"
 
 
 def plain_word(value: object) -> str:
@@ -131,6 +140,15 @@ def plain_word(value: object) -> str:
     if isinstance(value, str):
         return f"'{value}'" if re.fullmatch(r"[A-Za-z_][\w.-]{0,31}", value, re.ASCII) else "another text"
     return json_type(value)
+
+
+def plain_words(values: Iterable[object], limit: int = 20) -> str:
+    """Names for people: those that are plain words, and how many others there are."""
+    all_names = list(values)
+    plain = [word for word in map(plain_word, all_names) if word.startswith("'")][:limit]
+    others = len(all_names) - len(plain)
+    more = [f"{others} other{'s' if others > 1 else ''}"] if others else []
+    return " and ".join([", ".join(plain), *more] if plain else more)
 
 
 def json_type(value: object) -> str:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from finetune_api.status import DatasetStatus, LabelCount, LengthStats
 from finetune_trainer import artifacts
 from finetune_trainer.data.examples import Example
-from finetune_trainer.data.problems import Findings, line_list
+from finetune_trainer.data.problems import Finding, Findings, line_list
 from finetune_trainer.data.tokens import Cut
 from finetune_trainer.errors import UserInputError
 from finetune_trainer.masking import IGNORED
@@ -39,7 +39,7 @@ def refuse_errors(findings: Findings) -> None:
     errors = findings.errors()
     if not errors:
         return
-    texts = [f"{e.file} data, {line_list(e.lines)}: {e.message}" for e in errors[:3]]
+    texts = [f"{_place(e, limit=10)}: {e.message}" for e in errors[:3]]
     more = f"; and {len(errors) - 3} more kinds of problem" if len(errors) > 3 else ""
     raise UserInputError(
         "; ".join(texts) + more,
@@ -126,8 +126,13 @@ def pieces(input_ids: Sequence[int], labels: Sequence[int], tokenizer: Any) -> l
 def log_problems(findings: Findings) -> None:
     for finding in findings.sorted():
         level = logging.ERROR if finding.fault.severity == "error" else logging.WARNING
-        lines = line_list(finding.lines, limit=100)
-        log.log(level, "%s data%s: %s", finding.file, f", {lines}" if lines else "", finding.fault.message)
+        log.log(level, "%s: %s", _place(finding, limit=100), finding.fault.message)
+
+
+def _place(finding: Finding, limit: int) -> str:
+    """`train data, lines 3 and 7`; `train data` for the file as a whole."""
+    lines = line_list(finding.lines, limit, finding.unit)
+    return f"{finding.file} data" + (f", {lines}" if lines else "")
 
 
 def log_result(status: DatasetStatus, resolution: Resolution, findings: Findings) -> None:

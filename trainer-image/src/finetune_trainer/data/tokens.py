@@ -68,11 +68,12 @@ def note_cut(result: Cut, file: FileName, max_length: int, findings: Findings) -
         findings.add(file, line, [Fault("dropped", text, severity="warning")])
 
 
-def refuse_great_loss(result: Cut, max_length: int, max_lost_percent: int, context: int) -> None:
-    """Raise UserInputError when more examples are cut or dropped than `dataset.maxLostPercent` allows."""
+def refuse_great_loss(result: Cut, max_length: int, max_lost_percent: int, context: int, unit: str = "line") -> None:
+    """Raise UserInputError when more examples are cut or dropped than `dataset.maxLostPercent` allows. `unit`: what
+    the numbers of the examples count."""
     if result.lost_percent <= max_lost_percent:
         return
-    lines = line_list(sorted([*result.truncated, *result.dropped]))
+    lines = line_list(sorted([*result.truncated, *result.dropped]), unit=unit)
     longer = "raise hyperparameters.maxLength" if max_length < context else "use a model with a longer context"
     raise UserInputError(
         f"train data: {len(result.truncated)} examples would be cut and {len(result.dropped)} left out at maxLength "

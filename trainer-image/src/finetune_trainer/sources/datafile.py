@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit
 
 from finetune_api.conditions import FailureReason
 from finetune_api.run_config import SourcePolicy
@@ -23,6 +24,13 @@ def describe(data: DataFile) -> str:
     return data.source or "nowhere"
 
 
+def name_of(data: DataFile) -> str:
+    """What the user calls the file: the key, or the last part of the source. Its ending says what it should hold."""
+    if data.config_map_ref:
+        return data.config_map_ref.key
+    return PurePosixPath(urlsplit(data.source or "").path).name
+
+
 def fetch_data(data: DataFile, *, sources: Path, scratch: Path, policy: SourcePolicy) -> Path:
     """A local path of the file: in place for claims and ConfigMaps, downloaded into `scratch` otherwise.
 
@@ -32,7 +40,7 @@ def fetch_data(data: DataFile, *, sources: Path, scratch: Path, policy: SourcePo
     if not path.is_file():
         raise UserInputError(
             f"{describe(data)} is not a file",
-            advice="name the JSON Lines file itself",
+            advice="name the file itself: JSON Lines, JSON, CSV or Parquet",
             reason=FailureReason.SOURCE_UNAVAILABLE,
         )
     size = path.stat().st_size

@@ -24,11 +24,12 @@ from finetune_trainer.context import StageContext
 from finetune_trainer.data import report, split, tokens
 from finetune_trainer.data.examples import Example, load_examples, special_tokens, write_jsonl
 from finetune_trainer.data.problems import Findings
+from finetune_trainer.data.rows import RowReading
 from finetune_trainer.data.tokens import Cut
 from finetune_trainer.errors import UserInputError
 from finetune_trainer.estimate import ModelShape, measure_shape
 from finetune_trainer.resolve import DataSizes, resolve, resolve_max_length
-from finetune_trainer.sources.datafile import describe, fetch_data
+from finetune_trainer.sources.datafile import describe, fetch_data, name_of
 from finetune_trainer.sources.model import BaseModel, fetch_model
 from finetune_trainer.tasks.kind import ExampleFormat
 from finetune_trainer.tasks.table import KINDS
@@ -107,13 +108,16 @@ def _read(context: StageContext, scratch: Path, form: ExampleFormat, findings: F
     spec, policy = context.config.dataset, context.config.policy
     path = fetch_data(spec.train, sources=context.sources, scratch=_folder(scratch / "train"), policy=policy)
     digests = [artifacts.sha256_of(path)]
-    train = load_examples(path, "train", form, findings, max_bytes=policy.max_bytes)
+    reading = RowReading(context.config.task, spec.columns, policy.max_bytes)
+    rows = reading.rows(path, name_of(spec.train), "train", findings)
+    train = load_examples(rows, "train", form, findings)
     form.end_of_training_data(findings)
     validation: list[Example] = []
     if spec.validation.fraction is None:
         held = fetch_data(spec.validation, sources=context.sources, scratch=_folder(scratch / "held"), policy=policy)
         digests.append(artifacts.sha256_of(held))
-        validation = load_examples(held, "validation", form, findings, max_bytes=policy.max_bytes)
+        rows = reading.rows(held, name_of(spec.validation), "validation", findings)
+        validation = load_examples(rows, "validation", form, findings)
     report.refuse_errors(findings)
     _refuse_empty(train, "train", describe(spec.train))
     duplicates = split.find_duplicates(train)
@@ -153,7 +157,8 @@ def _finish(
     train, validation = tokens.cut(data.train, max_length, form), tokens.cut(data.validation, max_length, form)
     tokens.note_cut(train, "train", max_length, findings)
     tokens.note_cut(validation, "validation", max_length, findings)
-    tokens.refuse_great_loss(train, max_length, config.dataset.max_lost_percent, shape.context)
+    lost = config.dataset.max_lost_percent
+    tokens.refuse_great_loss(train, max_length, lost, shape.context, findings.unit("train"))
     _refuse_empty(validation.kept, "validation", f"what is left after the cut to {max_length} tokens")
     resolution = resolve(config, _sizes(train, validation), shape, max_length, base.revision, cpu_limit())
     status = report.dataset_status(data, train, validation, lengths, form.facts, findings)
@@ -214,7 +219,7 @@ def _folder(path: Path) -> Path:
 def _refuse_empty(examples: list[Example], file: str, where: str) -> None:
     if not examples:
         raise UserInputError(
-            f"{file} data: there are no examples in {where}", advice="add examples, one JSON object a line"
+            f"{file} data: there are no examples in {where}", advice="add examples, for example one JSON object a line"
         )
 
 
