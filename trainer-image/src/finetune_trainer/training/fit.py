@@ -27,6 +27,10 @@ from finetune_trainer.training.trainer import CheckpointingTrainer
 
 log = logging.getLogger(__name__)
 
+# Held-out examples by which the best checkpoint is chosen, at most. Not evaluation.maxExamples: that may change without
+# another run, so the run's model must not depend on it.
+SELECTION_EXAMPLES = 500
+
 
 @dataclass(frozen=True, slots=True)
 class Fit:
@@ -104,7 +108,7 @@ def _trainer(
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl)\.")
     rows = prepared.rows("train")
     # Only these are taken into memory; the training rows stay on disk, memory-mapped.
-    validation = prepared.rows("validation").select(prepared.held_out(context.config.evaluation.max_examples))
+    validation = prepared.rows("validation").select(prepared.held_out(SELECTION_EXAMPLES))
     seed = context.config.hyperparameters.seed
     arguments = training_arguments(
         resolved, device, context.checkpoints_dir, seed, save_activations=device.kind == "cuda"
