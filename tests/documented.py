@@ -16,7 +16,9 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 FENCE = re.compile(r"^ *```(\w*)")
 PROGRAMS = r"(?:\.venv/bin/)?(?:make|finetune|kubectl|helm|git|python3?|pip|curl|docker|source|export|cd)"
 IN_PROSE = re.compile(rf"`({PROGRAMS} [^`]+)`")
-SUBCOMMAND = re.compile(r"(?:kubectl|helm) \w+")  # a sentence speaks of it; alone it does nothing
+SUBCOMMAND = re.compile(
+    r"(?:kubectl|helm)(?: (?:set|rollout|auth|config))? \w+"
+)  # a sentence speaks of it; alone it does nothing
 DURATION = re.compile(r"(?:\d+[smhd])+")
 
 LOCAL, CLUSTER, CI, NODE = "local", "cluster", "CI", "node"

@@ -85,7 +85,9 @@ def terminal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Terminal]:
     folder = tmp_path_factory.mktemp("laptop") / "checkout"
     shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(".*", "__pycache__", "*.egg-info"))
     (folder / ".venv").mkdir()
-    (folder / ".venv" / "bin").symlink_to(BINARIES)
+    for path in BINARIES.parent.iterdir():
+        if path.name != ".complete":
+            (folder / ".venv" / path.name).symlink_to(path)
     (folder / ".venv" / ".complete").touch()
     travel = ROOT / "examples" / "travel"
     one_file = "\n---\n".join((travel / name).read_text() for name in ("demo.yaml", "dataset.yaml"))

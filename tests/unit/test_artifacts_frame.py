@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from finetune_api.conditions import FailureReason, Stage
+from finetune_api.job import evaluation_hash
 from finetune_api.reports import EvaluateReport, Summary, parse_summary
 from finetune_api.run_config import RunConfig, RunPaths
 from finetune_api.spec import (
@@ -122,6 +123,72 @@ def test_stage_is_done_again_when_its_output_cannot_be_trusted(
     assert run_twice(context, tmp_path / "log", spoil) == [False, False]
 
 
+def told(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setenv("FINETUNE_EVALUATION", text)
+
+
+def evaluated(root: Path) -> Summary:
+    """The Evaluate stage by its command line."""
+    arguments = ["evaluate", "--config", str(root / "run.json"), "--artifacts", str(root / "artifacts")]
+    assert entry.main([*arguments, "--sources", str(root), "--termination-log", str(root / "log")]) == 0
+    summary = parse_summary((root / "log").read_text())
+    assert summary is not None
+    return summary
+
+
+def test_other_settings_measure_again_and_the_same_ones_do_not(
+    context: StageContext, stage_module: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def measure(given: StageContext) -> Summary:
+        seen.append(given.config.evaluation.max_examples)
+        return evaluate(given)
+
+    stage_module(measure)
+    assert not evaluated(tmp_path).reused
+    told(monkeypatch, "{}")
+    assert evaluated(tmp_path).reused
+    told(monkeypatch, '{"maxExamples":7,"anotherVersionsField":1}')
+    summary = evaluated(tmp_path)
+    assert not summary.reused
+    assert summary.evaluation is not None
+    assert summary.evaluation.settings_hash == evaluation_hash(EvaluationSpec(max_examples=7))
+    assert evaluated(tmp_path).reused
+    told(monkeypatch, "{}")
+    assert not evaluated(tmp_path).reused
+    assert seen == [500, 7, 500]
+
+
+def test_a_report_of_a_version_without_this_hash_is_by_the_settings_of_the_run(
+    context: StageContext, stage_module: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = context.config.model_copy(update={"evaluation": EvaluationSpec(max_examples=9)})
+    (tmp_path / "run.json").write_text(config.model_dump_json(by_alias=True))
+    stage_module(evaluate)
+    evaluated(tmp_path)
+    report = context.report_path(Stage.EVALUATE)
+    content = json.loads(report.read_text())
+    content["evaluation"].pop("settingsHash", None)
+    report.write_text(json.dumps(content))
+    told(monkeypatch, '{"maxExamples":9}')
+    assert evaluated(tmp_path).reused
+    told(monkeypatch, "{}")
+    assert not evaluated(tmp_path).reused
+
+
+def test_settings_that_are_not_readable_are_named(
+    tmp_path: Path, context: StageContext, stage_module: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told(monkeypatch, '{"maxExamples":"many"}')
+    arguments = ["evaluate", "--config", str(tmp_path / "run.json"), "--termination-log", str(tmp_path / "log")]
+    assert entry.main(arguments) == 10
+    summary = parse_summary((tmp_path / "log").read_text())
+    assert summary is not None
+    assert summary.failure is not None
+    assert "FINETUNE_EVALUATION" in summary.failure.message
+
+
 @pytest.mark.parametrize(
     ("error", "code", "reason"),
     [
@@ -180,14 +247,28 @@ def test_secrets_reach_neither_log_nor_message(
     assert "job=team-a/travel run=3 stage=Prepare reason=SystemFault" in texts[0]
 
 
-def test_unreadable_configuration_is_the_users_fault(tmp_path: Path) -> None:
-    (tmp_path / "run.json").write_text('{"namespace": "a"}')
+def test_the_configuration_of_a_later_version_is_read(context: StageContext, tmp_path: Path) -> None:
+    text = context.config.model_dump_json(by_alias=True).replace('"maxExamples"', '"later":1,"maxExamples"')
+    (tmp_path / "run.json").write_text(text)
+    assert frame.load_config(tmp_path / "run.json") == context.config
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(None, FailureReason.CONFIG_MISSING), ('{"namespace": "a"}', FailureReason.CONFIG_UNREADABLE)],
+)
+def test_a_configuration_that_is_missing_or_unreadable_is_named(
+    tmp_path: Path, content: str | None, reason: FailureReason
+) -> None:
+    if content is not None:
+        (tmp_path / "run.json").write_text(content)
     arguments = ["prepare", "--config", str(tmp_path / "run.json"), "--termination-log", str(tmp_path / "log")]
     assert entry.main(arguments) == 10
     summary = parse_summary((tmp_path / "log").read_text())
     assert summary is not None
     assert summary.failure is not None
-    assert summary.failure.reason is FailureReason.SPEC_INVALID
+    assert summary.failure.reason is reason
+    assert "run.json" in summary.failure.message
 
 
 def test_sigterm_ends_a_stage_with_75(context: StageContext, stage_module: Any, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from tests import documented
 from tests.documented import CI, PAGES, ROOT, RUNNERS, Command
 
 PAGE = """\
-Type `make this` or `kubectl get x`, not `make`, nor `spec.serving`, nor `kubectl scale`.
+Type `make this` or `kubectl get x`, not `make`, nor `spec.serving`, nor `kubectl set image`.
 ```console
 $ helm install a \\
     b  # a remark

@@ -12,10 +12,14 @@ from pydantic import (
     ConfigDict,
     GetJsonSchemaHandler,
     Strict,
+    ValidationInfo,
     model_validator,
 )
 from pydantic.alias_generators import to_camel
 from pydantic_core import CoreSchema
+
+RECORDED = "recorded"
+"""Validation context of what some version of this product wrote: the rules of its time were other ones."""
 
 
 class Named(StrEnum):
@@ -55,6 +59,11 @@ def check_rules(value: Any, rules: Sequence[Rule]) -> Any:
     return value
 
 
+def asks_rules(info: ValidationInfo) -> bool:
+    """Whether the rules are asked now: of what a user writes, not of what we have written."""
+    return info.context != RECORDED
+
+
 class ApiModel(BaseModel):
     """Base of specification types. `rules` become the CEL rules of the generated schema."""
 
@@ -71,9 +80,16 @@ class ApiModel(BaseModel):
         return data
 
     @model_validator(mode="after")
-    def _rules_hold(self) -> Self:
-        check_rules(self, self.rules)
+    def _rules_hold(self, info: ValidationInfo) -> Self:
+        if asks_rules(info):
+            check_rules(self, self.rules)
         return self
+
+    @classmethod
+    def from_record(cls, text: str | bytes) -> Self:
+        """Read JSON that this or another version of the product wrote: fields that are not known here are ignored, and
+        rules that came later are not asked. Raises ValueError when it still makes no sense."""
+        return cls.model_validate_json(text, extra="ignore", context=RECORDED)
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:

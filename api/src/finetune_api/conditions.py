@@ -69,6 +69,7 @@ class FailureReason(Named):
     STORAGE_UNBOUND = "StorageUnbound"
     STORAGE_FULL = "StorageFull"
     CONFIG_MISSING = "ConfigMissing"
+    CONFIG_UNREADABLE = "ConfigUnreadable"
     EVICTED = "Evicted"
     INTERRUPTED = "Interrupted"
     DEADLINE_EXCEEDED = "DeadlineExceeded"

@@ -8,11 +8,19 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, Strict
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    Strict,
+    ValidationInfo,
+)
 from pydantic_core import CoreSchema, PydanticCustomError
-from pydantic_core.core_schema import no_info_before_validator_function
+from pydantic_core.core_schema import with_info_before_validator_function
 
-from finetune_api.base import Int, Rule, check_rules
+from finetune_api.base import Int, Rule, asks_rules, check_rules
 
 Auto = Literal["auto"]
 
@@ -47,14 +55,15 @@ class IntOrAuto:
         """What the API server and the laptop say."""
         return f"{self.field}: write auto or a whole number from {self.low} to {self.high}"
 
-    def check(self, value: Any) -> Any:
+    def check(self, value: Any, info: ValidationInfo) -> Any:
         """The value, if it is one of ours."""
-        if value == "auto" or (type(value) is int and self.low <= value <= self.high):
+        known = type(value) is int and (self.low <= value <= self.high or not asks_rules(info))
+        if value == "auto" or known:
             return value
         raise PydanticCustomError("int_or_auto", "{message}", {"message": self.message})
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return no_info_before_validator_function(self.check, handler(source))
+        return with_info_before_validator_function(self.check, handler(source))
 
     def __get_pydantic_json_schema__(self, _: CoreSchema, __: GetJsonSchemaHandler) -> dict[str, Any]:
         rule = f"type(self) == int ? self >= {self.low} && self <= {self.high} : self == 'auto'"
@@ -91,7 +100,11 @@ def quantity(text: str) -> Decimal:
 def ruled(*rules: Rule) -> tuple[Any, Any]:
     """The two halves of a field's rules: what a laptop checks, and what the CRD says."""
     schema: Any = {"x-kubernetes-validations": [rule.to_cel() for rule in rules]}
-    return AfterValidator(lambda value: check_rules(value, rules)), Field(json_schema_extra=schema)
+
+    def check(value: Any, info: ValidationInfo) -> Any:
+        return check_rules(value, rules) if asks_rules(info) else value
+
+    return AfterValidator(check), Field(json_schema_extra=schema)
 
 
 # The API server compares a whole number with a bound's whole part: 0 would pass as at least 0.01.

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from finetune_api import API_VERSION, KIND
 from finetune_api.base import StatusModel
-from finetune_api.spec import FineTuneJobSpec
+from finetune_api.spec import Baseline, EvaluationSpec, FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus
 
 
@@ -57,5 +57,31 @@ def training_inputs(spec: FineTuneJobSpec) -> dict[str, Any]:
 
 def run_hash(spec: FineTuneJobSpec) -> str:
     """First 16 hexadecimal digits of the SHA-256 of the run's inputs in canonical JSON."""
-    canonical = json.dumps(training_inputs(spec), sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+    return _hash(training_inputs(spec))
+
+
+def evaluation_inputs(spec: EvaluationSpec) -> dict[str, Any]:
+    """What a measurement depends on: all of `evaluation` but the gate, which is judged anew at any time.
+
+    Itself an EvaluationSpec. Without defaults, as in `training_inputs`; and the base, which is measured always, is
+    left out, so that what means the same is the same.
+    """
+    dump = spec.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude={"gate", "baselines"})
+    more = sorted(set(spec.baselines) - {Baseline.BASE})
+    if Baseline.FEW_SHOT not in more:
+        dump.pop("fewShotExamples", None)
+    return {**dump, "baselines": more} if more else dump
+
+
+def evaluation_hash(spec: EvaluationSpec) -> str:
+    """Stands for how a model is measured, as `run_hash` does for how it is made."""
+    return _hash(evaluation_inputs(spec))
+
+
+def canonical(value: dict[str, Any]) -> str:
+    """One text for equal values."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+def _hash(value: dict[str, Any]) -> str:
+    return hashlib.sha256(canonical(value).encode()).hexdigest()[:16]

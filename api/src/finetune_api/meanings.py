@@ -36,6 +36,7 @@ REASON_MEANINGS = {
     FailureReason.STORAGE_UNBOUND: "A PersistentVolumeClaim does not exist or is not bound. Waits.",
     FailureReason.STORAGE_FULL: "The volume is full.",
     FailureReason.CONFIG_MISSING: "A Secret or ConfigMap that the job names does not exist. Waits.",
+    FailureReason.CONFIG_UNREADABLE: "A run's snapshot (run.json) was written by a version that this one cannot read.",
     FailureReason.EVICTED: "The node put the pod out too often.",
     FailureReason.INTERRUPTED: "The pod was interrupted and starts again from its checkpoint. Waits.",
     FailureReason.DEADLINE_EXCEEDED: "The training took longer than `compute.activeDeadlineSeconds`.",

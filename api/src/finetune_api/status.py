@@ -218,6 +218,9 @@ class EvaluationStatus(StatusModel):
     stopped_by_itself: float | None = Field(
         default=None, description="Share of the sample answers that ended by themselves."
     )
+    settings_hash: Annotated[str, Field(max_length=64)] | None = Field(
+        default=None, description="Of `evaluation` without its gate, as it was then. Another one: measured anew."
+    )
 
     @property
     def says_enough(self) -> bool:

@@ -32,6 +32,8 @@ ADVICE: dict[Reason, str] = {
     "then set a new spec.rerunToken.",
     Reason.CONFIG_MISSING: "Create the Secret or ConfigMap that the message names in the job's namespace, or correct "
     "its name in the job.",
+    Reason.CONFIG_UNREADABLE: "Use the version of operator and trainer image that wrote the snapshot, or set a new "
+    "spec.rerunToken to train a run of this version.",
     Reason.EVICTED: "Set requests in compute.resources (memory, ephemeral-storage) to what the stage really uses, so "
     "that the node keeps room for it.",
     Reason.INTERRUPTED: "Nothing to do: the stage goes on from its last checkpoint as soon as a pod can run.",

@@ -18,10 +18,11 @@ from finetune_operator.plan import Manifest, ObjectRef, Observed, Plan
 from finetune_operator.settings import Settings
 from finetune_operator.stages.claim import with_claim
 from finetune_operator.stages.job_stage import advance, soonest
+from finetune_operator.stages.measurement import measures_otherwise, with_measurement
 from finetune_operator.stages.pipeline import PIPELINE
 from finetune_operator.stages.promote import Promotion, promote
 from finetune_operator.stages.serve import Serving, serve
-from finetune_operator.stages.view import Step, View, is_deleting, own_children, reference
+from finetune_operator.stages.view import Step, View, is_deleting, is_done, own_children, reference
 from finetune_operator.transitions import events
 from finetune_operator.verdicts import Outcome, judgements
 
@@ -33,7 +34,7 @@ def decide(job: FineTuneJob, observed: Observed, now: datetime, settings: Settin
     mine, foreign = own_children(job, observed)
     view = View(job, mine, foreign, now, settings)
     selection = runs.select(job, mine, view.time)
-    step, stage = _run_stages(view, with_claim(view, selection.run))
+    step, stage = _run_stages(view, with_measurement(view, with_claim(view, selection.run)))
     promotion = promote(view, step.run, selection.records)
     serving = serve(view, promotion.run, promotion.wanted)
     run = _with_serving_trouble(view, promotion, serving)
@@ -98,15 +99,20 @@ def _percent(run: RunStatus, stage: Stage) -> str:
 
 
 def _leftovers(view: View, run: RunStatus, status: FineTuneJobStatus) -> tuple[ObjectRef, ...]:
-    """Jobs of other runs that still run, and the children of runs that are forgotten."""
+    """Jobs of other runs that still run, a measurement that is not wanted any more, and the children of runs that are
+    forgotten."""
     known = {run.number, *(record.number for record in status.runs)} | ({status.model.run} if status.model else set())
     namespace = view.job.metadata.namespace
     result = []
     for job in view.observed.jobs.values():
         number = names.number(names.label(job, names.LABEL_RUN))
-        if number is None or number == run.number or is_deleting(job):
+        if number is None or is_deleting(job):
             continue
-        if number not in known or not (job_condition(job, "Complete") or job_condition(job, "Failed")):
+        if number == run.number:
+            unwanted = is_done(run, Stage.EVALUATE) and measures_otherwise(view, run, job)
+        else:
+            unwanted = number not in known or not (job_condition(job, "Complete") or job_condition(job, "Failed"))
+        if unwanted:
             result.append(reference({"apiVersion": "batch/v1", "kind": "Job", **job}, namespace))
     for config_map in view.observed.config_maps.values():
         number = names.number(names.label(config_map, names.LABEL_RUN))

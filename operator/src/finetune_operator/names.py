@@ -22,6 +22,8 @@ ANNOTATION_SPEC_HASH = f"{GROUP}/spec-hash"
 ANNOTATION_RUN_HASH = f"{GROUP}/run-hash"
 # Of what a user may change without a new run (compute, secrets): such a change gives a failed stage another try.
 ANNOTATION_INPUTS_HASH = f"{GROUP}/inputs-hash"
+# Of the settings that an Evaluate Job measures by: other ones make another Job, not another run.
+ANNOTATION_EVALUATION_HASH = f"{GROUP}/evaluation-hash"
 # The claim that a Job writes to, where the run's own claim is read when the status was lost.
 ANNOTATION_CLAIM = f"{GROUP}/claim"
 

@@ -31,10 +31,10 @@ def _all(old: FineTuneJobStatus, new: FineTuneJobStatus) -> Iterator[Event]:
     if run is None:
         return
     same_run = before is not None and before.number == run.number
+    known = is_done(run, Stage.EVALUATE) or run.evaluation is not None
     if not same_run:
-        taken_up = "taken up again" if is_done(run, Stage.EVALUATE) else f"started ({run.trigger})"
-        yield _normal("RunStarted", f"Run {run.number} {taken_up}.")
-    if same_run or not is_done(run, Stage.EVALUATE):  # a run that is taken up again did all that before
+        yield _normal("RunStarted", f"Run {run.number} {'taken up again' if known else f'started ({run.trigger})'}.")
+    if same_run or not known:  # a run that is taken up again did all that before
         yield from _reached(old, new, same_run)
     yield from _trouble(old, new, same_run)
     if new.endpoint and is_true(new.conditions, Type.SERVING) and _answering(old) != _answering(new):

@@ -40,7 +40,7 @@ def judgements(outcome: Outcome) -> list[Judgement]:
         *_summary(outcome),
         _stage(run, Type.DATASET_VALID, Stage.PREPARE, "Checked", _dataset_words(run)),
         _stage(run, Type.TRAINED, Stage.TRAIN, "Verified", f"Run {run.number} made a model that passed verification."),
-        _stage(run, Type.EVALUATED, Stage.EVALUATE, "Measured", _score_words(run)),
+        _evaluated(run),
         _promoted(outcome),
         _serving(outcome),
     ]
@@ -134,6 +134,14 @@ def _stage(run: RunStatus, kind: Type, stage: Stage, reason: str, text: str) -> 
     if ended_with_failure(run) and failure is not None and failure.stage is stage:
         return kind, "False", failure.reason, failure.message
     return kind, "Unknown", "Pending", f"{stage} of run {run.number} has not ended."
+
+
+def _evaluated(run: RunStatus) -> Judgement:
+    judgement = _stage(run, Type.EVALUATED, Stage.EVALUATE, "Measured", _score_words(run))
+    if run.evaluation is None or judgement[1] != "Unknown":
+        return judgement
+    text = f"Run {run.number} is measured again, because spec.evaluation changed; until then the former figures count."
+    return Type.EVALUATED, "Unknown", "MeasuredAgain", text
 
 
 def _dataset_words(run: RunStatus) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,11 +23,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     termination_log = options.termination_log or (KUBELET_LOG if KUBELET_LOG.exists() else None)
     frame.set_up_log(stage)
     try:
-        config = frame.load_config(options.config)
+        snapshot = frame.load_config(options.config)
+        config = frame.with_present_evaluation(snapshot, os.environ)
     except TrainerError as error:
         return frame.report_failure(stage, error, termination_log)
     frame.set_up_log(stage, config)
-    context = StageContext(config=config, artifacts=options.artifacts.resolve(), sources=options.sources.resolve())
+    artifacts, sources = options.artifacts.resolve(), options.sources.resolve()
+    context = StageContext(config, artifacts, sources, first_evaluation=snapshot.evaluation)
     if stage is Stage.SERVE:
         return frame.run_server(context, options.host, options.port, termination_log)
     frame.stop_on_sigterm()

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from finetune_api.conditions import Stage
+from finetune_api.job import evaluation_hash
 from finetune_api.run_config import RunConfig
+from finetune_api.spec import EvaluationSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,12 +20,24 @@ class StageContext:
     config: RunConfig
     artifacts: Path
     sources: Path
+    # The settings that run.json has, where `config` has later ones: what reports without a hash were measured by.
+    first_evaluation: EvaluationSpec | None = None
 
     @property
     def gpus(self) -> int:
         """GPUs of this very pod. The run's snapshot may say otherwise: a job that waited for a GPU in vain may have
         been given to the CPU since (compute is no part of a run)."""
         return int(os.environ.get("FINETUNE_GPUS", self.config.gpus))
+
+    @property
+    def evaluation_hash(self) -> str:
+        """Of the settings that Evaluate measures by."""
+        return evaluation_hash(self.config.evaluation)
+
+    @property
+    def first_evaluation_hash(self) -> str:
+        """Of the settings at the run's beginning."""
+        return evaluation_hash(self.first_evaluation or self.config.evaluation)
 
     @property
     def run_dir(self) -> Path:

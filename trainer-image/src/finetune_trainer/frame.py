@@ -19,6 +19,7 @@ from types import FrameType
 from finetune_api.conditions import ExitCode, FailureReason, Stage
 from finetune_api.reports import EvaluateReport, StageFailure, Summary
 from finetune_api.run_config import RunConfig
+from finetune_api.spec import EvaluationSpec
 from finetune_trainer import artifacts
 from finetune_trainer.context import StageContext
 from finetune_trainer.errors import ArtifactInvalidError, InterruptedStageError, TrainerError, UserInputError
@@ -28,17 +29,43 @@ log = logging.getLogger(__name__)
 # Environment variables whose values must never reach a log or a status. The rest of a Secret's keys that this
 # trainer knows (HF_ENDPOINT, AWS_ENDPOINT_URL, AWS_REGION) are places, which an error has to name.
 SECRET_WORDS = ("TOKEN", "SECRET", "PASSWORD", "AUTHORIZATION", "ACCESS_KEY", "API_KEY")
+EVALUATION_VARIABLE = "FINETUNE_EVALUATION"
 SHORTEST_SECRET = 6  # characters; replacing shorter values would garble ordinary words
 
 
 def load_config(path: Path) -> RunConfig:
-    """Read run.json. Raises UserInputError (SpecInvalid) that names the file and what is wrong in it."""
+    """Read run.json, of whichever version. Raises UserInputError: ConfigMissing when the file is not there,
+    ConfigUnreadable when this version cannot make sense of it. Both name the file and what is wrong."""
     try:
-        return RunConfig.model_validate_json(path.read_bytes())
-    except (OSError, ValueError) as error:
+        text = path.read_bytes()
+    except OSError as error:
+        raise UserInputError(
+            f"the run configuration {path} cannot be opened: {error.strerror or error}",
+            advice="name the file by --config; in a cluster, check that the run's ConfigMap exists",
+            reason=FailureReason.CONFIG_MISSING,
+        ) from error
+    try:
+        return RunConfig.from_record(text)
+    except ValueError as error:
         raise UserInputError(
             f"{path} cannot be read as a run configuration: {error}",
-            advice="let the control plane write it, or compare it with the schema of run.json",
+            advice="use the trainer of the version that wrote it, or compare it with the schema of run.json",
+            reason=FailureReason.CONFIG_UNREADABLE,
+        ) from error
+
+
+def with_present_evaluation(config: RunConfig, environment: Mapping[str, str]) -> RunConfig:
+    """The configuration with the settings of the Evaluate Job: a run's snapshot may be older than `evaluation`, which
+    is no part of a run. Raises UserInputError (SpecInvalid) that names the variable."""
+    text = environment.get(EVALUATION_VARIABLE)
+    if text is None:
+        return config
+    try:
+        return config.model_copy(update={"evaluation": EvaluationSpec.from_record(text)})
+    except ValueError as error:
+        raise UserInputError(
+            f"{EVALUATION_VARIABLE} cannot be read as evaluation settings: {error}",
+            advice="write spec.evaluation as JSON, or leave the variable away",
             reason=FailureReason.SPEC_INVALID,
         ) from error
 
@@ -77,6 +104,11 @@ def reusable_summary(stage: Stage, context: StageContext) -> Summary | None:
     except (OSError, ValueError):
         return None
     if not summary.ok or (summary.stage, summary.run, summary.hash) != (stage, context.config.run, context.config.hash):
+        return None
+    if summary.evaluation and (summary.evaluation.settings_hash or context.first_evaluation_hash) != (
+        context.evaluation_hash
+    ):
+        log.info("was done before by other evaluation settings, and is done again by the present ones")
         return None
     try:
         _verify_output(stage, context, summary)
@@ -178,7 +210,11 @@ def _call(stage: Stage, context: StageContext) -> Summary:
 
 
 def _stamped(summary: Summary, context: StageContext) -> Summary:
-    return summary.model_copy(update={"run": context.config.run, "hash": context.config.hash, "reused": False})
+    measured = summary.evaluation
+    if measured:
+        measured = measured.model_copy(update={"settings_hash": context.evaluation_hash})
+    update = {"run": context.config.run, "hash": context.config.hash, "reused": False, "evaluation": measured}
+    return summary.model_copy(update=update)
 
 
 def _verify_output(stage: Stage, context: StageContext, summary: Summary) -> None:

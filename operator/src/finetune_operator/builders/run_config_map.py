@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pydantic import ValidationError
+
 from finetune_api.fields import quantity
 from finetune_api.job import FineTuneJob
 from finetune_api.run_config import RunConfig, RunPaths
@@ -64,12 +66,28 @@ def run_config_map(job: FineTuneJob, run: RunStatus, settings: Settings) -> Mani
     }
 
 
-def parse_run_config(config_map: Manifest | None) -> RunConfig | None:
-    """The snapshot in a run's ConfigMap, or None when it is gone or unreadable."""
-    text = ((config_map or {}).get("data") or {}).get(RUN_JSON)
-    if not text:
+class UnreadableError(Exception):
+    """There is a snapshot, but this version cannot make sense of it. The text says where and why."""
+
+
+def read_run_config(config_map: Manifest | None) -> RunConfig | None:
+    """The snapshot in a run's ConfigMap, of whichever version; None when there is none. Raises UnreadableError."""
+    if config_map is None:
         return None
+    text = (config_map.get("data") or {}).get(RUN_JSON)
+    if not text:
+        raise UnreadableError(f"it has no {RUN_JSON}")
     try:
-        return RunConfig.model_validate_json(text)
-    except ValueError:
+        return RunConfig.from_record(text)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise UnreadableError(f"{RUN_JSON}{place and f', {place}'}: {first['msg']}") from error
+
+
+def parse_run_config(config_map: Manifest | None) -> RunConfig | None:
+    """The snapshot, where it does not matter why there is none."""
+    try:
+        return read_run_config(config_map)
+    except UnreadableError:
         return None

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from finetune_api.conditions import ExitCode, Stage
-from finetune_api.job import FineTuneJob
+from finetune_api.job import FineTuneJob, canonical, evaluation_hash, evaluation_inputs
 from finetune_api.placement import ResourceList, Resources
 from finetune_api.status import RunStatus
 from finetune_operator import names
@@ -39,6 +39,8 @@ def stage_job(job: FineTuneJob, run: RunStatus, stage: Stage, settings: Settings
         names.ANNOTATION_INPUTS_HASH: inputs_hash(job),
         names.ANNOTATION_CLAIM: run_claim(job, run),
     }
+    if stage is Stage.EVALUATE:
+        annotations[names.ANNOTATION_EVALUATION_HASH] = evaluation_hash(job.spec.evaluation)
     name = names.stage_name(job.metadata.name, run.number, stage)
     return sealed(
         {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata(job, name, labels, annotations), "spec": spec}
@@ -138,6 +140,8 @@ def _environment(job: FineTuneJob, run: RunStatus, stage: Stage, settings: Setti
     else:
         result |= pod.OFFLINE_ENV
         result["FINETUNE_GPUS"] = str(job.spec.compute.gpus)  # run.json may be older than compute
+    if stage is Stage.EVALUATE:
+        result["FINETUNE_EVALUATION"] = canonical(evaluation_inputs(job.spec.evaluation))  # as with GPUs
     if stage is Stage.TRAIN and settings.progress_url:
         meta = job.metadata
         path = f"/progress/v1alpha1/namespaces/{meta.namespace}/jobs/{meta.name}/runs/{run.number}"

@@ -1,11 +1,14 @@
-"""A queue of keys: each at most once in it, never worked on twice at the same time, failures later and later."""
+"""A queue of keys: each at most once in it, never worked on twice at the same time, failures later and later.
+
+Two lanes: what a user has changed goes before what follows from our own writes, so that in a burst every job gets its
+first pass before any gets its fourth. Neither lane waits for the other to be empty.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import random
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
@@ -13,6 +16,8 @@ Key = TypeVar("Key")
 
 FIRST_BACKOFF = 0.5  # seconds
 LAST_BACKOFF = 300.0  # seconds; a job that cannot be helped costs one pass in five minutes
+SETTLE = 0.1  # seconds; a Job, its pod and their statuses change in flurries, and one pass sees them all
+TURN = 4  # of so many passes one is the slow lane's, when something waits there
 
 
 class WorkQueue(Generic[Key]):
@@ -20,7 +25,9 @@ class WorkQueue(Generic[Key]):
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._ready: deque[Key] = deque()
+        self._urgent: dict[Key, None] = {}  # ordered sets
+        self._routine: dict[Key, None] = {}
+        self._turn = 0
         self._since: dict[Key, float] = {}  # waiting keys -> when they were added
         self._running: dict[Key, float] = {}  # -> when the pass began
         self._again: dict[Key, float] = {}  # added while running -> when
@@ -30,13 +37,18 @@ class WorkQueue(Generic[Key]):
         self._closed = False
 
     def add(self, key: Key) -> None:
-        """A pass over the key is wanted now. Adding what already waits changes nothing."""
+        """A pass over the key is wanted now. Adding what already waits only makes it urgent."""
         if key in self._running:
             self._again.setdefault(key, self._clock())
-        elif key not in self._since:
-            self._since[key] = self._clock()
-            self._ready.append(key)
-            self._wake.set()
+            return
+        self._since.setdefault(key, self._clock())
+        self._routine.pop(key, None)
+        self._urgent.setdefault(key)
+        self._wake.set()
+
+    def settle(self, key: Key) -> None:
+        """A pass is wanted when the flurry of events that this is one of is over."""
+        self.add_after(key, SETTLE)
 
     def add_after(self, key: Key, seconds: float) -> None:
         """A pass is wanted in so many seconds. Of several delays of a key the earliest counts."""
@@ -92,7 +104,12 @@ class WorkQueue(Generic[Key]):
 
     def _fire(self, key: Key) -> None:
         self._timers.pop(key, None)
-        self.add(key)
+        if key in self._running:
+            self._again.setdefault(key, self._clock())
+        elif key not in self._since:
+            self._since[key] = self._clock()
+            self._routine[key] = None
+            self._wake.set()
 
     async def _worker(self, work: Callable[[Key], Awaitable[None]]) -> None:
         while (key := await self._next()) is not None:
@@ -103,8 +120,8 @@ class WorkQueue(Generic[Key]):
 
     async def _next(self) -> Key | None:
         while not self._closed:
-            if self._ready:
-                key = self._ready.popleft()
+            if self._since:
+                key = self._take()
                 self._since.pop(key)
                 self._running[key] = self._clock()
                 return key
@@ -112,10 +129,19 @@ class WorkQueue(Generic[Key]):
             await self._wake.wait()
         return None
 
+    def _take(self) -> Key:
+        """The key whose turn it is. One waits in one of the lanes."""
+        self._turn = (self._turn + 1) % TURN
+        lanes = (self._routine, self._urgent) if self._turn == 0 else (self._urgent, self._routine)
+        lane = lanes[0] or lanes[1]
+        key = next(iter(lane))
+        del lane[key]
+        return key
+
     def _done(self, key: Key) -> None:
         self._running.pop(key, None)
         since = self._again.pop(key, None)
         if since is not None:
             self._since[key] = since
-            self._ready.append(key)
+            self._routine[key] = None
             self._wake.set()

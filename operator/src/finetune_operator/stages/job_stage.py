@@ -28,6 +28,7 @@ from finetune_operator.diagnose import (
     to_failure,
 )
 from finetune_operator.plan import Manifest
+from finetune_operator.stages.measurement import measures_otherwise
 from finetune_operator.stages.view import (
     Step,
     View,
@@ -37,6 +38,7 @@ from finetune_operator.stages.view import (
     reference,
     stage_time,
     with_time,
+    without_time,
 )
 
 # Jobs and pods come over different watches: the Job's end may be seen before its pod's. So long the pod is waited for.
@@ -63,6 +65,8 @@ def advance(view: View, run: RunStatus, stage: JobStage) -> Step:
     job = view.observed.jobs.get(name)
     if job is not None and is_deleting(job):
         return Step(run)
+    if job is not None and measures_otherwise(view, run, job):
+        return _replace(view, without_time(run, stage.stage), job)
     if ended_with_failure(run):
         return _try_again(view, run, stage.stage, job)
     if job is None:

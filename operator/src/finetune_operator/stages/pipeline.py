@@ -7,6 +7,7 @@ import math
 from pydantic import BaseModel
 
 from finetune_api.conditions import Stage
+from finetune_api.job import evaluation_hash
 from finetune_api.reports import Summary, model_status
 from finetune_api.status import Progress, RunStatus
 from finetune_operator import names
@@ -84,10 +85,11 @@ def _finished(view: View, run: RunStatus, summary: Summary) -> Progress:
 
 
 def evaluated(view: View, run: RunStatus, summary: Summary) -> RunStatus | None:
-    """The proof against the base model."""
+    """The proof against the base model. It is by the present settings: a Job by others is replaced."""
     if summary.evaluation is None or not is_finite(summary):
         return None
-    return run.model_copy(update={"evaluation": summary.evaluation})
+    settings = evaluation_hash(view.job.spec.evaluation)
+    return run.model_copy(update={"evaluation": summary.evaluation.model_copy(update={"settings_hash": settings})})
 
 
 def training_progress(view: View, run: RunStatus) -> tuple[RunStatus, float | None]:

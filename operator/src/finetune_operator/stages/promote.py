@@ -57,6 +57,8 @@ def _judged(view: View, run: RunStatus) -> RunStatus:
 
 def _recorded(view: View, run: RunStatus, records: tuple[RunRecord, ...]) -> tuple[RunRecord, ...]:
     """The history with how this run ended, or without it while it goes on."""
+    if run.evaluation is not None and not is_done(run, Stage.EVALUATE):
+        return records  # it is measured again: what is known of it stands until then, also when that fails
     if ended_with_failure(run) and run.failure:
         message = f"{run.failure.reason}: {run.failure.message}"
         return runs.remember(records, run, RunResult.FAILED, message, view.time)

@@ -13,7 +13,7 @@ from finetune_api.conditions import FailureReason, Stage
 from finetune_api.run_config import RunConfig
 from finetune_api.status import EndpointStatus, ModelStatus, RunStatus
 from finetune_operator import names
-from finetune_operator.builders.run_config_map import parse_run_config, run_config
+from finetune_operator.builders.run_config_map import UnreadableError, parse_run_config, read_run_config, run_config
 from finetune_operator.builders.server import answers_for_base, endpoint_url, server_deployment, server_service
 from finetune_operator.diagnose import Finding, deployment_trouble, mount_check_after
 from finetune_operator.drift import has_drifted, is_autoscaled
@@ -52,10 +52,8 @@ def serve(view: View, run: RunStatus, wanted: ModelStatus | None) -> Serving:
             model=in_service, finding=Finding(FailureReason.NAME_CONFLICT, text), requeue_after=FOREIGN_SECONDS
         )
     config = _config_of(view, run, wanted)
-    if config is None:
-        text = f"The ConfigMap {names.run_name(view.job.metadata.name, wanted.run)} of run {wanted.run} is gone."
-        advice = "Restore it, or go back to the commit of that run, from which it is made anew."
-        return _observe(view, wanted, None, (), Finding(FailureReason.CONFIG_MISSING, text, advice))
+    if isinstance(config, Finding):
+        return _observe(view, wanted, None, (), config)
     deployment = server_deployment(view.job, wanted, config, view.settings)
     return _observe(view, wanted, deployment, _writes(view, run, wanted, deployment), None)
 
@@ -85,12 +83,25 @@ def _observe(
     )
 
 
-def _config_of(view: View, run: RunStatus, wanted: ModelStatus) -> RunConfig | None:
-    """The snapshot of the run that shall be served; of the run in hand it can be made anew."""
-    found = parse_run_config(view.observed.config_maps.get(names.run_name(view.job.metadata.name, wanted.run)))
-    if found is None and wanted.run == run.number:
+def _config_of(view: View, run: RunStatus, wanted: ModelStatus) -> RunConfig | Finding:
+    """The snapshot of the run that shall be served; of the run in hand a missing one is made anew. Else why not."""
+    name, in_hand = names.run_name(view.job.metadata.name, wanted.run), wanted.run == run.number
+    try:
+        found = read_run_config(view.observed.config_maps.get(name))
+    except UnreadableError as error:
+        text = f"The ConfigMap {name} of run {wanted.run} cannot be read: {error}."
+        advice = (
+            "Use the version of the operator that wrote it, or delete it: it is made anew from the job."
+            if in_hand
+            else "Use the version of the operator that wrote it, or serve another run."
+        )
+        return Finding(FailureReason.CONFIG_UNREADABLE, text, advice)
+    if found is not None:
+        return found
+    if in_hand:
         return run_config(view.job, run, view.settings)
-    return found
+    advice = "Restore it, or go back to the commit of that run, from which it is made anew."
+    return Finding(FailureReason.CONFIG_MISSING, f"The ConfigMap {name} of run {wanted.run} is gone.", advice)
 
 
 def _writes(view: View, run: RunStatus, wanted: ModelStatus, deployment: Manifest) -> tuple[Manifest, ...]:

@@ -112,6 +112,11 @@ def with_time(run: RunStatus, stage: Stage, *, start: str | None = None, complet
     return run.model_copy(update={"stages": [*others, entry]})
 
 
+def without_time(run: RunStatus, stage: Stage) -> RunStatus:
+    """The run as if the stage had never begun."""
+    return run.model_copy(update={"stages": [entry for entry in run.stages if entry.stage is not stage]})
+
+
 def ended_with_failure(run: RunStatus) -> bool:
     """Whether a stage's Job ended the run. Trouble of serving never does: it is judged anew in each pass."""
     failure = run.failure

@@ -29,6 +29,10 @@ from finetune_trainer.training.trainer import Checkpointing
 
 log = logging.getLogger(__name__)
 
+# Held-out examples by which the best checkpoint is chosen, at most. Not evaluation.maxExamples: that may change without
+# another run, so the run's model must not depend on it.
+SELECTION_EXAMPLES = 500
+
 
 @dataclass(frozen=True, slots=True)
 class Fit:
@@ -108,7 +112,7 @@ def _trainer(
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl)\.")
     rows = prepared.rows("train")
     # Only these are taken into memory; the training rows stay on disk, memory-mapped.
-    held_out = prepared.measured_on(context.config.evaluation.max_examples, tokenizer)
+    held_out = prepared.measured_on(SELECTION_EXAMPLES, tokenizer)
     seed = context.config.hyperparameters.seed
     model = build_model(context, prepared, resolved, device)
     # A model that was just built is the base still, whatever checkpoint the training goes on from.
