@@ -38,6 +38,11 @@ class Example:
     def input_ids(self) -> array[int]:
         return self.tokens["input_ids"]
 
+    @property
+    def length(self) -> int:
+        """Tokens of what is read, or of what is to be written apart from it where that is longer (Seq2Seq)."""
+        return max(len(self.input_ids), self.learned)
+
     def with_tokens(self, tokens: Tokens, learned: int) -> Example:
         return replace(self, tokens=tokens, learned=learned)
 

@@ -39,7 +39,7 @@ def percentile(sorted_values: Sequence[int], percent: int) -> int:
 
 def length_stats(examples: Sequence[Example]) -> LengthStats:
     """Distribution of the examples' lengths before any cut, in tokens."""
-    lengths = sorted(len(example.input_ids) for example in examples)
+    lengths = sorted(example.length for example in examples)
     p50, p90, p99 = (percentile(lengths, percent) for percent in (50, 90, 99))
     return LengthStats(min=lengths[0], p50=p50, p90=p90, p99=p99, max=lengths[-1])
 

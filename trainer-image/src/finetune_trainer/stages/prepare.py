@@ -186,7 +186,7 @@ def _sizes(train: Cut, validation: Cut) -> DataSizes:
         train_examples=len(train.kept),
         train_tokens=sum(len(example.input_ids) for example in train.kept),
         validation_tokens=sum(len(example.input_ids) for example in validation.kept),
-        longest=max(len(example.input_ids) for example in [*train.kept, *validation.kept]),
+        longest=max(example.length for example in [*train.kept, *validation.kept]),
     )
 
 

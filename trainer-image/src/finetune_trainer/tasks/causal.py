@@ -73,6 +73,12 @@ class Causal:
     needs_reference = False
 
     def require(self, config: Any, tokenizer: PreTrainedTokenizerBase, source: str) -> None:
+        if getattr(config, "is_encoder_decoder", False):  # some would load, with half of their weights
+            raise UserInputError(
+                f"{source} cannot be used as a causal language model: it has an encoder beside its decoder",
+                advice="set spec.task to Seq2Seq, with source and target, or use a model such as Llama or Qwen",
+                reason=FailureReason.MODEL_INVALID,
+            )
         for name in config.architectures or []:
             if name.endswith(NOT_GENERATING):
                 raise UserInputError(
