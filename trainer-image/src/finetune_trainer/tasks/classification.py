@@ -60,6 +60,7 @@ class Classification:
             "id2label": dict(enumerate(facts.labels)),
             "label2id": {label: index for index, label in enumerate(facts.labels)},
             "problem_type": "multi_label_classification" if facts.multi_label else "single_label_classification",
+            "ignore_mismatched_sizes": True,  # a base that was a classifier of other labels begins with a fresh head
         }
 
     def example_format(

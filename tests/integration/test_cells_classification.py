@@ -1,0 +1,203 @@
+"""Classification by every method, through the real stages and the server, with tiny models that learn in seconds."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.encoder_cells import Cell, asked, run_cell, served
+from tests.prepared_runs import Laptop, lines
+from tests.tiny_encoders import make_tiny_encoder
+from tests.tiny_models import make_tiny_chat_model, make_tiny_tokenizer
+from tests.tiny_seq2seq import make_tiny_seq2seq
+from tests.trained_runs import one_thread
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+from finetune_api.conditions import FailureReason
+from finetune_api.spec import MethodType, Task
+
+SUBJECTS = {"billing": ("invoice", "refund"), "delivery": ("parcel", "courier"), "login": ("password", "account")}
+FILLERS = ("the", "my", "is", "was", "late", "please")
+ROUTE = "/v1/classify"
+TASK = Task.CLASSIFICATION
+
+
+def text_about(subjects: list[str], chance: random.Random) -> str:
+    """Three words that say nothing, and among them one of each subject."""
+    words = [chance.choice(FILLERS) for _ in range(3)]
+    for subject in subjects:
+        words.insert(chance.randrange(len(words) + 1), chance.choice(SUBJECTS[subject]))
+    return " ".join(words)
+
+
+def one_label(count: int, seed: int) -> list[dict[str, Any]]:
+    chance = random.Random(seed)
+    chosen = [list(SUBJECTS)[index % 3] for index in range(count)]
+    return [{"text": text_about([label], chance), "label": label} for label in chosen]
+
+
+def several_labels(count: int, seed: int) -> list[dict[str, Any]]:
+    """One subject, two, or none."""
+    chance = random.Random(seed)
+    chosen = [chance.sample(list(SUBJECTS), index % 3) for index in range(count)]
+    return [{"text": text_about(labels, chance), "label": sorted(labels)} for labels in chosen]
+
+
+def two_texts(count: int, seed: int) -> list[dict[str, Any]]:
+    """What the second text is about decides; the first is about anything."""
+    chance = random.Random(seed)
+    rows = []
+    for index in range(count):
+        second = list(SUBJECTS)[index % 3]
+        first = text_about([chance.choice(list(SUBJECTS))], chance)
+        rows.append({"text": first, "text_pair": text_about([second], chance), "label": second})
+    return rows
+
+
+WORDS = [" ".join([*FILLERS, *(word for words in SUBJECTS.values() for word in words)])]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    with one_thread():
+        yield
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the base `tiny`, whose head lacks a pooler, too."""
+    return make_tiny_encoder(
+        tmp_path_factory.mktemp("encoder") / "tiny", texts=WORDS, kind="bert-without-pooler"
+    ).parent
+
+
+def assert_better(cell: Cell, most_wrong: float = 0.15) -> None:
+    """Tuned beats base in all metrics, and is nearly always right."""
+    for metric in ("accuracy", "macroF1", "weightedF1"):
+        assert cell.value("tuned", metric) > cell.value("base", metric)
+        assert cell.value("tuned", metric) > 1 - most_wrong
+    assert cell.value("tuned", "loss") < cell.value("base", "loss")
+
+
+def right(cell: Cell, questions: list[Any], expected: list[str]) -> float:
+    """Share of the questions that the server answers as expected."""
+    with served(cell.context) as client:
+        found = asked(client, ROUTE, questions)
+    return sum(one["label"] == label for one, label in zip(found, expected, strict=True)) / len(expected)
+
+
+@pytest.mark.parametrize("method", list(MethodType))
+def test_every_method_learns_labels_and_serves_them(encoder: Path, tmp_path: Path, method: MethodType) -> None:
+    train, held = one_label(150, seed=1), one_label(30, seed=2)
+    cell = run_cell(tmp_path, encoder, TASK, method, train, held)
+    assert_better(cell)
+    assert right(cell, [row["text"] for row in held], [row["label"] for row in held]) == pytest.approx(
+        cell.value("tuned", "accuracy")
+    )
+    sample = cell.report.samples[0]
+    assert sample.expected in SUBJECTS
+    assert sample.tuned.endswith("%)")
+
+
+def test_several_labels(encoder: Path, tmp_path: Path) -> None:
+    train, held = several_labels(180, seed=1), several_labels(30, seed=2)
+    cell = run_cell(tmp_path, encoder, TASK, MethodType.LORA, train, held, epochs=16)
+    assert_better(cell)
+    with served(cell.context) as client:
+        found = asked(client, ROUTE, [row["text"] for row in held])
+    same = [sorted(one["labels"]) == row["label"] for one, row in zip(found, held, strict=True)]
+    assert sum(same) / len(same) == pytest.approx(cell.value("tuned", "accuracy"))
+    assert any(one["label"] is None for one in found), "a third of the texts has no label"
+
+
+def test_two_texts(encoder: Path, tmp_path: Path) -> None:
+    train, held = two_texts(180, seed=1), two_texts(30, seed=2)
+    cell = run_cell(tmp_path, encoder, TASK, MethodType.LORA, train, held, epochs=16)
+    assert_better(cell)
+    questions = [{"text": row["text"], "text_pair": row["text_pair"]} for row in held]
+    assert right(cell, questions, [row["label"] for row in held]) == pytest.approx(cell.value("tuned", "accuracy"))
+
+
+def quiet_decoder(models: Path) -> Path:
+    """A tiny Llama whose weights are small enough to be trained, and whose tokenizer knows the words."""
+    folder = make_tiny_chat_model(models / "tiny", tokenizer=make_tiny_tokenizer(WORDS * 2))
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(1 / 3)
+    model.save_pretrained(folder)
+    return models
+
+
+@pytest.mark.parametrize("method", [MethodType.LORA, MethodType.FULL])
+def test_a_decoder_can_classify(tmp_path: Path, method: MethodType) -> None:
+    models = quiet_decoder(tmp_path / "models")
+    train, held = one_label(150, seed=1), one_label(30, seed=2)
+    cell = run_cell(tmp_path, models, TASK, method, train, held, epochs=16)
+    assert_better(cell)
+    assert right(cell, [row["text"] for row in held], [row["label"] for row in held]) == pytest.approx(
+        cell.value("tuned", "accuracy")
+    )
+
+
+@pytest.mark.parametrize("method", [MethodType.LORA, MethodType.FULL])
+def test_a_base_that_was_a_classifier_of_other_labels(encoder: Path, tmp_path: Path, method: MethodType) -> None:
+    folder = tmp_path / "models" / "tiny"
+    AutoModelForSequenceClassification.from_pretrained(encoder / "tiny", num_labels=5).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(encoder / "tiny").save_pretrained(folder)
+    train, held = one_label(150, seed=1), one_label(30, seed=2)
+    cell = run_cell(tmp_path, folder.parent, TASK, method, train, held)
+    assert_better(cell)
+    assert right(cell, [held[0]["text"]], [held[0]["label"]]) == 1
+
+
+@pytest.mark.parametrize(
+    ("train", "held", "reason", "says"),
+    [
+        (one_label(30, 1), [{"text": "a", "label": "eggs"}], FailureReason.DATASET_INVALID, "validation data, line 1"),
+        (one_label(30, 1), [{"text": "a", "label": "eggs"}], FailureReason.DATASET_INVALID, "'eggs' does not occur"),
+        ([{"text": f"a {n}", "label": "x"} for n in range(9)], None, FailureReason.DATASET_INVALID, "the only label"),
+        ([*one_label(9, 1), {"text": "", "label": "login"}], None, FailureReason.DATASET_INVALID, "line 10"),
+        ([*one_label(9, 1), {"text": "a", "label": ["login"]}], None, FailureReason.DATASET_INVALID, "a list here"),
+        ([{"sentence": "a", "label": "x"}], None, FailureReason.DATASET_INVALID, "spec.dataset.columns"),
+    ],
+)
+def test_data_that_cannot_be_learned_is_refused_with_its_place(
+    encoder: Path, tmp_path: Path, train: Any, held: Any, reason: FailureReason, says: str
+) -> None:
+    laptop = Laptop(tmp_path, encoder)
+    validation = laptop.put("validation.jsonl", lines(held)) if held else None
+    code, summary = laptop.prepare(laptop.context(laptop.put("train.jsonl", lines(train)), validation, task=TASK))
+    assert code == 10
+    assert summary.failure is not None
+    assert summary.failure.reason is reason
+    assert says in summary.failure.message
+
+
+def test_a_base_that_writes_texts_is_refused(tmp_path: Path) -> None:
+    models = tmp_path / "models"
+    make_tiny_seq2seq(models / "tiny")
+    laptop = Laptop(tmp_path, models)
+    code, summary = laptop.prepare(laptop.context(laptop.put("train.jsonl", lines(one_label(30, 1))), task=TASK))
+    assert code == 10
+    assert summary.failure is not None
+    assert summary.failure.reason is FailureReason.MODEL_INVALID
+    assert "it writes texts from texts" in summary.failure.message
+
+
+def test_the_report_has_each_label_and_what_is_taken_for_what(encoder: Path, tmp_path: Path) -> None:
+    train, held = one_label(90, seed=1), one_label(30, seed=2)
+    cell = run_cell(tmp_path, encoder, TASK, MethodType.FULL, train, held, epochs=1)
+    facts = json.loads((cell.context.dataset_dir / "facts.json").read_text())
+    assert facts == {"labels": ["billing", "delivery", "login"], "counts": [30, 30, 30], "multi_label": False}
+    details = cell.report.details
+    assert [details["labels"][label]["examples"] for label in facts["labels"]] == [10, 10, 10]
+    assert [sum(row) for row in details["confusion"]] == [10, 10, 10]
+    taken = sum(details["confusion"][index][index] for index in range(3)) / 30
+    assert taken == pytest.approx(cell.value("tuned", "accuracy"))
