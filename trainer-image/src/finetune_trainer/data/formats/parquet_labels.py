@@ -31,7 +31,7 @@ def label_names(schema: pa.Schema) -> LabelNames:
     try:
         features = json.loads((schema.metadata or {})[METADATA])["info"]["features"]
         found = {str(column): _names(feature) for column, feature in features.items()}
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError):
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError):
         return LabelNames({})
     return LabelNames({column: names for column, names in found.items() if names})
 
