@@ -352,3 +352,49 @@ async def test_concurrent_requests_get_their_own_answers(client: httpx.AsyncClie
         *(client.post("/v1/count", json={"model": "tuned", "input": word}) for word in words)
     )
     assert [answer.json()["data"][0]["letters"] for answer in answers] == [[len(word)] for word in words]
+
+
+async def test_a_client_that_leaves_is_not_waited_for(counting: Counting) -> None:
+    engine = PredictEngine(CONFIG, Metrics(), counting, load)
+    app = create_predict_app(CONFIG, engine)
+    left = asyncio.Event()
+    body = b'{"model": "tuned", "input": "gone"}'
+    messages: list[dict[str, Any]] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive() -> dict[str, Any]:
+        if messages:
+            return messages.pop()
+        await left.wait()
+        return {"type": "http.disconnect"}
+
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/v1/count",
+        "raw_path": b"/v1/count",
+        "query_string": b"",
+        "headers": [],
+        "http_version": "1.1",
+        "scheme": "http",
+        "server": ("server", 80),
+        "client": ("client", 1),
+    }
+    async with app.router.lifespan_context(app):
+        await asyncio.to_thread(wait_for, lambda: engine.ready)
+        blocking = Asked(engine, row(1))
+        await asyncio.to_thread(counting.entered.acquire, timeout=BOUND)
+        answering = asyncio.create_task(app(scope, receive, send))
+        depth = "finetune_server_queue_depth"
+        await asyncio.to_thread(wait_for, lambda: engine.metrics.registry.get_sample_value(depth) == 1)
+        left.set()
+        await asyncio.wait_for(answering, BOUND)
+        counting.gate.set()
+        last = Asked(engine, row(1, 2))
+        assert (await asyncio.to_thread(blocking.result), await asyncio.to_thread(last.result)) == ([1], [2])
+    assert sent[0]["status"] == 499
+    assert counting.batches == [[1], [2]], "the request of the client that left was predicted all the same"
