@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from tests.tiny_encoders import CONTEXT as LIMIT
 from tests.tiny_encoders import Kind, make_tiny_encoder, make_tiny_encoder_tokenizer
 from transformers import AutoConfig, AutoModelForQuestionAnswering, AutoTokenizer, LlamaConfig
@@ -380,3 +381,17 @@ def test_a_request_for_nothing_is_refused(tmp_path: Path, asked: Any, said: str)
 
 def test_the_route_is_the_one_that_is_documented() -> None:
     assert AnswerPredictor.route == TASKS[Task.QUESTION_ANSWERING].route
+
+
+def test_an_adapter_reads_which_tokens_are_the_questions(tmp_path: Path) -> None:
+    """PEFT's wrapper drops token_type_ids; merged, as it is served, the model would have them again."""
+    folder = make_tiny_encoder(tmp_path / "base")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    base = AutoModelForQuestionAnswering.from_pretrained(folder)
+    tuned = get_peft_model(base, LoraConfig(task_type="QUESTION_ANS", init_lora_weights=False)).eval()
+
+    alone = read(tuned, tokenizer, [(QUESTION, CONTEXT)])[0].scored[0]
+    merged = read(tuned.merge_and_unload(), tokenizer, [(QUESTION, CONTEXT)])[0].scored[0]
+
+    assert np.allclose(alone.start, merged.start, atol=1e-4)
+    assert np.allclose(alone.end, merged.end, atol=1e-4)

@@ -39,6 +39,7 @@ from finetune_trainer.tasks.question_answering_spans import (
     Read,
     answer_tokens,
     best_passage,
+    keep_segments,
     no_answer_position,
     read,
     window_of,
@@ -180,6 +181,7 @@ class QuestionAnswering:
     def trainer(self, parts: TrainerParts) -> Any:
         from finetune_trainer.tasks.encoder_trainer import encoder_trainer  # a server trains nothing
 
+        keep_segments(parts.model)
         return encoder_trainer(parts, collate, LABELS, mean_loss)
 
     def measure(

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import MethodType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from peft import PeftModel, PeftModelForQuestionAnswering
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from finetune_trainer.tasks import windows
@@ -60,6 +63,16 @@ class Read:
     scored: Sequence[Scored]
 
 
+def keep_segments(model: Any) -> None:
+    """Let an adapter's wrapper hand on which tokens are the question's and which the context's.
+
+    PEFT's wrapper for this task (0.21) takes `token_type_ids` and drops them, so that a model would be trained and
+    measured without them, and served with them once the adapter is merged. PEFT's general wrapper hands on all.
+    """
+    if isinstance(model, PeftModelForQuestionAnswering) and "forward" not in vars(model):
+        model.forward = MethodType(PeftModel.forward, model)
+
+
 def no_answer_position(input_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> int:
     """The token that stands for "no answer": the start of the sequence, where the tokenizer puts it."""
     start = tokenizer.cls_token_id
@@ -73,6 +86,7 @@ def read(
     between_batches: Callable[[], None] = no_interruption,
 ) -> list[Read]:
     """Read (question, context) pairs of any length."""
+    keep_segments(model)
     limit = windows.context_limit(model.config, tokenizer)
     layouts = [windows.lay_out(tokenizer, context, question) for question, context in asked]
     cuts = [windows.windows(layout, limit) for layout in layouts]
