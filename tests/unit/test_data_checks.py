@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from finetune_trainer.data.chat import check_chat, normalise_chat
-from finetune_trainer.data.completion import check_completion
+from finetune_trainer.data.completion import check_completion, normalise_completion
 from finetune_trainer.data.problems import Fault, Findings, line_list
 from finetune_trainer.messages import TemplateAbilities
 
@@ -217,6 +217,10 @@ def test_normal_form_is_what_templates_take() -> None:
         ({"prompt": "a", "completion": ""}, "empty_completion"),
         ({"messages": []}, "wrong_task"),
         ({"prompt": "a", "completion": "b", "id": 1}, "unknown_key"),
+        ({"prompt": "a", "completion": "b", "text": "c"}, "unknown_key"),
+        ({"text": ["a"]}, "text_type"),
+        ({"text": " \n"}, "empty_text"),
+        ({"text": "a", "id": 1}, "unknown_key"),
     ],
 )
 def test_bad_completion_is_found(example: dict[str, Any], check: str) -> None:
@@ -225,6 +229,11 @@ def test_bad_completion_is_found(example: dict[str, Any], check: str) -> None:
 
 def test_completion_may_have_an_empty_prompt() -> None:
     assert check_completion({"prompt": "", "completion": "b"}) == []
+
+
+def test_plain_text_is_a_completion_of_nothing() -> None:
+    assert check_completion({"text": "Once upon a time"}) == []
+    assert normalise_completion({"text": "Once upon a time"}) == {"prompt": "", "completion": "Once upon a time"}
 
 
 def test_messages_never_carry_text_of_the_dataset() -> None:
