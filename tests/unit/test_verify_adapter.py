@@ -11,13 +11,19 @@ from safetensors.torch import load_file, save_file
 from tests.tiny_models import make_tiny_adapter, make_tiny_chat_model
 
 from finetune_trainer.errors import ArtifactInvalidError
+from finetune_trainer.methods import proof
 from finetune_trainer.tasks.chat import Chat
 from finetune_trainer.tasks.kind import Facts
 from finetune_trainer.training.device import Device
-from finetune_trainer.verification import load_tuned, verify_adapter, verify_weights
+from finetune_trainer.training.inputs import Loaded, load_model
+from finetune_trainer.verification import load_tuned
 
 Tensors = dict[str, torch.Tensor]
 CPU = Device("cpu", "float32", "cpu")
+
+
+def load(directory: Path, dtype: torch.dtype) -> Loaded:
+    return load_model(directory, CPU, Chat(), Facts(), dtype=dtype)
 
 
 def zero_b(tensors: Tensors) -> Tensors:
@@ -52,8 +58,8 @@ def adapter(base: Path, tmp_path: Path) -> Path:
 
 
 def test_a_sound_adapter(base: Path, adapter: Path) -> None:
-    verify_adapter(adapter, 4)
-    assert load_tuned(adapter, base, CPU, Chat(), Facts(), adapter=True).training is False
+    proof.adapter_files(adapter, 4)
+    assert load_tuned(adapter, base, CPU, Chat(), Facts(), "Adapter").training is False
 
 
 @pytest.mark.parametrize(
@@ -70,14 +76,14 @@ def test_a_broken_adapter(adapter: Path, change: Callable[[Tensors], Tensors], m
     path = adapter / "adapter_model.safetensors"
     save_file({name: t.contiguous() for name, t in change(load_file(path)).items()}, path)
     with pytest.raises(ArtifactInvalidError, match=message) as caught:
-        verify_adapter(adapter, 4)
+        proof.adapter_files(adapter, 4)
     assert str(path) in caught.value.message
     assert caught.value.advice
 
 
 def test_another_rank_than_configured(adapter: Path) -> None:
     with pytest.raises(ArtifactInvalidError, match="not of rank 8"):
-        verify_adapter(adapter, 8)
+        proof.adapter_files(adapter, 8)
 
 
 @pytest.mark.parametrize("content", [None, b"", b"no safetensors"])
@@ -87,28 +93,28 @@ def test_no_readable_file(adapter: Path, content: bytes | None) -> None:
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(ArtifactInvalidError, match="cannot be read"):
-        verify_adapter(adapter, 4)
+        proof.adapter_files(adapter, 4)
 
 
 def test_an_adapter_of_another_base(adapter: Path, tmp_path: Path) -> None:
     other = make_tiny_chat_model(tmp_path / "wide", hidden_size=64)
     with pytest.raises(ArtifactInvalidError, match="does not load on its base"):
-        load_tuned(adapter, other, CPU, Chat(), Facts(), adapter=True)
+        load_tuned(adapter, other, CPU, Chat(), Facts(), "Adapter")
 
 
 def test_whole_models(base: Path, tmp_path: Path) -> None:
     tuned = make_tiny_chat_model(tmp_path / "tuned", seed=1)
-    verify_weights(tuned, base)
+    proof.whole_model(tuned, base, load)
     with pytest.raises(ArtifactInvalidError, match="training changed nothing"):
-        verify_weights(base, base)
+        proof.whole_model(base, base, load)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (one_nan, "is not finite"),
-        (nothing, "lacks model.embed_tokens.weight and 19 more"),
-        (lambda tensors: {name: t[..., :1] for name, t in tensors.items()}, "the base's"),
+        (nothing, "lacks the weights of lm_head and 20 more modules"),
+        (lambda tensors: {name: t[..., :1] for name, t in tensors.items()}, "does not load"),
     ],
 )
 def test_broken_whole_models(base: Path, tmp_path: Path, change: Callable[[Tensors], Tensors], message: str) -> None:
@@ -116,9 +122,9 @@ def test_broken_whole_models(base: Path, tmp_path: Path, change: Callable[[Tenso
     path = tuned / "model.safetensors"
     save_file({name: t.contiguous() for name, t in change(load_file(path)).items()}, path)
     with pytest.raises(ArtifactInvalidError, match=message):
-        verify_weights(tuned, base)
+        proof.whole_model(tuned, base, load)
 
 
 def test_a_model_folder_without_weights(base: Path, tmp_path: Path) -> None:
     with pytest.raises(ArtifactInvalidError, match="holds no safetensors"):
-        verify_weights(tmp_path, base)
+        proof.whole_model(tmp_path, base, load)

@@ -7,12 +7,12 @@ Time = floating point operations / rate + steps * overhead.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase, masking_utils
 from transformers.pytorch_utils import Conv1D
@@ -22,13 +22,11 @@ from finetune_api.spec import MethodSpec
 from finetune_api.status import Estimate
 from finetune_api.tasks import TASKS
 from finetune_trainer.errors import UserInputError
+from finetune_trainer.methods.kind import BYTES, Precision, Sizes
+from finetune_trainer.methods.low_rank import lora_config
+from finetune_trainer.methods.table import METHODS
 from finetune_trainer.tasks.kind import TaskKind
 
-Precision = Literal["float32", "bfloat16"]
-BYTES = {"float32": 4, "bfloat16": 2}
-
-# Gradient and the two moments of Adam, 4 bytes each (the weight itself is counted as a weight).
-OPTIMIZER_BYTES = 12
 # CUDA context, kernels and cuBLAS workspace; Python with torch, transformers and the data loader.
 GPU_RUNTIME_BYTES = 1 * 2**30
 CPU_RUNTIME_BYTES = 700 * 2**20
@@ -45,7 +43,8 @@ ADAPTABLE = (torch.nn.Linear, Conv1D)
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """Sizes of a model. `kv_width` is the width of keys and of values; all widths are in elements."""
+    """Sizes of a model. `kv_width` is the width of keys and of values; all widths are in elements. `quantised` are the
+    parameters that the method keeps in 4 bits."""
 
     parameters: int
     trainable: int
@@ -56,6 +55,8 @@ class ModelShape:
     vocabulary: int
     context: int
     packable: bool = True  # whether examples that share a row do not see each other
+    method: MethodSpec = field(default_factory=MethodSpec)
+    quantised: int = 0
 
     @property
     def lora(self) -> bool:
@@ -75,6 +76,7 @@ def measure_shape(
     except Exception as error:  # a foreign configuration raises whatever its class raises
         raise _unusable(source, kind, error) from error
     kind.require(config, tokenizer, source)
+    _refuse_quantised(config, source)
     try:
         with torch.device("meta"):
             model = kind.auto_model.from_config(config, trust_remote_code=False)
@@ -83,6 +85,7 @@ def measure_shape(
     parameters = sum(parameter.numel() for parameter in model.parameters())
     decoder = TASKS[kind.task].decoder
     packable = decoder and separates_packed(model)
+    quantised = METHODS[method.type].quantised(model)
     trainable = _count_adapter(model, method, kind.peft_type) if method.type.adapter else parameters
     text = config.get_text_config()
     heads = text.num_attention_heads
@@ -97,6 +100,8 @@ def measure_shape(
         vocabulary=text.vocab_size,
         context=_context(text, tokenizer, decoder=decoder),
         packable=packable,
+        method=method,
+        quantised=quantised,
     )
 
 
@@ -114,6 +119,18 @@ def _unusable(source: str, kind: TaskKind, error: Exception) -> UserInputError:
         "repository is never run",
         reason=FailureReason.MODEL_INVALID,
     )
+
+
+def _refuse_quantised(config: Any, source: str) -> None:
+    """Adapters are served on, and merged into, the very weights that they were trained on."""
+    found = getattr(config, "quantization_config", None)
+    if found is not None:
+        name = found.get("quant_method", "unknown") if isinstance(found, dict) else type(found).__name__
+        raise UserInputError(
+            f"{source} is quantised already ({name}), and cannot be trained on as it is",
+            advice="use the model that it was made from; method.type QLoRA quantises it to 4 bits while it trains",
+            reason=FailureReason.MODEL_INVALID,
+        )
 
 
 class _MaskFromPositions(Exception):
@@ -167,9 +184,8 @@ def _count_adapter(model: PreTrainedModel, method: MethodSpec, peft_type: str) -
             if isinstance(part, ADAPTABLE) and part is not output
         }
     )
-    settings = LoraConfig(
-        r=method.resolved_rank, lora_alpha=method.resolved_alpha, target_modules=targets, task_type=peft_type
-    )
+    settings = lora_config(method, model, peft_type=peft_type)
+    settings.init_lora_weights = False  # nothing to initialise on the meta device
     try:
         adapted = get_peft_model(model, settings)
     except ValueError as error:
@@ -201,16 +217,14 @@ def memory_bytes(shape: ModelShape, *, rows: int, length: int, precision: Precis
 
     On a GPU (bfloat16) the trainer recomputes: of each layer only the input is kept, and of one layer everything.
     """
-    weights = (shape.parameters + (shape.trainable if shape.lora else 0)) * BYTES[precision]
-    if shape.lora and precision == "bfloat16":
-        weights += shape.trainable * 2  # adapters stay in float32
-    trained = shape.trainable * OPTIMIZER_BYTES
+    sizes = Sizes(shape.parameters, shape.trainable, shape.quantised)
+    static = METHODS[shape.method.type].footprint(sizes, shape.method, precision).total
     layer = activation_bytes(shape, precision)
     kept = shape.layers * shape.width * 2 + layer if precision == "bfloat16" else shape.layers * layer
     activations = rows * length * kept
     output = rows * length * shape.vocabulary * BYTES[precision] + 2 * rows * length * shape.width * 4
     runtime = GPU_RUNTIME_BYTES if precision == "bfloat16" else CPU_RUNTIME_BYTES
-    return weights + trained + activations + output + runtime
+    return static + activations + output + runtime
 
 
 def activation_bytes(shape: ModelShape, precision: Precision) -> int:
@@ -230,7 +244,7 @@ def step_seconds(shape: ModelShape, *, tokens: float, passes: int, gpus: int, co
     6 operations a parameter and token, and 4 with LoRA, which needs no gradient of the frozen weights
     (Kaplan et al., arXiv 2001.08361, section 2.1); on a GPU 2 more, for the forward pass that is done again.
     """
-    operations = ((4 if shape.lora else 6) + (2 if gpus else 0)) * shape.parameters * tokens
+    operations = (METHODS[shape.method.type].operations + (2 if gpus else 0)) * shape.parameters * tokens
     rate = GPU_RATE * gpus if gpus else CPU_RATE * cores
     return operations / rate + passes * (PASS_OVERHEAD + LAYER_OVERHEAD * shape.layers)
 

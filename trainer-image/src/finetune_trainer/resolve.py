@@ -30,12 +30,13 @@ from finetune_api.spec import Packing
 from finetune_api.status import Estimate, LengthStats, ResolvedValues
 from finetune_api.tasks import Task
 from finetune_trainer.errors import UserInputError
-from finetune_trainer.estimate import ModelShape, Precision, estimate, memory_bytes, step_seconds
+from finetune_trainer.estimate import ModelShape, estimate, memory_bytes, step_seconds
+from finetune_trainer.methods.kind import Precision
+from finetune_trainer.methods.table import METHODS
 
 TARGET_EPOCHS, MIN_TARGET, MAX_TARGET, MAX_EPOCHS = 3, 100, 25_000, 25
 MAX_BATCH = 32
 MIN_STEPS = 100
-ADAPTER_RATE, FULL_RATE = 2e-4, 2e-5
 PREFERENCE_RATE = 1 / 20
 BETA = 0.1
 PAIR = 2  # a forward pass holds two conversations for each example of Preference
@@ -165,7 +166,7 @@ def resolve(
 
 
 def _learning_rate(config: RunConfig) -> float:
-    rate = ADAPTER_RATE if config.method.type.adapter else FULL_RATE
+    rate = METHODS[config.method.type].learning_rate
     return rate * PREFERENCE_RATE if config.task is Task.PREFERENCE else rate
 
 

@@ -37,7 +37,7 @@ class Dora:
         peft_type: str,
         fresh: Collection[str] = (),
     ) -> Any:
-        return add_adapter(model, spec, resolved, peft_type=peft_type, fresh=fresh, dora=True)
+        return add_adapter(model, spec, resolved, peft_type=peft_type, fresh=fresh)
 
     def quantised(self, skeleton: PreTrainedModel) -> int:
         return 0

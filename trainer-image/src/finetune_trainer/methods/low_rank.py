@@ -17,6 +17,7 @@ from finetune_api.conditions import FailureReason
 from finetune_api.method import Initialization
 from finetune_api.spec import MethodSpec
 from finetune_api.status import ResolvedValues
+from finetune_api.tasks import MethodType
 from finetune_trainer.errors import UserInputError
 from finetune_trainer.methods import proof
 from finetune_trainer.methods.kind import Trained
@@ -45,7 +46,6 @@ def lora_config(
     rank: int | None = None,
     alpha: int | None = None,
     fresh: Collection[str] = (),
-    dora: bool = False,
 ) -> LoraConfig:
     """LoRA on all linear layers but the output layer and the heads, unless the job names others.
 
@@ -70,7 +70,7 @@ def lora_config(
         modules_to_save=heads or None,
         use_rslora=bool(spec.rs_lora),
         init_lora_weights=INITIALIZATIONS[spec.initialization or Initialization.DEFAULT],
-        use_dora=dora,
+        use_dora=spec.type is MethodType.DORA,
         task_type=peft_type,
     )
 
@@ -82,11 +82,10 @@ def add_adapter(
     *,
     peft_type: str,
     fresh: Collection[str] = (),
-    dora: bool = False,
 ) -> Any:
     """The model with fresh adapters in float32, and all else frozen. Raises ValueError when nothing matches."""
     rank, alpha = resolved.lora_rank, resolved.lora_alpha
-    config = lora_config(spec, model, peft_type=peft_type, rank=rank, alpha=alpha, fresh=fresh, dora=dora)
+    config = lora_config(spec, model, peft_type=peft_type, rank=rank, alpha=alpha, fresh=fresh)
     tuned = get_peft_model(model, config)
     for part in tuned.modules():
         if isinstance(part, ModulesToSaveWrapper):

@@ -18,7 +18,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from finetune_api.conditions import FailureReason
 from finetune_trainer.errors import ArtifactInvalidError, TrainerError
-from finetune_trainer.methods.kind import Load
+from finetune_trainer.methods.kind import Form, Load
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 ADVICE = "training is tried from its checkpoints by a new run; report the log when it happens again"
@@ -43,6 +43,11 @@ def adapter_files(directory: Path, rank: int) -> None:
                 raise invalid(f"{path}: {name} has no DoRA magnitude")
     if not any(tensor.norm() > 0 for name, tensor in pairs.items() if ".lora_B." in name):
         raise invalid(f"{path}: every B matrix is zero, so that the adapter changes nothing")
+
+
+def form_of(directory: Path) -> Form:
+    """What a method left in the folder."""
+    return "Adapter" if (directory / ADAPTER_CONFIG).is_file() else "Model"
 
 
 def keeps_heads(directory: Path) -> bool:
@@ -101,7 +106,10 @@ def sound(load: Load, directory: Path, dtype: torch.dtype) -> PreTrainedModel:
     except (TrainerError, SafetensorError, RuntimeError) as error:
         raise invalid(f"{directory} does not load: {error}") from error
     if loaded.fresh:
-        raise invalid(f"{directory} lacks the weights of {loaded.fresh[0]} and {len(loaded.fresh) - 1} more modules")
+        more = len(loaded.fresh) - 1
+        raise invalid(
+            f"{directory} lacks the weights of {loaded.fresh[0]}" + (f" and {more} more modules" if more else "")
+        )
     return loaded.model
 
 

@@ -22,6 +22,7 @@ from finetune_trainer.errors import ArtifactInvalidError
 from finetune_trainer.evaluation.few_shot import few_shot_row
 from finetune_trainer.evaluation.questions import Questions, choose
 from finetune_trainer.evaluation.statistics import baseline, difference, scores
+from finetune_trainer.methods import proof
 from finetune_trainer.tasks.kind import Answer, HeldOut, Measured, Row, TaskKind
 from finetune_trainer.training.device import Device, choose_device, limit_threads
 from finetune_trainer.training.inputs import Prepared, load_model, load_prepared, load_tokenizer, stop_tokens
@@ -62,7 +63,7 @@ def run(context: StageContext) -> Summary:
     device = choose_device(context.gpus, prepared.resolved.precision)
     tokenizer = load_tokenizer(context.model_dir)
     subject = _subject(context, prepared, tokenizer)
-    measure = _measure_adapter if context.config.method.type.adapter else _measure_models
+    measure = _measure_adapter if proof.form_of(context.model_dir) == "Adapter" else _measure_models
     base, tuned = measure(context, prepared, device, subject)
     report, notes = _report(base, tuned, subject, context.config.hyperparameters.seed)
     artifacts.write_json(
@@ -77,7 +78,7 @@ def _measure_adapter(
     context: StageContext, prepared: Prepared, device: Device, subject: Subject
 ) -> tuple[Results, Results]:
     """Base and tuned on the same loaded weights: the base is the model with its adapter switched off."""
-    model = load_tuned(context.model_dir, prepared.base_dir, device, prepared.kind, prepared.facts, adapter=True)
+    model = load_tuned(context.model_dir, prepared.base_dir, device, prepared.kind, prepared.facts, "Adapter")
     with model.disable_adapter():
         base = _measure("base", model, prepared.kind, subject, None)
     return base, _measure("tuned", model, prepared.kind, subject, base)
@@ -91,7 +92,7 @@ def _measure_models(
     with _loaded(load_model(prepared.base_dir, device, kind, facts).model.eval()) as model:
         base = _measure("base", model, kind, subject, None)
         del model
-    with _loaded(load_tuned(context.model_dir, prepared.base_dir, device, kind, facts, adapter=False)) as model:
+    with _loaded(load_tuned(context.model_dir, prepared.base_dir, device, kind, facts, "Model")) as model:
         return base, _measure("tuned", model, kind, subject, base)
 
 

@@ -10,6 +10,7 @@ from finetune_api.status import ResolvedValues
 from finetune_trainer import artifacts
 from finetune_trainer.context import StageContext
 from finetune_trainer.errors import ArtifactInvalidError
+from finetune_trainer.methods import proof
 from finetune_trainer.serving import ServerConfig, serve
 from finetune_trainer.tasks.kind import Facts
 from finetune_trainer.training.device import limit_threads
@@ -30,7 +31,7 @@ def server_config(context: StageContext, host: str, port: int) -> ServerConfig:
     base_path, resolved = _prepared(context)
     artifacts.verify(context.artifacts / base_path, sizes_only=True)
     artifacts.verify(context.model_dir)
-    adapter = config.method.type.adapter
+    adapter = proof.form_of(context.model_dir) == "Adapter"
     return ServerConfig(
         base_dir=context.artifacts / base_path,
         base_name=config.base_name,

@@ -16,13 +16,14 @@ from finetune_trainer import artifacts, verification
 from finetune_trainer.context import StageContext
 from finetune_trainer.errors import ArtifactInvalidError, GpuOutOfMemoryError
 from finetune_trainer.evaluation.questions import choose
+from finetune_trainer.methods.kind import Form
 from finetune_trainer.tasks.kind import Answer, Question
 from finetune_trainer.training import checkpoints
 from finetune_trainer.training.device import Device, choose_device, limit_threads
 from finetune_trainer.training.fit import Fit, fit
 from finetune_trainer.training.inputs import Prepared, load_prepared, load_tokenizer
 from finetune_trainer.training.memory import halved, is_out_of_memory
-from finetune_trainer.training.output import assemble
+from finetune_trainer.training.output import assemble, trained
 from finetune_trainer.training.stopping import StopRequest
 from finetune_trainer.training.trainer import free_memory
 
@@ -95,8 +96,8 @@ def _does_not_fit(resolved: ResolvedValues, device: Device, error: Exception) ->
     return GpuOutOfMemoryError(
         f"out of memory on {device.name} with {resolved.micro_batch_size} examples of up to {resolved.max_length} "
         f"tokens in a forward pass: {str(error).splitlines()[0] if str(error) else type(error).__name__}",
-        advice="lower hyperparameters.maxLength, take a GPU with more memory, a smaller base model, or LoRA instead "
-        "of Full",
+        advice="lower hyperparameters.maxLength, take a GPU with more memory or a smaller base model; QLoRA "
+        "needs less than LoRA, and LoRA far less than Full",
         reason=reason,
     )
 
@@ -106,18 +107,14 @@ def _finish_model(
 ) -> tuple[ModelSummary, list[str]]:
     """Assemble, verify and only then finish the model folder."""
     config = context.config
-    adapter = config.method.type.adapter
     tokenizer = load_tokenizer(prepared.base_dir)
-    assemble(best.path, context.model_dir, config, tokenizer, prepared)
-    if adapter:
-        verification.verify_adapter(context.model_dir, prepared.resolved.lora_rank or config.method.resolved_rank)
-    else:
-        verification.verify_weights(context.model_dir, prepared.base_dir)
-    notes = _ask(context, prepared, tokenizer, device, stop)
+    made = trained(best.path, config, prepared, device)
+    form = assemble(made, context.model_dir, config, tokenizer, prepared)
+    notes = _ask(context, prepared, tokenizer, device, stop, form)
     summary = ModelSummary(
         path=context.model_dir.relative_to(context.artifacts).as_posix(),
         base_path=prepared.base_path,
-        kind="Adapter" if adapter else "Model",
+        kind=form,
         sha256=artifacts.finish(context.model_dir),
     )
     return summary, notes
@@ -129,10 +126,11 @@ def _ask(
     tokenizer: PreTrainedTokenizerBase,
     device: Device,
     stop: StopRequest,
+    form: Form,
 ) -> list[str]:
     """Load the assembled model from disk and let it answer; the notes for the user."""
-    kind, facts, adapter = prepared.kind, prepared.facts, context.config.method.type.adapter
-    model = verification.load_tuned(context.model_dir, prepared.base_dir, device, kind, facts, adapter=adapter)
+    kind, facts = prepared.kind, prepared.facts
+    model = verification.load_tuned(context.model_dir, prepared.base_dir, device, kind, facts, form)
     held_out = prepared.measured_on(QUESTIONS, tokenizer)
     questions = choose(kind.ask(held_out), held_out.context, QUESTIONS)
 
@@ -146,6 +144,6 @@ def _ask(
         with model.disable_adapter():
             return ask(asked)
 
-    verified = verification.verify_answers(ask, ask_base if adapter else None, questions.asked)
+    verified = verification.verify_answers(ask, ask_base if form == "Adapter" else None, questions.asked)
     log.info("verified: answers that end by themselves: %s", verified.stopped)
     return [*questions.notes, *verified.notes]

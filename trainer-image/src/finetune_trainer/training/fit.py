@@ -11,19 +11,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft import get_peft_model
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.utils import is_flash_attn_2_available
 
-from finetune_api.spec import MethodType
 from finetune_api.status import ResolvedValues
 from finetune_trainer.context import StageContext
+from finetune_trainer.methods.table import METHODS
 from finetune_trainer.tasks.kind import Measured, TrainerParts
 from finetune_trainer.training import checkpoints
 from finetune_trainer.training.device import Device
-from finetune_trainer.training.inputs import Prepared, load_model, load_tokenizer
+from finetune_trainer.training.inputs import Prepared, load_model, load_tokenizer, skeleton
 from finetune_trainer.training.progress import ProgressCallback
-from finetune_trainer.training.settings import lora_config, training_arguments
+from finetune_trainer.training.settings import training_arguments
 from finetune_trainer.training.stopping import StopRequest
 from finetune_trainer.training.trainer import Checkpointing
 
@@ -80,15 +79,13 @@ def make_reproducible(seed: int, device: Device) -> None:
 
 
 def build_model(context: StageContext, prepared: Prepared, resolved: ResolvedValues, device: Device) -> PreTrainedModel:
-    """The base model as it is trained: with fresh adapters, or whole in float32 (bfloat16 would lose the small
-    updates of full training; the arithmetic is bfloat16 all the same)."""
-    method = context.config.method
-    wanted = attention(resolved, device)
-    kind, facts = prepared.kind, prepared.facts
-    if method.type is MethodType.FULL:
-        return load_model(prepared.base_dir, device, kind, facts, dtype=torch.float32, attention=wanted).model
-    base = load_model(prepared.base_dir, device, kind, facts, attention=wanted)
-    return get_peft_model(base.model, lora_config(method, resolved, kind.peft_type))
+    """The base model as the method trains it."""
+    spec, kind, facts = context.config.method, prepared.kind, prepared.facts
+    method = METHODS[spec.type]
+    options = method.load_options(spec, device, lambda: skeleton(prepared.base_dir, kind, facts))
+    base = load_model(prepared.base_dir, device, kind, facts, attention=attention(resolved, device), options=options)
+    model: PreTrainedModel = method.wrap(base.model, spec, resolved, peft_type=kind.peft_type, fresh=base.fresh)
+    return model
 
 
 def attention(resolved: ResolvedValues, device: Device) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -143,20 +143,22 @@ def load_model(
     *,
     dtype: torch.dtype | None = None,
     attention: str | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> Loaded:
     """The task's kind of model, from safetensors only. A fresh head is the same every time: base and tuned model,
-    training and server have to agree on it. Raises UserInputError (ModelInvalid)."""
+    training and server have to agree on it. `options` are the method's. Raises UserInputError (ModelInvalid)."""
+    chosen = {"dtype": dtype or device.dtype, **(options or {})}
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(HEAD_SEED)
             model, info = kind.auto_model.from_pretrained(
                 directory,
-                dtype=dtype or device.dtype,
                 local_files_only=True,
                 trust_remote_code=False,
                 use_safetensors=True,
                 attn_implementation=attention,
                 output_loading_info=True,
+                **chosen,
                 **kind.model_options(facts),
             )
     except (OSError, ValueError, KeyError) as error:
@@ -167,4 +169,16 @@ def load_model(
             reason=FailureReason.MODEL_INVALID,
         ) from error
     fresh = {name.rpartition(".")[0] for name in info["missing_keys"]}
-    return Loaded(model.to(device.kind), tuple(sorted(fresh)))
+    # What is quantised is where it belongs, and must not be moved.
+    placed = model if "quantization_config" in chosen else model.to(device.kind)
+    return Loaded(placed, tuple(sorted(fresh)))
+
+
+def skeleton(directory: Path, kind: TaskKind, facts: Facts) -> PreTrainedModel:
+    """The task's kind of model without weights, on the meta device."""
+    config = AutoConfig.from_pretrained(
+        directory, local_files_only=True, trust_remote_code=False, **kind.model_options(facts)
+    )
+    with torch.device("meta"):
+        model: PreTrainedModel = kind.auto_model.from_config(config, trust_remote_code=False)
+    return model

@@ -7,40 +7,46 @@ import shutil
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from finetune_api.run_config import RunConfig
 from finetune_trainer import artifacts
+from finetune_trainer.methods.kind import Form, Trained
+from finetune_trainer.methods.proof import ADAPTER_CONFIG
+from finetune_trainer.methods.table import METHODS
 from finetune_trainer.training.device import Device
-from finetune_trainer.training.inputs import FACTS, Prepared, load_model
+from finetune_trainer.training.inputs import FACTS, Loaded, Prepared, load_model
 
 CPU = Device("cpu", "float32", "cpu")
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+
+
+def trained(checkpoint: Path, config: RunConfig, prepared: Prepared, device: Device) -> Trained:
+    """What the method of the run has to know to finish a checkpoint that was trained on `device`."""
+
+    def load(directory: Path, dtype: torch.dtype) -> Loaded:
+        return load_model(directory, CPU, prepared.kind, prepared.facts, dtype=dtype)
+
+    rank = prepared.resolved.lora_rank or config.method.resolved_rank
+    return Trained(checkpoint, prepared.base_dir, device.dtype, rank, load)
 
 
 def assemble(
-    checkpoint: Path,
-    directory: Path,
-    config: RunConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    prepared: Prepared,
-) -> None:
-    """Put what a server needs from the checkpoint into `directory`, replacing what an earlier attempt left.
+    made: Trained, directory: Path, config: RunConfig, tokenizer: PreTrainedTokenizerBase, prepared: Prepared
+) -> Form:
+    """Put what a server needs into `directory`, replacing what an earlier attempt left, and verify it.
 
-    Optimizer and random states stay behind: they are pickles, and no one serves them.
+    Optimizer and random states stay behind: they are pickles, and no one serves them. Raises ArtifactInvalidError.
     """
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
-    if config.method.type.adapter:
-        for name in ADAPTER_FILES:
-            shutil.copyfile(checkpoint / name, directory / name)
-        _name_base(directory / "adapter_config.json", config, prepared.resolved.revision)
-    else:
-        # Trained in float32, served as the base came: a server of twice the size would be a surprise.
-        dtype = AutoConfig.from_pretrained(prepared.base_dir, local_files_only=True).dtype or torch.float32
-        load_model(checkpoint, CPU, prepared.kind, prepared.facts, dtype=dtype).model.save_pretrained(directory)
+    method = METHODS[config.method.type]
+    form = method.finish(made, directory)
+    if form == "Adapter":
+        _name_base(directory / ADAPTER_CONFIG, config, prepared.resolved.revision)
     tokenizer.save_pretrained(directory)
     artifacts.write_json(directory / FACTS, prepared.facts.to_json())
+    method.verify(made, directory, form)
+    return form
 
 
 def portable_base_name(config: RunConfig) -> str:

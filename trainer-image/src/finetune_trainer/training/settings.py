@@ -1,30 +1,16 @@
-"""What transformers and PEFT are told: pure translations of the resolved values."""
+"""What transformers is told: a pure translation of the resolved values."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from peft import LoraConfig
-
-from finetune_api.spec import MethodSpec
 from finetune_api.status import ResolvedValues
 from finetune_trainer.training.device import Device
 
 MAX_GRAD_NORM = 1.0
 # Each logged step waits for the device; up to this many steps a curve with every step is worth it.
 LOG_EVERY_STEP_UP_TO = 1000
-
-
-def lora_config(method: MethodSpec, resolved: ResolvedValues, peft_type: str) -> LoraConfig:
-    """LoRA on all linear layers but the output layer, unless the job names others."""
-    return LoraConfig(
-        r=resolved.lora_rank or method.resolved_rank,
-        lora_alpha=resolved.lora_alpha or method.resolved_alpha,
-        lora_dropout=float(method.dropout or 0),
-        target_modules=list(method.target_modules) if method.target_modules else "all-linear",
-        task_type=peft_type,
-    )
 
 
 def training_arguments(
