@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import random
-from collections.abc import Iterator
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import torch
 from tests.encoder_cells import Cell, asked, run_cell, served
@@ -25,6 +32,7 @@ SUBJECTS = {"billing": ("invoice", "refund"), "delivery": ("parcel", "courier"),
 FILLERS = ("the", "my", "is", "was", "late", "please")
 ROUTE = "/v1/classify"
 TASK = Task.CLASSIFICATION
+BOUND = 120.0  # seconds after which a wait is a failure
 
 
 def text_about(subjects: list[str], chance: random.Random) -> str:
@@ -201,3 +209,43 @@ def test_the_report_has_each_label_and_what_is_taken_for_what(encoder: Path, tmp
     assert [sum(row) for row in details["confusion"]] == [10, 10, 10]
     taken = sum(details["confusion"][index][index] for index in range(3)) / 30
     assert taken == pytest.approx(cell.value("tuned", "accuracy"))
+
+
+def test_the_server_process_answers_until_it_is_told_to_end(encoder: Path, tmp_path: Path) -> None:
+    """As in a pod: ready, an answer, SIGTERM, and an end with 0."""
+    cell = run_cell(tmp_path, encoder, TASK, MethodType.LORA, one_label(60, seed=1), one_label(30, seed=2), epochs=1)
+    (tmp_path / "run.json").write_text(cell.context.config.model_dump_json(by_alias=True, exclude_none=True))
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "finetune_trainer", "serve", "--host", "127.0.0.1", "--port", str(port)]
+    folders = [f"--{name}={folder}" for name, folder in (("config", tmp_path / "run.json"), ("sources", tmp_path))]
+    path = os.pathsep.join(entry for entry in sys.path if entry)
+    process = subprocess.Popen(
+        [*command, *folders, f"--artifacts={cell.context.artifacts}", f"--termination-log={tmp_path / 'ended'}"],
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    url = f"http://127.0.0.1:{port}"
+
+    def status(path: str) -> int:
+        try:
+            return httpx.get(url + path, timeout=BOUND).status_code
+        except httpx.TransportError:
+            return 0
+
+    try:
+        wait_for(lambda: status("/readyz") == 200, process)
+        answer = httpx.post(url + ROUTE, json={"model": "travel", "input": "my invoice is late"}, timeout=BOUND)
+        assert answer.json()["data"][0]["label"] in SUBJECTS
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(BOUND) == 0
+    finally:
+        process.kill()
+        process.wait()
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
+    end = time.monotonic() + BOUND
+    while not condition():
+        assert process.poll() is None, "the server has ended"
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.02)
