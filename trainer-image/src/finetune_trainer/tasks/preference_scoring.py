@@ -31,11 +31,13 @@ def preferences(outputs: NDArray[np.float64], reference: NDArray[np.float64], be
     A reward is beta times what the model's log-probability is above the base's, in nats. A tie counts half: the base
     itself is at 0.5, as a toss of a coin. What is not finite stays so, and is seen in the loss.
     """
-    rewards = beta * (outputs - reference)
-    margin = rewards[:, 0] - rewards[:, 1]
+    with np.errstate(invalid="ignore"):
+        rewards = beta * (outputs - reference)
+        margin = rewards[:, 0] - rewards[:, 1]
+        loss = np.logaddexp(0, -margin)
     right = np.where(margin == 0, 0.5, margin > 0)
     metrics = {Metric.REWARD_ACCURACY: float(right.mean()), Metric.REWARD_MARGIN: float(margin.mean())}
-    return Measured(np.logaddexp(0, -margin), np.ones(len(margin), np.int64), metrics, outputs)
+    return Measured(loss, np.ones(len(margin), np.int64), metrics, outputs)
 
 
 def _row(prompt: Sequence[int], answer: Sequence[int]) -> Row:
