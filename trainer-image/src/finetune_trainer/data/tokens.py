@@ -20,7 +20,8 @@ from finetune_trainer.tasks.kind import ExampleFormat
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """Examples that are kept, cut to max_length. `truncated` and `dropped` are line numbers, without overlap."""
+    """Examples that are kept, cut to max_length. `truncated` (something is not learned) and `dropped` are line numbers,
+    without overlap."""
 
     kept: list[Example]
     truncated: list[int]
@@ -54,7 +55,8 @@ def cut(examples: Sequence[Example], max_length: int, form: ExampleFormat) -> Cu
         elif tokens is example.tokens:
             kept.append(example)
         else:
-            truncated.append(example.line)
+            if not form.windowed:
+                truncated.append(example.line)
             kept.append(example.with_tokens(tokens, form.learned(tokens)))
     return Cut(kept, truncated, dropped)
 

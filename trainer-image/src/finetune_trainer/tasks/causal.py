@@ -6,7 +6,7 @@ import re
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -38,6 +38,7 @@ NOT_GENERATING = ("ForMaskedLM", "ForSequenceClassification", "ForTokenClassific
 class CausalFormat:
     """The ExampleFormat of both: `mask` says which tokens are the answer."""
 
+    windowed: ClassVar[bool] = False
     special: re.Pattern[str]
     check: Callable[[Mapping[str, Any]], list[Fault]]
     normalise: Callable[[Mapping[str, Any]], dict[str, Any]]

@@ -7,7 +7,7 @@ import re
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import PreTrainedTokenizerBase
 
@@ -23,6 +23,8 @@ MANY_LABELS = 20  # from which "nearly every example has a label of its own" is 
 
 class ClassificationFormat:
     """The ExampleFormat. The first good line says whether examples have one label or a list, and one text or two."""
+
+    windowed: ClassVar[bool] = False
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, special: re.Pattern[str]) -> None:
         self.special = special

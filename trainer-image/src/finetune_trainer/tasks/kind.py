@@ -58,6 +58,10 @@ class ExampleFormat(Protocol):
     def special(self) -> re.Pattern[str]:
         """The model's special tokens, which no text may hold."""
 
+    @property
+    def windowed(self) -> bool:
+        """Whether `cut` takes the part that matters, so that a cut example is no loss."""
+
     def check(self, row: Mapping[str, Any]) -> list[Fault]:
         """Everything wrong with the line. Without an error among it, `normalise` takes it."""
 

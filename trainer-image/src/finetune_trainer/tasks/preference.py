@@ -6,7 +6,7 @@ import re
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -36,6 +36,7 @@ class PreferenceFormat:
     """Columns: `prompt_ids`, `chosen_ids`, `rejected_ids` as TRL takes them, and `input_ids`, the longer of the two
     conversations, by which an example's length is measured."""
 
+    windowed: ClassVar[bool] = False
     special: re.Pattern[str]
     abilities: TemplateAbilities
     masker: ChatMasker

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -56,6 +56,8 @@ class AnswerFormat:
     of the answer, both the start of the sequence where there is none; `context`, the tokens [first, after) of the
     context, so that a long one can be cut to the window that holds the answer.
     """
+
+    windowed: ClassVar[bool] = True
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, special: re.Pattern[str]) -> None:
         self.special = special

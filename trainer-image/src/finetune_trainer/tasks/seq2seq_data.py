@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from array import array
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import PreTrainedTokenizerBase
 
@@ -116,6 +116,8 @@ def _affix_sizes(tokenizer: PreTrainedTokenizerBase) -> dict[str, tuple[int, int
 
 class Seq2SeqFormat:
     """The ExampleFormat: `input_ids` for the encoder, `labels` of their own length for the decoder."""
+
+    windowed: ClassVar[bool] = False
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, special: re.Pattern[str]) -> None:
         self.special = special

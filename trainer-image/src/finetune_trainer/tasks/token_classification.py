@@ -7,7 +7,7 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -68,6 +68,8 @@ class Tagged:
 
 class TagFormat:
     """Its ExampleFormat. Labels are numbered in the order in which the training data first has their entities."""
+
+    windowed: ClassVar[bool] = False
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, special: re.Pattern[str]) -> None:
         self.special = special
