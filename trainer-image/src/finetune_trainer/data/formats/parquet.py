@@ -16,7 +16,7 @@ from finetune_trainer.data.formats.form import MAX_ROW_BYTES, Form, Numbered, Op
 from finetune_trainer.data.formats.parquet_labels import LabelNames, label_names
 from finetune_trainer.data.problems import Fault, FileName, Findings, plain_word
 
-BATCH_ROWS = 64  # read at once, at most: a small file can unpack to large rows
+BATCH_ROWS = 16  # read at once, at most: a small file can unpack to large rows
 BATCH_BYTES = 8 * 2**20
 BROKEN = (pa.ArrowException, OSError)
 
