@@ -252,16 +252,20 @@ def test_rank_stabilised_scaling(method: MethodType, base_dir: Path) -> None:
     assert stable.scaling["default"] == 8 / 4**0.5
 
 
-def test_initialisations_by_their_names(base_dir: Path) -> None:
+@pytest.mark.parametrize("method", [MethodType.LORA, MethodType.QLORA])
+def test_initialisations_by_their_names(method: MethodType, base_dir: Path) -> None:
     first = {}
     for name in ("default", "gaussian", "orthogonal"):
-        layer = build(MethodSpec(initialization=name), base_dir).base_model.model.model.layers[0].mlp.down_proj
+        layer = (
+            build(MethodSpec(type=method, initialization=name), base_dir).base_model.model.model.layers[0].mlp.down_proj
+        )
         a, b = layer.lora_A["default"].weight.detach(), layer.lora_B["default"].weight.detach()
         first[name] = a
         assert torch.allclose(b @ a, torch.zeros(()), atol=1e-6), f"{name} does not begin as the base"
     assert first["default"].abs().max() <= 64**-0.5  # uniform, within 1 / sqrt(in)
     assert first["gaussian"].std() == pytest.approx(1 / 4, rel=0.2)  # 1 / rank
     assert not torch.equal(first["orthogonal"], first["default"])
+    assert b.abs().sum() > 0  # the only one whose B is not zero
 
 
 def test_orthogonal_matrices_come_in_pairs(base_dir: Path) -> None:

@@ -76,7 +76,6 @@ def measure_shape(
     except Exception as error:  # a foreign configuration raises whatever its class raises
         raise _unusable(source, kind, error) from error
     kind.require(config, tokenizer, source)
-    _refuse_quantised(config, source)
     try:
         with torch.device("meta"):
             model = kind.auto_model.from_config(config, trust_remote_code=False)
@@ -119,18 +118,6 @@ def _unusable(source: str, kind: TaskKind, error: Exception) -> UserInputError:
         "repository is never run",
         reason=FailureReason.MODEL_INVALID,
     )
-
-
-def _refuse_quantised(config: Any, source: str) -> None:
-    """Adapters are served on, and merged into, the very weights that they were trained on."""
-    found = getattr(config, "quantization_config", None)
-    if found is not None:
-        name = found.get("quant_method", "unknown") if isinstance(found, dict) else type(found).__name__
-        raise UserInputError(
-            f"{source} is quantised already ({name}), and cannot be trained on as it is",
-            advice="use the model that it was made from; method.type QLoRA quantises it to 4 bits while it trains",
-            reason=FailureReason.MODEL_INVALID,
-        )
 
 
 class _MaskFromPositions(Exception):

@@ -14,9 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
+from peft.tuners.lora import Linear, LoraLayer
 from transformers import BitsAndBytesConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from finetune_api.method import Initialization
 from finetune_api.spec import MethodSpec
 from finetune_api.status import ResolvedValues
 from finetune_api.tasks import MethodType
@@ -55,7 +58,12 @@ class QLora:
         fresh: Collection[str] = (),
     ) -> Any:
         trainable_on_cpu(model)
-        tuned = add_adapter(model, spec, resolved, peft_type=peft_type, fresh=fresh)
+        # PEFT makes orthogonal matrices in the type of the base's weights, which are bytes here.
+        orthogonal = spec.initialization is Initialization.ORTHOGONAL
+        start = spec.model_copy(update={"initialization": None}) if orthogonal else spec
+        tuned = add_adapter(model, start, resolved, peft_type=peft_type, fresh=fresh)
+        if orthogonal:
+            begin_orthogonal(tuned)
         # TRL casts the adapters of a model that says so to bfloat16, also on a CPU that computes in float32. There
         # the small updates of the last steps would be lost (trl#7268).
         tuned.is_loaded_in_4bit = False
@@ -102,6 +110,18 @@ def kept_whole(model: PreTrainedModel) -> list[str]:
     output = model.get_output_embeddings()
     named = {name for name, part in model.named_modules() if part is output or name.rpartition(".")[2] == "pooler"}
     return sorted(heads | named)
+
+
+def begin_orthogonal(tuned: PeftModel) -> None:
+    """Let PEFT begin adapters of the same sizes on layers that are not quantised, and take theirs."""
+    config = tuned.peft_config["default"]
+    config.init_lora_weights = "orthogonal"
+    for part in tuned.modules():
+        if isinstance(part, LoraLayer):
+            plain = torch.nn.Linear(part.in_features, part.out_features, bias=False)
+            begun = Linear(plain, "default", config=config, r=config.r, lora_alpha=config.lora_alpha)
+            for matrix in ("lora_A", "lora_B"):
+                getattr(part, matrix).load_state_dict(getattr(begun, matrix).state_dict())
 
 
 def trainable_on_cpu(model: PreTrainedModel) -> None:
