@@ -15,6 +15,13 @@ from finetune_trainer.messages import TemplateAbilities
 U: dict[str, Any] = {"role": "user", "content": "Hi"}
 A: dict[str, Any] = {"role": "assistant", "content": "Hello!"}
 TOOL = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
+
+
+def tool_of(parameters: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": "weather", "parameters": parameters}}
+
+
+CITY_TOOL = tool_of({"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]})
 ALL = TemplateAbilities(tools=True, tool_calls=True, developer=True)
 
 
@@ -132,6 +139,15 @@ BAD: list[tuple[dict[str, Any], str, str, str]] = [
         "needs the `tool_call_id`",
     ),
     (chat({**U, "tool_call_id": "c1"}, A), "tool_call_id", "messages[0].tool_call_id", "only a tool message"),
+    (chat(U, CALLS, A, tools=[TOOL]), "call_without_result", "messages[1].tool_calls", "right after it"),
+    (
+        chat(U, {**CALLS, "tool_calls": [call(), {**call(), "id": "c2"}]}, RESULT, A, tools=[TOOL]),
+        "call_without_result",
+        "messages[1].tool_calls",
+        "has no result",
+    ),
+    (chat(U, CALLS, U, RESULT, A, tools=[TOOL]), "call_without_result", "messages[1].tool_calls", "has no result"),
+    (chat(U, A, tools=[TOOL, TOOL]), "tools", "tools[1].function.name", "the same name"),
 ]
 
 
@@ -147,6 +163,11 @@ WARNED: list[tuple[dict[str, Any], str]] = [
     (chat(U, A, U), "unanswered_end"),
     (chat(U, {**A, "content": "  "}), "empty_answer"),
     (chat(U, CALLS, RESULT, A), "tools_missing"),
+    (chat(U, {**CALLS, "tool_calls": [call({"city": 7})]}, tools=[CITY_TOOL]), "arguments_schema"),
+    (chat(U, {**CALLS, "tool_calls": [call("{}")]}, tools=[CITY_TOOL]), "arguments_schema"),
+    (chat(U, A, tools=[tool_of({"type": "dictionary"})]), "tool_schema"),
+    (chat(U, CALLS, tools=[tool_of({"type": 7})]), "tool_schema"),
+    (chat(U, CALLS, tools=[tool_of({"properties": {"city": {"pattern": "("}}})]), "tool_schema"),
 ]
 
 
@@ -164,6 +185,17 @@ GOOD: list[dict[str, Any]] = [
     chat(U, {**A, "refusal": None, "annotations": [], "audio": None, "function_call": None, "tool_calls": None}),
     chat(U, CALLS, RESULT, A, tools=[TOOL], parallel_tool_calls=False),
     chat(U, {**CALLS, "tool_calls": [call({"city": "Porto"})]}, RESULT, A, tools=[TOOL]),
+    chat(U, CALLS, tools=[CITY_TOOL]),
+    chat(
+        U,
+        {**CALLS, "tool_calls": [call(), {**call(), "id": "c2"}]},
+        {**RESULT, "tool_call_id": "c2"},
+        RESULT,
+        A,
+        tools=[TOOL],
+    ),
+    chat(U, CALLS, tools=[tool_of({"$ref": "https://example.invalid/schema.json"})]),
+    chat(U, CALLS, tools=[tool_of({"$ref": "#"})]),
 ]
 
 

@@ -12,6 +12,11 @@ from finetune_trainer.serving.errors import InvalidRequest
 from finetune_trainer.serving.protocol import ChatRequest, CompletionRequest, parse
 
 CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+TOOL: dict[str, Any] = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+STRICT = {"type": "function", "function": {"name": "f", "strict": True}}
+CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+CALLING = {"role": "assistant", "content": None, "tool_calls": [CALL]}
+ANSWERED = {"role": "tool", "tool_call_id": "c", "content": "x"}
 
 
 @pytest.mark.parametrize(
@@ -35,13 +40,29 @@ CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "
         ({"stream_options": {"include_usage": True}}, "stream_options", "only allowed"),
         ({"logprobs": True}, "logprobs", "not supported"),
         ({"logit_bias": {"3": 1}}, "logit_bias", "not supported"),
-        ({"tools": [{"type": "function"}]}, "tools", "not supported"),
+        ({"tools": [{"type": "function"}]}, "tools[0]", "a tool must be"),
+        ({"tools": [TOOL, TOOL]}, "tools[1].function.name", "same name"),
+        ({"tools": [STRICT]}, "tools[0].function.strict", "check the arguments"),
+        ({"tools": [TOOL], "tool_choice": "required"}, "tool_choice", "'auto' or 'none'"),
+        ({"tools": [TOOL], "tool_choice": {"type": "function"}}, "tool_choice", "'auto' or 'none'"),
+        ({"functions": [{"name": "f"}]}, "functions", "not supported"),
         ({"response_format": {"type": "json_object"}}, "response_format", "not supported"),
         ({"tempreature": 1}, "tempreature", "Unrecognized"),
         ({"model": None}, "model", "Missing"),
         ({"messages": []}, "messages", "at least 1"),
         ({"messages": "hi"}, "messages", "valid array"),
-        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].role", "'system'"),
+        ({"messages": [{"role": "function", "content": "x"}]}, "messages[0].role", "'system'"),
+        ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].tool_call_id", "Missing"),
+        ({"messages": [ANSWERED]}, "messages[0].tool_call_id", "no earlier call"),
+        ({"messages": [{"role": "user", "content": "x", "tool_calls": [CALL]}]}, "messages[0].tool_calls", "'user'"),
+        ({"messages": [{"role": "user", "content": "x", "tool_call_id": "c"}]}, "messages[0].tool_call_id", "'user'"),
+        ({"messages": [CALLING, {"role": "user", "content": "x"}]}, "messages[0].tool_calls", "no result"),
+        (
+            {"messages": [{**CALLING, "tool_calls": [{**CALL, "function": {"name": "f", "arguments": "x"}}]}]},
+            "messages[0].tool_calls[0].function.arguments",
+            "JSON object",
+        ),
+        ({"messages": [{"role": "assistant"}]}, "messages[0].content", "Missing"),
         ({"messages": [{"role": "user"}]}, "messages[0].content", "Missing"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages[0].content[0].type", "'text'"),
     ],
@@ -81,6 +102,8 @@ def test_bodies_that_are_no_request(body: bytes) -> None:
         {"logprobs": False, "tools": None, "response_format": {"type": "text"}, "logit_bias": {}},
         {"temperature": 1, "top_p": None, "stop": None, "seed": None},
         {"messages": [{"role": "assistant", "content": "a", "refusal": None, "tool_calls": None, "audio": None}]},
+        {"tools": [], "tool_choice": "none", "parallel_tool_calls": False},
+        {"messages": [CALLING, ANSWERED], "tools": [TOOL], "tool_choice": "auto"},
     ],
 )
 def test_what_asks_for_nothing_is_accepted(change: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@ exactly the tokens it was trained on."""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,15 +28,63 @@ def template_abilities(tokenizer: Any) -> TemplateAbilities:
 
 
 def template_message(
-    role: str, content: str | Sequence[Mapping[str, Any]] | None, name: str | None, abilities: TemplateAbilities
+    role: str,
+    content: str | Sequence[Mapping[str, Any]] | None,
+    name: str | None,
+    abilities: TemplateAbilities,
+    *,
+    tool_calls: Sequence[Mapping[str, Any]] | None = None,
+    tool_call_id: str | None = None,
 ) -> dict[str, Any]:
-    """A message in the form of templates: one text, no empty name. `content` is OpenAI's: a text, parts, or null.
+    """A message in the form of templates: one text, no empty name, arguments of calls as objects. `content` is
+    OpenAI's: a text, parts, or null.
 
     A developer message becomes a system message where the template does not know the role.
     """
     text = content if isinstance(content, str) else "".join(part["text"] for part in content or ())
-    message = {"role": "system" if role == "developer" and not abilities.developer else role, "content": text}
-    return {**message, "name": name} if name else message
+    message: dict[str, Any] = {
+        "role": "system" if role == "developer" and not abilities.developer else role,
+        "content": text,
+    }
+    if name:
+        message["name"] = name
+    if tool_call_id is not None:
+        message["tool_call_id"] = tool_call_id
+    if tool_calls:
+        message["tool_calls"] = [_template_call(call) for call in tool_calls]
+    return message
+
+
+def _template_call(call: Mapping[str, Any]) -> dict[str, Any]:
+    function = {"name": call["function"]["name"], "arguments": arguments_object(call["function"]["arguments"])}
+    return {"id": call["id"], "type": "function", "function": function}
+
+
+def arguments_object(value: Any) -> dict[str, Any] | None:
+    """The arguments of a call as an object: OpenAI has them as a JSON text, templates want the object. None when they
+    are neither."""
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except (ValueError, RecursionError):
+            return None
+    return value if isinstance(value, dict) else None
+
+
+def template_tools(tools: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]] | None:
+    """Tools as templates print them: always in one order of keys, whoever wrote them, and without `strict`, which
+    speaks to a server and not to the model. None when there are none."""
+    return [
+        {"type": "function", "function": _template_function(tool["function"])}
+        | {key: value for key, value in tool.items() if key not in ("type", "function")}
+        for tool in tools or ()
+    ] or None
+
+
+def _template_function(function: Mapping[str, Any]) -> dict[str, Any]:
+    first = [key for key in ("name", "description", "parameters") if key in function]
+    rest = [key for key in function if key not in first and key != "strict"]
+    return {key: function[key] for key in [*first, *rest]}
 
 
 def render(

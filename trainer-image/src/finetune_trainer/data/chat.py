@@ -6,12 +6,12 @@ to date: tools, tool calls, the roles tool and developer, content as text parts,
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from finetune_trainer.data.problems import Fault, json_type, plain_word
-from finetune_trainer.messages import TemplateAbilities, template_message
+from finetune_trainer.data.tools import check_calls, check_tools
+from finetune_trainer.messages import TemplateAbilities, template_message, template_tools
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 EXAMPLE_KEYS = {"messages", "tools", "parallel_tool_calls"}
@@ -30,7 +30,7 @@ def check_chat(example: Mapping[str, Any], abilities: TemplateAbilities) -> list
         faults.extend(_message(message, f"messages[{index}]"))
     if not any(fault.severity == "error" for fault in faults):
         faults.extend(_conversation(messages))
-        faults.extend(_calls(messages, example, abilities))
+        faults.extend(check_calls(messages, example.get("tools") or [], abilities))
     return faults
 
 
@@ -40,7 +40,7 @@ def normalise_chat(example: Mapping[str, Any], abilities: TemplateAbilities) -> 
     A developer message becomes a system message where the template does not know the role. Weight 0 is kept.
     """
     messages = [_normalise_message(message, abilities) for message in example["messages"]]
-    tools = example.get("tools")
+    tools = template_tools(example.get("tools"))
     return {"messages": messages, "tools": tools} if tools else {"messages": messages}
 
 
@@ -107,7 +107,10 @@ def _content(message: Mapping[str, Any], where: str) -> Iterator[Fault]:
     elif not isinstance(content, str):
         yield Fault("content", f"`content` must be a text or a list of text parts, not {json_type(content)}", place)
     elif message.get("role") == "assistant" and not content.strip() and not message.get("tool_calls"):
-        text = "an assistant message is empty: it teaches the model to answer nothing"
+        text = (
+            "an assistant message is empty: it teaches the model to answer nothing; write the answer, or give the "
+            "message weight 0"
+        )
         yield Fault("empty_answer", text, place, severity="warning")
 
 
@@ -147,94 +150,21 @@ def _conversation(messages: list[dict[str, Any]]) -> Iterator[Fault]:
 
 def _tools(example: Mapping[str, Any], abilities: TemplateAbilities) -> Iterator[Fault]:
     tools = example.get("tools")
-    if tools is None or tools == []:
-        return
-    if not isinstance(tools, list):
-        yield Fault("tools", f"`tools` must be a list, not {json_type(tools)}", "tools")
-        return
-    for index, tool in enumerate(tools):
-        function = tool.get("function") if isinstance(tool, dict) and tool.get("type") == "function" else None
-        if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
-            text = "a tool must be {'type': 'function', 'function': {'name': ..., 'parameters': {...}}}"
-            yield Fault("tools", text, f"tools[{index}]")
-        elif not isinstance(function.get("parameters", {}), dict):
-            yield Fault("tools", "the `parameters` of a tool must be a JSON schema object", f"tools[{index}].function")
-    if not abilities.tools:
+    yield from check_tools(tools)
+    if isinstance(tools, list) and tools and not abilities.tools:
         text = "the model's chat template does not render `tools`; use a model that was made for tools, or remove them"
         yield Fault("template_tools", text, "tools")
 
 
-def _calls(messages: list[dict[str, Any]], example: Mapping[str, Any], abilities: TemplateAbilities) -> Iterator[Fault]:
-    """Every call is well formed, and every tool message answers an earlier call."""
-    names = {tool["function"]["name"] for tool in example.get("tools") or []}
-    open_ids: set[str] = set()
-    for index, message in enumerate(messages):
-        if message.get("tool_calls"):
-            yield from _call_list(message["tool_calls"], f"messages[{index}].tool_calls", names, open_ids)
-        if message["role"] == "tool":
-            place = f"messages[{index}].tool_call_id"
-            if not isinstance(message.get("tool_call_id"), str):
-                yield Fault(
-                    "tool_call_id", "a tool message needs the `tool_call_id` of the call that it answers", place
-                )
-            elif message["tool_call_id"] not in open_ids:
-                yield Fault("tool_call_id", "the `tool_call_id` is that of no earlier call", place)
-    uses = any(message.get("tool_calls") or message["role"] == "tool" for message in messages)
-    if uses and not abilities.tool_calls:
-        text = "the model's chat template does not render tool calls; use a model that was made for tools"
-        yield Fault("template_tools", text)
-    elif uses and not names:
-        text = "tools are called but `tools` does not define them; the model sees them defined when it is used"
-        yield Fault("tools_missing", text, severity="warning")
-
-
-def _call_list(calls: Any, where: str, names: set[str], open_ids: set[str]) -> Iterator[Fault]:
-    if not isinstance(calls, list):
-        yield Fault("tool_calls", f"`tool_calls` must be a list, not {json_type(calls)}", where)
-        return
-    for index, call in enumerate(calls):
-        place = f"{where}[{index}]"
-        function = call.get("function") if isinstance(call, dict) and call.get("type") == "function" else None
-        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            text = "a tool call must be {'id': ..., 'type': 'function', 'function': {'name': ..., 'arguments': '...'}}"
-            yield Fault("tool_calls", text, place)
-            continue
-        if not isinstance(call.get("id"), str) or not call["id"]:
-            yield Fault("tool_calls", "a tool call needs an `id`", f"{place}.id")
-        elif call["id"] in open_ids:
-            yield Fault("tool_calls", "the `id` of a tool call is used twice in the conversation", f"{place}.id")
-        else:
-            open_ids.add(call["id"])
-        if names and function["name"] not in names:
-            yield Fault(
-                "unknown_tool", "a call names a function that `tools` does not define", f"{place}.function.name"
-            )
-        if _arguments(function.get("arguments")) is None:
-            text = '`arguments` must be a text that holds a JSON object, for example \'{"city": "Lisbon"}\''
-            yield Fault("tool_arguments", text, f"{place}.function.arguments")
-
-
-def _arguments(value: Any) -> dict[str, Any] | None:
-    """The arguments as an object; OpenAI has them as a JSON text, templates want the object."""
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            return None
-    return value if isinstance(value, dict) else None
-
-
 def _normalise_message(message: Mapping[str, Any], abilities: TemplateAbilities) -> dict[str, Any]:
-    normal = template_message(message["role"], message.get("content"), message.get("name"), abilities)
-    if message.get("tool_call_id") is not None:
-        normal["tool_call_id"] = message["tool_call_id"]
-    if message.get("tool_calls"):
-        normal["tool_calls"] = [_normalise_call(call) for call in message["tool_calls"]]
+    normal = template_message(
+        message["role"],
+        message.get("content"),
+        message.get("name"),
+        abilities,
+        tool_calls=message.get("tool_calls"),
+        tool_call_id=message.get("tool_call_id"),
+    )
     if message.get("weight") == 0:
         normal["weight"] = 0
     return normal
-
-
-def _normalise_call(call: Mapping[str, Any]) -> dict[str, Any]:
-    function = {"name": call["function"]["name"], "arguments": _arguments(call["function"]["arguments"])}
-    return {"id": call["id"], "type": "function", "function": function}

@@ -29,6 +29,7 @@ from finetune_trainer.serving.generation import Ticket, read_body, submit, token
 from finetune_trainer.serving.lifecycle import CloseWhileDraining, Lifecycle
 from finetune_trainer.serving.metrics import Metrics
 from finetune_trainer.serving.protocol import ChatRequest, CompletionRequest, parse
+from finetune_trainer.serving.tool_calls import make_reading
 from finetune_trainer.serving.weights import ServedModel
 
 UNKNOWN = "unknown"  # the label of what a client made up
@@ -165,13 +166,14 @@ async def answer(
     ticket = submit(engine, model, wanted, prompts)
     shape = Shape(chat=kind is ChatRequest, model=model.name, run=config.run)
     prompt_tokens = sum(map(len, prompts))
+    reading = make_reading(model, wanted)
     if wanted.stream:
-        events = stream(shape, ticket.pieces(), prompt_tokens, ticket.rows, include_usage=wanted.include_usage)
+        events = stream(shape, ticket.pieces(), prompt_tokens, ticket.rows, reading, include_usage=wanted.include_usage)
         count(request, engine, model.name, 200)
         # No buffering by proxies: a stream that arrives in one piece is none.
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
         return StreamingResponse(cancelling(ticket, events), media_type="text/event-stream", headers=headers)
-    whole = await unless_gone(request, ticket, collect(shape, ticket.pieces(), prompt_tokens))
+    whole = await unless_gone(request, ticket, collect(shape, ticket.pieces(), prompt_tokens, reading))
     count(request, engine, model.name, CLIENT_GONE if whole is None else 200)
     return JSONResponse(whole) if whole is not None else Response(status_code=CLIENT_GONE)
 

@@ -20,6 +20,7 @@ from finetune_trainer.serving.prompts import encode, render_chat
 from finetune_trainer.serving.protocol import ChatRequest, CompletionRequest
 from finetune_trainer.serving.seq2seq import Seq2SeqLane, refuse_chat
 from finetune_trainer.serving.text import Detokenizer, StopScanner
+from finetune_trainer.serving.tool_calls import decoder_for, require_tools
 from finetune_trainer.serving.weights import ServedModel
 
 # Tokenisers are not for two threads at a time.
@@ -90,8 +91,10 @@ async def tokenize(model: ServedModel, wanted: ChatRequest | CompletionRequest) 
             if isinstance(wanted, ChatRequest):
                 if isinstance(model.lane, Seq2SeqLane):
                     raise refuse_chat(model.name)
+                require_tools(model.tokenizer, wanted)
                 abilities = template_abilities(model.tokenizer)
-                return [render_chat(model.tokenizer, [one.to_template(abilities) for one in wanted.messages])]
+                messages = [one.to_template(abilities) for one in wanted.messages]
+                return [render_chat(model.tokenizer, messages, wanted.offered)]
             return [encode(model.tokenizer, prompt, add_special_tokens=True) for prompt in wanted.prompts]
 
     return await anyio.to_thread.run_sync(work)
@@ -136,7 +139,7 @@ def make_row(
         prompt=prompt,
         limit=limit,
         sampling=wanted.sampling(ticket.model.defaults, index % wanted.n),
-        detokenizer=Detokenizer(make_decode(ticket.model), before),
+        detokenizer=Detokenizer(decoder_for(ticket.model, wanted, make_decode(ticket.model)), before),
         stops=StopScanner(list(wanted.stop)),
         emit=lambda event: ticket.put(index, event),
         is_cancelled=lambda: ticket.cancelled,

@@ -12,8 +12,9 @@ protect: special tokens count there, as in vLLM.
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -21,8 +22,6 @@ from jinja2 import TemplateError
 
 from finetune_trainer.messages import render
 from finetune_trainer.serving.errors import InvalidRequest
-
-WRITTEN = ("content", "name")  # of a message: what its author may fill freely
 
 
 def special_tokens(tokenizer: Any) -> list[str]:
@@ -57,7 +56,9 @@ def encode(tokenizer: Any, text: str, *, add_special_tokens: bool) -> list[int]:
     return ids
 
 
-def render_chat(tokenizer: Any, messages: Sequence[dict[str, str]]) -> list[int]:
+def render_chat(
+    tokenizer: Any, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None
+) -> list[int]:
     """Return the ids of a conversation, up to where the assistant speaks.
 
     Raises InvalidRequest when the model has no chat template, or its template refuses the messages.
@@ -68,14 +69,22 @@ def render_chat(tokenizer: Any, messages: Sequence[dict[str, str]]) -> list[int]
             param="messages",
         )
     special = special_tokens(tokenizer)
-    mark = free_mark([message[key] for message in messages for key in WRITTEN if key in message])
-    safe = [
-        {key: cut_special(value, special, mark) if key in WRITTEN else value for key, value in message.items()}
-        for message in messages
-    ]
+    mark = free_mark([json.dumps([messages, tools], ensure_ascii=False)])
+    safe = [{**_cut(message, special, mark), "role": message["role"]} for message in messages]
     try:
-        text = render(tokenizer, safe, prompt=True)
+        text = render(tokenizer, safe, tools=_cut(tools, special, mark), prompt=True)
     except TemplateError as error:
         raise InvalidRequest(f"The model's chat template refuses the messages: {error}", param="messages") from error
     pieces = [piece for piece in text.split(mark) if piece]
     return [one for ids in tokenizer(pieces, add_special_tokens=False)["input_ids"] for one in ids] if pieces else []
+
+
+def _cut(value: Any, special: Sequence[str], mark: str) -> Any:
+    """Cut the special tokens in every text of a JSON value, also in keys: their authors may fill them freely."""
+    if isinstance(value, str):
+        return cut_special(value, special, mark)
+    if isinstance(value, Mapping):
+        return {cut_special(key, special, mark): _cut(inner, special, mark) for key, inner in value.items()}
+    if isinstance(value, Sequence):
+        return [_cut(inner, special, mark) for inner in value]
+    return value

@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from finetune_trainer.messages import TemplateAbilities, template_message
+from finetune_trainer.data.tools import check_calls, check_tools
+from finetune_trainer.messages import TemplateAbilities, arguments_object, template_message, template_tools
 from finetune_trainer.serving.errors import InvalidRequest
 from finetune_trainer.serving.sampling import Sampling
 
@@ -30,9 +31,6 @@ UNSUPPORTED: Mapping[str, tuple[Any, ...]] = {
     "logprobs": (False,),
     "top_logprobs": (0,),
     "logit_bias": ({},),
-    "tools": ([],),
-    "tool_choice": ("none", "auto"),
-    "parallel_tool_calls": (True, False),
     "functions": ([],),
     "function_call": ("none",),
     "response_format": ({"type": "text"},),
@@ -67,21 +65,72 @@ class TextPart(Strict):
     text: str
 
 
+class CalledFunction(Strict):
+    """What a tool call calls. The arguments are a JSON object, as text."""
+
+    name: str
+    arguments: str
+
+    @field_validator("arguments")
+    @classmethod
+    def check_arguments(cls, arguments: str) -> str:
+        """Templates print the arguments as an object."""
+        if arguments_object(arguments) is None:
+            raise ValueError("the arguments must be a text that holds a JSON object")
+        return arguments
+
+
+class ToolCall(Strict):
+    """A call that the model made in an earlier answer."""
+
+    id: Annotated[str, Field(min_length=1)]
+    type: Literal["function"]
+    function: CalledFunction
+
+
 class Message(Strict):
     """A message of a conversation."""
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[TextPart] | None = None
     name: str = ""
+    tool_calls: list[ToolCall] = []
+    tool_call_id: str | None = None
 
     @property
     def text(self) -> str:
         """The content as one string."""
-        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content or ())
 
     def to_template(self, abilities: TemplateAbilities) -> dict[str, Any]:
         """The message as the model's chat template takes it, the same as in training."""
-        return template_message(self.role, self.text, self.name, abilities)
+        calls = [call.model_dump() for call in self.tool_calls]
+        return template_message(
+            self.role, self.text, self.name, abilities, tool_calls=calls, tool_call_id=self.tool_call_id
+        )
+
+    def check(self, where: str) -> None:
+        """Raise InvalidRequest when a field is missing, or is not for this role."""
+        needed = {
+            "content": self.content is None and not self.tool_calls,
+            "tool_call_id": self.role == "tool" and self.tool_call_id is None,
+        }
+        for name, missing in needed.items():
+            if missing:
+                raise InvalidRequest(
+                    f"Missing required parameter: '{where}.{name}'.",
+                    param=f"{where}.{name}",
+                    code="missing_required_parameter",
+                )
+        foreign = {
+            "tool_calls": self.role != "assistant" and self.tool_calls,
+            "tool_call_id": self.role != "tool" and self.tool_call_id is not None,
+        }
+        for name, wrong in foreign.items():
+            if wrong:
+                raise InvalidRequest(
+                    f"'{where}.{name}' is not for a message of role '{self.role}'.", param=f"{where}.{name}"
+                )
 
 
 class StreamOptions(Strict):
@@ -165,11 +214,54 @@ class ChatRequest(Generation):
 
     messages: Annotated[list[Message], Field(min_length=1)]
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    tools: list[dict[str, Any]] = []
+    tool_choice: Any = "auto"
+    parallel_tool_calls: bool = True
 
     @property
     def answer_tokens(self) -> int | None:
         """The newer name wins."""
         return self.max_completion_tokens or self.max_tokens
+
+    @property
+    def offered(self) -> list[dict[str, Any]] | None:
+        """The tools as the model's chat template prints them, the same as in training; None when there are none, or
+        none may be called."""
+        return template_tools(self.tools) if self.tool_choice == "auto" else None
+
+    @model_validator(mode="after")
+    def check_conversation(self) -> Self:
+        """Refuse messages and tools that do not fit together, by the rules that training data has to meet."""
+        for index, message in enumerate(self.messages):
+            message.check(f"messages[{index}]")
+        messages = [message.model_dump() for message in self.messages]
+        faults = [*check_tools(self.tools), *check_calls(messages, [], TemplateAbilities())]
+        for fault in faults:
+            if fault.severity == "error":
+                raise InvalidRequest(f"Invalid value for '{fault.where}': {fault.message}.", param=fault.where)
+        for index, tool in enumerate(self.tools):
+            if tool["function"].get("strict"):
+                place = f"tools[{index}].function.strict"
+                raise InvalidRequest(
+                    f"'{place}' is not supported by this server: it cannot force the model to keep to the schema. "
+                    "Leave it out, and check the arguments.",
+                    param=place,
+                    code="unsupported_parameter",
+                )
+        return self
+
+    @field_validator("tool_choice")
+    @classmethod
+    def check_tool_choice(cls, choice: Any) -> Any:
+        """Refuse what would force a call."""
+        if choice in ("auto", "none"):
+            return choice
+        raise InvalidRequest(
+            "'tool_choice' can be 'auto' or 'none' here: this server cannot force the model to call a tool. Leave it "
+            "out, or ask for the call in a message.",
+            param="tool_choice",
+            code="unsupported_parameter",
+        )
 
 
 class CompletionRequest(Generation):

@@ -1,0 +1,106 @@
+"""Tools, templates that write their calls, and a model that can learn to call them in seconds."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from transformers import PreTrainedTokenizerFast
+
+from tests.tiny_models import PROSE, make_tiny_tokenizer
+
+HEAD = """\
+{%- if tools -%}
+{{- '<|system|>Tools: ' -}}
+{%- for tool in tools -%}{{- tool | tojson ~ '\\n' -}}{%- endfor -%}
+{{- '<|end|>' -}}
+{%- endif -%}
+{%- for message in messages -%}
+{%- if message.role == 'tool' -%}
+{{- '<|user|><tool_response>' ~ message.content ~ '</tool_response><|end|>' -}}
+{%- else -%}
+{{- '<|' ~ message.role ~ '|>' ~ message.content -}}
+"""
+TAIL = """\
+{{- '<|end|>' -}}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|assistant|>' -}}{%- endif -%}
+"""
+HERMES = f"""{HEAD}
+{{%- for call in message.tool_calls or [] -%}}
+{{{{- '\\n<tool_call>\\n{{"name": "' ~ call.function.name ~ '", "arguments": ' -}}}}
+{{{{- call.function.arguments | tojson ~ '}}\\n</tool_call>' -}}}}
+{{%- endfor -%}}
+{TAIL}"""
+LLAMA = f"""{HEAD}
+{{%- for call in message.tool_calls or [] -%}}
+{{{{- '{{"name": "' ~ call.function.name ~ '", "parameters": ' ~ call.function.arguments | tojson ~ '}}' -}}}}
+{{%- endfor -%}}
+{TAIL}"""
+MISTRAL = f"""{HEAD}
+{{%- for call in message.tool_calls or [] -%}}
+{{%- if call.id | length != 9 -%}}{{{{- raise_exception('ids have 9 characters') -}}}}{{%- endif -%}}
+{{{{- '[TOOL_CALLS] [' if loop.first -}}}}
+{{{{- '{{"name": "' ~ call.function.name ~ '", "arguments": ' ~ call.function.arguments | tojson -}}}}
+{{{{- ', "id": "' ~ call.id ~ '"}}' ~ (']' if loop.last else ', ') -}}}}
+{{%- endfor -%}}
+{TAIL}"""
+NAMED_ARGS = f"""{HEAD}
+{{%- for call in message.tool_calls or [] -%}}
+{{{{- '[TOOL_CALLS]' ~ call.function.name ~ '[ARGS]' ~ call.function.arguments | tojson -}}}}
+{{%- endfor -%}}
+{TAIL}"""
+XML = f"""{HEAD}
+{{%- for call in message.tool_calls or [] -%}}
+{{{{- '\\n<tool_call>\\n<function=' ~ call.function.name ~ '>\\n' -}}}}
+{{%- for key, value in call.function.arguments | items -%}}
+{{{{- '<parameter=' ~ key ~ '>\\n' ~ (value if value is string else value | tojson) ~ '\\n</parameter>\\n' -}}}}
+{{%- endfor -%}}
+{{{{- '</function>\\n</tool_call>' -}}}}
+{{%- endfor -%}}
+{TAIL}"""
+UNKNOWN = f"""{HEAD}
+{{%- for call in message.tool_calls or [] -%}}
+{{{{- '@@' ~ call.function.name ~ '(' ~ call.function.arguments | tojson ~ ')@@' -}}}}
+{{%- endfor -%}}
+{TAIL}"""
+TEMPLATES = {"hermes": HERMES, "llama": LLAMA, "mistral": MISTRAL, "named": NAMED_ARGS, "xml": XML}
+MARKS = {
+    "hermes": ["<tool_call>", "</tool_call>"],
+    "mistral": ["[TOOL_CALLS]"],
+    "named": ["[TOOL_CALLS]", "[ARGS]"],
+    "xml": ["<tool_call>", "</tool_call>"],
+}
+
+
+def tool(name: str, **properties: Any) -> dict[str, Any]:
+    """A function of which every argument is required."""
+    parameters = {
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+        "additionalProperties": False,
+    }
+    return {"type": "function", "function": {"name": name, "description": f"The {name}.", "parameters": parameters}}
+
+
+def call(name: str, number: int = 1, **arguments: Any) -> dict[str, Any]:
+    """A call in OpenAI's form, with an id that every template takes."""
+    function = {"name": name, "arguments": json.dumps(arguments, ensure_ascii=False)}
+    return {"id": f"call0000{number}", "type": "function", "function": function}
+
+
+WEATHER = tool("weather", city={"type": "string"}, days={"type": "integer"})
+CLOCK = tool("time", city={"type": "string"})
+
+
+def tool_tokenizer(
+    template: str = HERMES, *, marks: tuple[str, ...] = (), prose: tuple[str, ...] = PROSE
+) -> PreTrainedTokenizerFast:
+    """The tiny tokenizer with a template that writes calls, and `marks` as special tokens."""
+    tokenizer = make_tiny_tokenizer(prose)
+    tokenizer.chat_template = template
+    if marks:
+        tokenizer.add_tokens(list(marks), special_tokens=True)
+    return tokenizer
