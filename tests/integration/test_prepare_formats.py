@@ -212,6 +212,19 @@ def test_train_and_held_out_data_may_have_different_forms(laptop: Laptop) -> Non
     assert (summary.dataset.train_examples, summary.dataset.validation_examples) == (10, 2)
 
 
+@pytest.mark.parametrize(
+    ("name", "content"), [("a.csv", table(REVIEWS)), ("a.jsonl", lines(REVIEWS)), ("a.parquet", parquet(REVIEWS))]
+)
+def test_columns_that_there_are_are_named_where_one_is_missing(
+    laptop: Laptop, models: Path, name: str, content: bytes
+) -> None:
+    laptop.mount(models / "encoder")
+    summary = refused(laptop, laptop.put(name, content), Task.CLASSIFICATION)
+    assert summary.failure is not None
+    assert "the line has no `text`" in summary.failure.message
+    assert "(the train data has 'Review', 'stars')" in summary.failure.advice
+
+
 def test_bad_rows_are_counted_as_their_form_does(laptop: Laptop) -> None:
     broken = [*CHATS[:6], {"messages": [{"role": "user", "content": "private question"}]}, *CHATS[6:]]
     for name, content, place in (

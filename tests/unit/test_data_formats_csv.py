@@ -77,6 +77,7 @@ def test_bad_rows_have_their_lines(
         (b"text,label,text\na,b,c\n", "names a column twice: 'text'", "a line of names before it"),
         (b"4,4,5\n1,2,3\n", "names a column twice: another text", "a line of names before it"),
         (b'"text,label\na,b\n', "line 1: a double quote is opened", "name the columns"),
+        (b"text,label\ra,b\rc,d\r", "line ends are those of old Macs", "name the columns"),
         (b"te\xffxt,label\na,b\n", "line 1: the line is not UTF-8", "name the columns"),
     ],
 )

@@ -63,6 +63,7 @@ class Findings:
     def __init__(self) -> None:
         self._kinds: dict[tuple[str, str], Finding] = {}
         self._units: dict[str, str] = {}
+        self._keys: dict[str, tuple[str, ...]] = {}
 
     def count_in(self, file: FileName, unit: str) -> None:
         """Say what the file's numbers count, where that is not lines: `row`, `item`. Before anything is added."""
@@ -70,6 +71,13 @@ class Findings:
 
     def unit(self, file: FileName) -> str:
         return self._units.get(file, "line")
+
+    def note_keys(self, file: FileName, keys: Iterable[str]) -> None:
+        """Remember what the data calls its columns, to name them where one is missing."""
+        self._keys[file] = tuple(keys)
+
+    def keys(self, file: FileName) -> tuple[str, ...]:
+        return self._keys.get(file, ())
 
     def add(self, file: FileName, line: int, faults: Iterable[Fault]) -> bool:
         """Record the faults of one line (0: the file as a whole); return whether one of them is an error."""

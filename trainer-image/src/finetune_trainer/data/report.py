@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from finetune_api.status import DatasetStatus, LabelCount, LengthStats
 from finetune_trainer import artifacts
 from finetune_trainer.data.examples import Example
-from finetune_trainer.data.problems import Finding, Findings, line_list
+from finetune_trainer.data.problems import Finding, Findings, line_list, plain_words
 from finetune_trainer.data.tokens import Cut
 from finetune_trainer.errors import UserInputError
 from finetune_trainer.masking import IGNORED
@@ -41,9 +41,13 @@ def refuse_errors(findings: Findings) -> None:
         return
     texts = [f"{_place(e, limit=10)}: {e.message}" for e in errors[:3]]
     more = f"; and {len(errors) - 3} more kinds of problem" if len(errors) > 3 else ""
+    missing = next((e.file for e in errors if e.fault.check.startswith("missing_")), None)
+    has = (
+        f" (the {missing} data has {plain_words(findings.keys(missing))})" if missing and findings.keys(missing) else ""
+    )
     raise UserInputError(
         "; ".join(texts) + more,
-        advice=f"correct these lines; reports/{PROBLEMS_FILE} in the run's folder and the log have all of them",
+        advice=f"correct these lines{has}; reports/{PROBLEMS_FILE} in the run's folder and the log have all of them",
     )
 
 

@@ -35,7 +35,10 @@ class RowReading:
         opened = open_file(path, name, file, findings, max_bytes=self.max_bytes)
         if opened.columns is not None:
             mapping.refuse_undeclared(opened.columns, file)
+            findings.note_keys(file, opened.columns)
         for number, row in opened.rows:
+            if not findings.keys(file):
+                findings.note_keys(file, row)
             ours = mapping.apply(row)
             if opened.form is Form.TABLE:
                 ours, faults = read_cells(ours)

@@ -126,6 +126,8 @@ def _quoting(reason: str) -> Fault:
         text = "a double quote is opened in this row and never closed; write a double quote inside a text twice"
     elif "expected after" in reason:
         text = "a quoted text goes on after its closing double quote; write a double quote inside a text twice"
+    elif "new-line character" in reason:
+        text = "the line ends are those of old Macs (CR), or a text with one stands outside of double quotes; use LF"
     else:
         text = f"the row cannot be read: {reason}"
     return Fault("quotes", text)
