@@ -15,7 +15,7 @@ from tests.tiny_encoders import CONTEXT as LIMIT
 from tests.tiny_encoders import Kind, make_tiny_encoder, make_tiny_encoder_tokenizer
 from transformers import AutoConfig, AutoModelForQuestionAnswering, AutoTokenizer, LlamaConfig
 
-from finetune_api.tasks import TASKS, Task
+from finetune_api.tasks import TASKS, Metric, Task
 from finetune_trainer.data.problems import Findings
 from finetune_trainer.errors import UserInputError
 from finetune_trainer.evaluation.squad import answer_f1, exact_match
@@ -288,7 +288,9 @@ def test_what_is_measured_is_what_training_lowers(tmp_path: Path, token_types: b
         trained = float(mean_loss(model, collate(held_out.rows))[0])
     assert measured.mean_loss == pytest.approx(trained, rel=1e-5)
     assert set(measured.metrics) == {"exactMatch", "answerF1"}
-    assert 0 <= measured.metrics[max(measured.metrics)] <= 1
+    assert {name: part["examples"] for name, part in measured.details.items()} == {"answerable": 2, "unanswerable": 1}
+    parts = [part["exactMatch"] * part["examples"] for part in measured.details.values()]
+    assert sum(parts) / 3 == pytest.approx(measured.metrics[Metric.EXACT_MATCH])
 
 
 def test_long_contexts_are_read_to_the_end(tmp_path: Path) -> None:

@@ -14,12 +14,19 @@ import torch
 from tests.tiny_encoders import make_tiny_encoder, make_tiny_encoder_tokenizer
 from tests.tiny_models import make_tiny_tokenizer
 from tokenizers import normalizers
-from transformers import AutoConfig, AutoModelForTokenClassification, AutoTokenizer, T5Config
+from transformers import (
+    AutoConfig,
+    AutoModelForTokenClassification,
+    AutoTokenizer,
+    BertConfig,
+    RobertaConfig,
+    T5Config,
+)
 
 from finetune_api.tasks import TASKS, Task
 from finetune_trainer.data.problems import Findings
 from finetune_trainer.errors import UserInputError
-from finetune_trainer.evaluation.entities import Entity, entities, entity_f1, word_accuracy
+from finetune_trainer.evaluation.entities import Entity, by_label, entities, entity_f1, word_accuracy
 from finetune_trainer.masking import IGNORED
 from finetune_trainer.serving.errors import InvalidRequest
 from finetune_trainer.serving.predict_tag import TagPredictor
@@ -263,11 +270,36 @@ def test_entity_f1(gold: list[list[str]], predicted: list[list[str]], f1: float,
     assert word_accuracy(gold, predicted) == pytest.approx(accuracy)
 
 
+def test_figures_of_each_label() -> None:
+    found = by_label([["B-A", "O", "B-B", "B-B"]], [["B-A", "B-A", "B-B", "O"]])
+
+    assert found["A"] == {"precision": 0.5, "recall": 1.0, "f1": pytest.approx(2 / 3), "examples": 1}
+    assert found["B"] == {"precision": 1.0, "recall": 0.5, "f1": pytest.approx(2 / 3), "examples": 2}
+    assert set(found) == {"A", "B"}
+    assert by_label([["O"]], [["O"]]) == {}
+
+
 def test_labels_with_hyphens_stay_whole() -> None:
     assert entities(["B-job-title", "I-job-title", "B-job-title"]) == [
         Entity("job-title", 0, 1),
         Entity("job-title", 2, 2),
     ]
+
+
+@pytest.mark.parametrize(
+    ("config", "named", "limit"),
+    [
+        (BertConfig(max_position_embeddings=64), 128, 64),
+        (BertConfig(max_position_embeddings=512), 128, 128),
+        (RobertaConfig(max_position_embeddings=514, pad_token_id=1), 10**30, 512),
+        (T5Config(), 10**30, windows.UNKNOWN_LIMIT),
+    ],
+)
+def test_how_much_a_model_reads_at_once(config: Any, named: int, limit: int) -> None:
+    tokenizer = make_tiny_encoder_tokenizer()
+    tokenizer.model_max_length = named
+
+    assert windows.context_limit(config, tokenizer) == limit
 
 
 @pytest.mark.parametrize("length", [1, 9, 10, 11, 17, 40])
@@ -314,6 +346,7 @@ def test_the_loss_is_the_models_own(tmp_path: Path) -> None:
     assert measured.weight.tolist() == [6, 2]
     assert measured.mean_loss == pytest.approx(own, rel=1e-5)
     assert set(measured.metrics) == {"tokenAccuracy", "entityF1"}
+    assert {"PER", "LOC"} <= set(measured.details["labels"])
     assert model.config.id2label == dict(enumerate(form.facts.labels))
 
 
@@ -386,7 +419,14 @@ def test_the_server_says_what_the_evaluation_measured(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("texts", "said"),
-    [([], "empty list"), ("  ", "'input' is empty"), (["a", ""], r"input\[1\]"), ([[]], "is empty"), (5, "input")],
+    [
+        ([], "empty list"),
+        ("  ", "'input' is empty"),
+        (["a", ""], r"input\[1\]"),
+        ([[]], "is empty"),
+        ([["a", " "]], r"a word of input\[0\]"),
+        (5, "input"),
+    ],
 )
 def test_a_request_for_nothing_is_refused(tmp_path: Path, texts: Any, said: str) -> None:
     model = PredictModel("tuned", cast(Any, None), cast(Any, None), Facts(("O",), (1,)), 128)

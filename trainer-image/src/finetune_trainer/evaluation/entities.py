@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from seqeval.metrics import f1_score  # type: ignore[import-untyped]
+from seqeval.metrics import classification_report, f1_score  # type: ignore[import-untyped]
 from seqeval.metrics.sequence_labeling import get_entities  # type: ignore[import-untyped]
 
 OUTSIDE = "O"
+AVERAGES = ("micro avg", "macro avg", "weighted avg")  # seqeval's, beside the labels
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,3 +37,22 @@ def word_accuracy(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[st
     """Share of the words with the right tag, 0 to 1."""
     pairs = [(g, p) for one, other in zip(gold, predicted, strict=True) for g, p in zip(one, other, strict=True)]
     return sum(g == p for g, p in pairs) / max(1, len(pairs))
+
+
+def by_label(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> dict[str, dict[str, Any]]:
+    """Precision, recall and F1 of each label's entities, 0 to 1, and how many there are (`examples`)."""
+    if not any(entities(tags) for tags in [*gold, *predicted]):
+        return {}
+    report = classification_report(
+        [list(tags) for tags in gold], [list(tags) for tags in predicted], output_dict=True, zero_division=0
+    )
+    return {
+        label: {
+            "precision": float(values["precision"]),
+            "recall": float(values["recall"]),
+            "f1": float(values["f1-score"]),
+            "examples": int(values["support"]),
+        }
+        for label, values in report.items()
+        if label not in AVERAGES
+    }

@@ -58,6 +58,8 @@ class TagPredictor:
     def _item(self, param: str, words: Words, model: PredictModel) -> Item:
         """A text of any length: it is read in windows, as in the evaluation."""
         check_text(words.text, param)
+        for start, end in words.spans:
+            check_text(words.text[start:end], f"a word of {param}")
         layout = windows.lay_out(model.tokenizer, words.text)
         cut = windows.windows(layout, min(model.context, windows.context_limit(model.module.config, model.tokenizer)))
         return Item([window.row for window in cut], len(layout.input_ids), Source(words, layout, cut))

@@ -194,21 +194,26 @@ class QuestionAnswering:
         reference: Measured | None = None,
         between_batches: Callable[[], None] = no_interruption,
     ) -> Measured:
-        """Loss of the window that holds the answer; exact match and F1 of the best passage of all windows."""
+        """Loss of the window that holds the answer; exact match and F1 of the best passage of all windows. `details`
+        have them apart for questions with and without an answer."""
         examples = held_out.examples
         asked = [(example["question"], example["context"]) for example in examples]
         found = read(model, held_out.tokenizer, asked, between_batches)
         losses = [_loss(one, example) for one, example in zip(found, examples, strict=True)]
         answers = [_passage(one, context).text or "" for one, (_, context) in zip(found, asked, strict=True)]
-        expected = [expected_answers(example) for example in examples]
+        pairs = list(zip(answers, map(expected_answers, examples), strict=True))
+        apart = {
+            "answerable": [pair for pair in pairs if pair[1]],
+            "unanswerable": [pair for pair in pairs if not pair[1]],
+        }
         return Measured(
             np.array([loss or 0.0 for loss in losses]),
             np.array([loss is not None for loss in losses], np.int64),
-            {
-                Metric.EXACT_MATCH: float(
-                    np.mean([exact_match(*pair) for pair in zip(answers, expected, strict=True)])
-                ),
-                Metric.ANSWER_F1: float(np.mean([answer_f1(*pair) for pair in zip(answers, expected, strict=True)])),
+            _figures(pairs),
+            details={
+                name: {"examples": len(part), **{metric.value: value for metric, value in _figures(part).items()}}
+                for name, part in apart.items()
+                if part
             },
         )
 
@@ -238,6 +243,14 @@ class QuestionAnswering:
         return [
             Answer(_passage(one, context).text or NO_ANSWER) for one, (_, context) in zip(found, asked, strict=True)
         ]
+
+
+def _figures(pairs: Sequence[tuple[str, Sequence[str]]]) -> dict[Metric, float]:
+    """Of (answer, expected answers)."""
+    return {
+        Metric.EXACT_MATCH: float(np.mean([exact_match(*pair) for pair in pairs])),
+        Metric.ANSWER_F1: float(np.mean([answer_f1(*pair) for pair in pairs])),
+    }
 
 
 def _passage(found: Read, context: str) -> Passage:

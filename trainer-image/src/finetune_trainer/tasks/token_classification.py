@@ -21,7 +21,7 @@ from transformers import (
 
 from finetune_api.tasks import Metric, Task
 from finetune_trainer.data.problems import Fault, Findings
-from finetune_trainer.evaluation.entities import OUTSIDE, entities, entity_f1, word_accuracy
+from finetune_trainer.evaluation.entities import OUTSIDE, by_label, entities, entity_f1, word_accuracy
 from finetune_trainer.masking import IGNORED
 from finetune_trainer.tasks import token_classification_tags as schemes
 from finetune_trainer.tasks import windows
@@ -46,6 +46,7 @@ from finetune_trainer.tasks.token_classification_data import (
 )
 
 OUTPUTS = ("logits",)
+AT_ONCE = 256  # examples whose scores are kept at a time
 RARE = 100  # times less often than the most frequent label: hardly learned
 
 
@@ -254,20 +255,24 @@ class TokenClassification:
         reference: Measured | None = None,
         between_batches: Callable[[], None] = no_interruption,
     ) -> Measured:
-        """All words count, also those behind the cut: they are read in further windows, as the server does."""
+        """All words count, also those behind the cut: they are read in further windows, as the server does. `details`
+        have figures of each label."""
         labels = list(held_out.facts.labels)
-        read = [words_and_tags(example) for example in held_out.examples]
-        tagged = tag_words(model, held_out.tokenizer, [words for words, _ in read], between_batches)
-        gold = [tags for _, tags in read]
-        predicted = [found.tags(labels) for found in tagged]
-        losses = [_losses(found, [labels.index(tag) for tag in tags]) for found, tags in zip(tagged, gold, strict=True)]
+        gold: list[list[str]] = []
+        predicted: list[list[str]] = []
+        losses: list[NDArray[np.float64]] = []
+        for start in range(0, len(held_out.examples), AT_ONCE):
+            read = [words_and_tags(example) for example in held_out.examples[start : start + AT_ONCE]]
+            tagged = tag_words(model, held_out.tokenizer, [words for words, _ in read], between_batches)
+            for found, (_, tags) in zip(tagged, read, strict=True):
+                gold.append(tags)
+                predicted.append(found.tags(labels))
+                losses.append(_losses(found, [labels.index(tag) for tag in tags]))
         return Measured(
             np.array([loss.sum() for loss in losses]),
             np.array([len(loss) for loss in losses], np.int64),
-            {
-                Metric.TOKEN_ACCURACY: word_accuracy(gold, predicted),
-                Metric.ENTITY_F1: entity_f1(gold, predicted),
-            },
+            {Metric.TOKEN_ACCURACY: word_accuracy(gold, predicted), Metric.ENTITY_F1: entity_f1(gold, predicted)},
+            details={"labels": by_label(gold, predicted)},
         )
 
     def generated(
