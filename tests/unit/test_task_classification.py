@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,8 @@ from finetune_trainer.tasks.classification import Classification, targets
 from finetune_trainer.tasks.classification_data import ClassificationFormat, as_label
 from finetune_trainer.tasks.classification_text import Layout, batches, padded, share
 from finetune_trainer.tasks.kind import Facts, HeldOut, Row
+from finetune_trainer.training.device import Device
+from finetune_trainer.training.inputs import load_model
 
 KIND = Classification()
 SUBJECTS = {
@@ -349,3 +352,17 @@ def test_a_decoder_classifies_rows_of_unequal_length_as_it_does_alone(tmp_path: 
     alone = np.concatenate([KIND.scores(model, tokenizer, [row]) for row in rows])
     np.testing.assert_allclose(together, alone, atol=1e-5)
     assert not np.allclose(together[0], together[1], atol=1e-3)
+
+
+def test_weights_that_disagree_with_the_configuration_are_refused_but_for_a_head(
+    tmp_path: Path,
+) -> None:
+    """transformers would begin with random embeddings, and only log it."""
+    base, folder = make_tiny_encoder(tmp_path / "base"), tmp_path / "classifier"
+    AutoModelForSequenceClassification.from_pretrained(base, num_labels=5).save_pretrained(folder)
+    device, facts = Device("cpu", "float32", "CPU"), Facts(("a", "b"), (1, 1))
+    assert load_model(folder, device, KIND, facts).fresh == ("classifier",)
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**settings, "vocab_size": settings["vocab_size"] + 8}))
+    with pytest.raises(UserInputError, match=r"word_embeddings.weight has another shape"):
+        load_model(folder, device, KIND, facts)

@@ -168,10 +168,23 @@ def load_model(
             "trainer image's transformers knows",
             reason=FailureReason.MODEL_INVALID,
         ) from error
-    fresh = {name.rpartition(".")[0] for name in info["missing_keys"]}
+    reshaped = sorted(name for name, *_ in info["mismatched_keys"])  # by other labels, where the task allows it
+    _refuse_damaged_body(model, reshaped, directory)
+    fresh = {name.rpartition(".")[0] for name in [*info["missing_keys"], *reshaped]}
     # What is quantised is where it belongs, and must not be moved.
     placed = model if "quantization_config" in chosen else model.to(device.kind)
     return Loaded(placed, tuple(sorted(fresh)))
+
+
+def _refuse_damaged_body(model: PreTrainedModel, reshaped: Sequence[str], directory: Path) -> None:
+    """A head of other labels begins anew; anything else of another shape means that weights and config disagree."""
+    body = [name for name in reshaped if name.startswith(f"{model.base_model_prefix}.")]
+    if body:
+        raise UserInputError(
+            f"{directory}: {body[0]} has another shape in the weights than in config.json",
+            advice="fetch the model anew: its config.json belongs to other weights",
+            reason=FailureReason.MODEL_INVALID,
+        )
 
 
 def skeleton(directory: Path, kind: TaskKind, facts: Facts) -> PreTrainedModel:
