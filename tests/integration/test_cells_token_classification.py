@@ -11,6 +11,7 @@ import pytest
 from tests.encoder_cells import Cell, asked, run_cell, served
 from tests.prepared_runs import Laptop, lines
 from tests.tiny_encoders import make_tiny_encoder
+from tests.tiny_roberta import make_tiny_roberta
 from tests.tiny_seq2seq import make_tiny_seq2seq
 from tests.trained_runs import one_thread
 
@@ -116,6 +117,16 @@ def test_texts_with_spans_and_texts_longer_than_the_model_reads(models: Path, tm
     expected = {(span["start"], span["end"], span["label"]) for span in held[0]["spans"]}
     assert len(right & expected) > 0.8 * len(expected)
     assert max(place for _, place, _ in right) > 0.9 * len(held[0]["text"])
+
+
+def test_a_model_whose_tokens_begin_with_the_space_before(tmp_path: Path) -> None:
+    models = make_tiny_roberta(tmp_path / "models" / "tiny", WORDS * 2).parent
+    train, held = marked(tagged(150, seed=1)), marked(tagged(12, seed=2, length=150))
+    cell = run_cell(tmp_path, models, TASK, MethodType.LORA, train, held, epochs=12, lost=100)
+    assert cell.value("tuned", "entityF1") > max(0.5, cell.value("base", "entityF1"))
+    with served(cell.context) as client:
+        found = asked(client, ROUTE, "Mia Vogel left Oslo")[0]
+    assert [(one["text"], one["label"]) for one in found["entities"]] == [("Mia Vogel", "PER"), ("Oslo", "LOC")]
 
 
 @pytest.mark.parametrize(
