@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -202,6 +203,15 @@ def test_translations_inside_objects_are_reached_by_name(laptop: Laptop, models:
     for name, content in (("pairs.parquet", parquet(rows)), ("pairs.json", json.dumps(rows).encode())):
         _, examples = prepared(laptop, laptop.put(name, content), Task.SEQ2SEQ, **columns)
         assert ordered(examples) == ordered([{"source": f"one {n}", "target": f"two {n}"} for n in range(12)])
+
+
+def test_saved_folder_on_a_claim_is_prepared(laptop: Laptop) -> None:
+    saved = laptop.root / "sources" / "pvc" / "data" / "chats"
+    datasets.Dataset.from_list(CHATS).save_to_disk(str(saved), num_shards=2)
+    summary, examples = prepared(laptop, DataFile(source="pvc://data/chats"), Task.CHAT)
+    assert ordered(examples) == ordered(CHATS)
+    assert summary.dataset is not None
+    assert len(summary.dataset.sha256) == 64
 
 
 def test_train_and_held_out_data_may_have_different_forms(laptop: Laptop) -> None:

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from tests.data_rows import read_file
 
-from finetune_trainer.data.formats import parquet
+from finetune_trainer.data.formats import columnar, parquet
 from finetune_trainer.errors import UserInputError
 
 CALL = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
@@ -108,7 +108,7 @@ def test_text_that_is_no_utf8_is_a_row_with_a_fault(tmp_path: Path) -> None:
 
 
 def test_huge_row_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parquet, "MAX_ROW_BYTES", 1000)
+    monkeypatch.setattr(columnar, "MAX_ROW_BYTES", 1000)
     table = pa.table({"text": ["a", "x" * 5000, "c"]})
     found = read_file(write(tmp_path / "data", table), None)
     assert ([number for number, _ in found.rows], found.faults) == ([1, 3], [("line_too_long", [2], "")])

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 from finetune_api.conditions import FailureReason
 from finetune_api.run_config import SourcePolicy
 from finetune_api.spec import DataFile
+from finetune_trainer import artifacts
 from finetune_trainer.errors import UserInputError
 from finetune_trainer.sources import https, hub, mounted, s3
 from finetune_trainer.sources.location import S3, Https, Hub, Pvc, parse_source
@@ -32,18 +33,19 @@ def name_of(data: DataFile) -> str:
 
 
 def fetch_data(data: DataFile, *, sources: Path, scratch: Path, policy: SourcePolicy) -> Path:
-    """A local path of the file: in place for claims and ConfigMaps, downloaded into `scratch` otherwise.
+    """A local path of the file, or of a folder on a claim: in place for claims and ConfigMaps, downloaded into
+    `scratch` otherwise.
 
     Raises UserInputError (SourceUnavailable, SpecInvalid) that names the source and the remedy.
     """
     path = _fetch(data, sources, scratch, policy)
-    if not path.is_file():
+    if not path.is_file() and not path.is_dir():
         raise UserInputError(
-            f"{describe(data)} is not a file",
+            f"{describe(data)} is neither a file nor a folder",
             advice="name the file itself: JSON Lines, JSON, CSV or Parquet",
             reason=FailureReason.SOURCE_UNAVAILABLE,
         )
-    size = path.stat().st_size
+    size = artifacts.size_of(path)
     if size > policy.max_bytes:
         raise UserInputError(
             f"{describe(data)} has {size} bytes, and {policy.max_bytes} are allowed",

@@ -22,6 +22,7 @@ class Form(StrEnum):
     JSON = "JSON"
     TABLE = "CSV"
     PARQUET = "Parquet"
+    ARROW = "Arrow"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Names of numbered labels: the `datasets` library stores them in the metadata of its Parquet files."""
+"""Names of numbered labels: the `datasets` library stores them in the metadata of its files."""
 
 from __future__ import annotations
 
