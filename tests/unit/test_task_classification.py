@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from tests.tiny_encoders import make_tiny_encoder, make_tiny_encoder_tokenizer
 from tests.tiny_models import make_tiny_chat_model, make_tiny_tokenizer
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, BartConfig, VitsConfig
@@ -124,6 +126,23 @@ def test_all_lines_have_the_form_of_the_first(first: Any, second: Any, expected:
     assert checks(form, {"text": "a", **first}) == []
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        ({"label": "x"}, {"label": "y"}, ["contradiction"]),
+        ({"label": "1"}, {"label": 1}, []),
+        ({"label": ["x", "y"]}, {"label": ["y", "x"]}, []),
+        ({"label": ["x", "y"]}, {"label": ["y"]}, ["contradiction"]),
+        ({"label": "x", "text_pair": "b"}, {"label": "y", "text_pair": "c"}, []),
+    ],
+)
+def test_one_text_with_two_labels_is_noticed(first: Any, second: Any, expected: list[str]) -> None:
+    form = new_format()
+    assert checks(form, {"text": "a", **first}) == []
+    assert checks(form, {"text": "a", **second}) == expected
+    assert checks(form, {"text": "a", **first}) == []
+
+
 def test_labels_are_numbered_in_order_whatever_the_order_of_the_lines() -> None:
     form = new_format()
     rows, normal = read(form, [{"text": "a", "label": label} for label in ("10", "spam", 9, "ham", "10 ", True)])
@@ -169,10 +188,10 @@ def test_a_label_that_only_the_held_out_data_has_is_refused() -> None:
 )
 def test_what_the_labels_together_say(labels: list[Any], expected: dict[str, str]) -> None:
     form = new_format()
-    for label in labels:
-        form.encode(
-            form.normalise({"text": "a", "label": label} if form.check({"text": "a", "label": label}) == [] else {})
-        )
+    for index, label in enumerate(labels):
+        row = {"text": f"text {index}", "label": label}
+        assert form.check(row) == []
+        form.encode(form.normalise(row))
     findings = Findings()
     form.end_of_training_data(findings)
     assert {found.fault.check: found.fault.severity for found in findings.sorted()} == expected
@@ -238,13 +257,28 @@ def test_a_tokenizer_without_special_tokens_joins_two_texts_by_a_line_end() -> N
 
 @pytest.mark.parametrize(
     ("one", "two", "room", "expected"),
-    [(5, 5, 10, (5, 5)), (9, 2, 6, (4, 2)), (2, 9, 6, (2, 4)), (9, 9, 7, (4, 3)), (3, 9, 7, (3, 4)), (1, 1, 2, (1, 1))],
+    [(5, 5, 10, (5, 5)), (9, 2, 6, (4, 2)), (2, 9, 6, (2, 4)), (9, 9, 7, (3, 4)), (9, 3, 7, (4, 3)), (1, 1, 2, (1, 1))],
 )
-def test_room_is_shared(one: int, two: int, room: int, expected: tuple[int, int]) -> None:
-    found = share(one, two, room)
-    assert sum(found) <= room
-    assert min(found) >= 1
-    assert found == expected or sum(found) == sum(expected)
+def test_room_is_taken_from_the_longer_text(one: int, two: int, room: int, expected: tuple[int, int]) -> None:
+    assert share(one, two, room) == expected
+
+
+@given(one=st.integers(1, 12), two=st.integers(0, 12), most=st.integers(0, 30))
+def test_a_cut_fits_and_keeps_all_special_tokens_and_some_of_each_text(one: int, two: int, most: int) -> None:
+    layout = Layout(prefix=(101,), middle=(102, 102), suffix=(103,))
+    second = [*layout.middle, *[2] * two] if two else []
+    ids = [*layout.prefix, *[1] * one, *second, *layout.suffix]
+    kept = layout.kept(ids, most, pair=bool(two))
+    if kept is None:
+        assert most < len(ids) - one - two + (2 if two else 1)
+        return
+    left = [ids[at] for at in kept]
+    assert kept == sorted(set(kept))
+    assert len(left) <= max(most, 0)
+    assert len(left) == min(most, len(ids)), "room was left unused"
+    assert [token for token in left if token > 100] == [token for token in ids if token > 100]
+    assert left.count(1) >= 1
+    assert left.count(2) >= min(1, two)
 
 
 def test_batches_bound_the_padded_tokens_and_leave_nothing_out() -> None:

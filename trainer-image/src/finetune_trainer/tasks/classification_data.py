@@ -32,6 +32,7 @@ class ClassificationFormat:
         self._layout = Layout.of(tokenizer)
         self._multi_label: bool | None = None
         self._pairs: bool | None = None
+        self._said: dict[int, int] = {}
         self._counts: Counter[str] = Counter()
         self._numbers: dict[str, int] = {}
         self._provisional: list[array[int]] = []  # label columns, until the labels are numbered in order
@@ -48,7 +49,7 @@ class ClassificationFormat:
             return [Fault("wrong_task", "the line has messages; set spec.task to Chat")]
         faults = [*_text_faults(row), *_label_faults(row)]
         if all(fault.severity != "error" for fault in faults):
-            faults += self._form_faults(row)
+            faults += self._form_faults(row) or self._contradiction(row)
         for key in row:
             if key not in KEYS:
                 text = f"the key {plain_word(key)} beside text, text_pair and label is not used; it is ignored"
@@ -109,19 +110,30 @@ class ClassificationFormat:
         self._fixed = True
         findings.add("train", 0, balance_faults(self.facts, self._examples))
 
-    def _form_faults(self, row: Mapping[str, Any]) -> Iterator[Fault]:
+    def _form_faults(self, row: Mapping[str, Any]) -> list[Fault]:
         """One form in all lines: what the first one has."""
+        faults = []
         several, pair = isinstance(row["label"], list), row.get("text_pair") is not None
         self._multi_label = several if self._multi_label is None else self._multi_label
         self._pairs = pair if self._pairs is None else self._pairs
         if several != self._multi_label:
             now, before = ("a list", "one label") if several else ("one label", "a list")
             text = f"`label` is {now} here and {before} in the lines before: write all as lists, or none"
-            yield Fault("mixed_labels", text, "label")
+            faults.append(Fault("mixed_labels", text, "label"))
         if pair != self._pairs:
             has = "a" if pair else "no"
             text = f"the line has {has} text_pair, other than the lines before: give it in all lines or in none"
-            yield Fault("mixed_pairs", text, "text_pair")
+            faults.append(Fault("mixed_pairs", text, "text_pair"))
+        return faults
+
+    def _contradiction(self, row: Mapping[str, Any]) -> list[Fault]:
+        """Whether the same text came before with another label. Hashes are kept, not texts: data may be large."""
+        normal = self.normalise(row)
+        said = hash(tuple(sorted(labels_of(normal))))
+        if self._said.setdefault(hash((normal["text"], normal.get("text_pair"))), said) == said:
+            return []
+        text = "the same text has another label in a line before, and both cannot be learned: keep the right one"
+        return [Fault("contradiction", text, "label", severity="warning")]
 
 
 def labels_of(normal: Mapping[str, Any]) -> list[str]:
