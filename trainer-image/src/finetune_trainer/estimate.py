@@ -222,7 +222,8 @@ def activation_bytes(shape: ModelShape, precision: Precision) -> int:
     elements = 4 * wide + 2 * kv + 4 * inner
     norms = 2 * (2 * 4 * wide)
     adapter = 6 * wide + inner if shape.lora else 0  # the inputs of A, cast once more
-    return norms + (elements + adapter) * BYTES[precision]
+    outputs = METHODS[shape.method.type].kept_outputs * (3 * wide + 2 * kv + 2 * inner)
+    return norms + (elements + adapter + outputs) * BYTES[precision]
 
 
 def step_seconds(shape: ModelShape, *, tokens: float, passes: int, gpus: int, cores: int) -> float:

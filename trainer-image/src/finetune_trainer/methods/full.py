@@ -21,6 +21,7 @@ class Full:
     type = MethodType.FULL
     learning_rate = 2e-5
     operations = 6
+    kept_outputs = 0
 
     def load_options(self, spec: MethodSpec, device: Device, skeleton: Callable[[], PreTrainedModel]) -> dict[str, Any]:
         """float32: bfloat16 would lose the small updates. The arithmetic is bfloat16 all the same."""

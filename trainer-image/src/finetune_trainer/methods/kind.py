@@ -83,6 +83,7 @@ class MethodKind(Protocol):
     type: MethodType
     learning_rate: float  # peak, before the job's multiplier
     operations: int  # floating point operations a parameter and token, forward and backward
+    kept_outputs: int  # times that each linear layer's output is kept for the backward pass because of the method
 
     def load_options(self, spec: MethodSpec, device: Device, skeleton: Callable[[], PreTrainedModel]) -> dict[str, Any]:
         """Keyword arguments of `from_pretrained` for the base that is trained. `skeleton` makes the model without

@@ -20,6 +20,7 @@ class Lora:
     type = MethodType.LORA
     learning_rate = 2e-4
     operations = 4  # no gradient of the frozen weights
+    kept_outputs = 0
 
     def load_options(self, spec: MethodSpec, device: Device, skeleton: Callable[[], PreTrainedModel]) -> dict[str, Any]:
         return {"dtype": device.dtype}

@@ -34,6 +34,7 @@ class QLora:
     type = MethodType.QLORA
     learning_rate = 2e-4
     operations = 4
+    kept_outputs = 0
 
     def load_options(self, spec: MethodSpec, device: Device, skeleton: Callable[[], PreTrainedModel]) -> dict[str, Any]:
         return {
