@@ -17,12 +17,25 @@ from tests.trained_runs import RESOLVED, one_thread
 from torch.nn.functional import logsigmoid
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from finetune_api.run_config import RunConfig, RunPaths
+from finetune_api.spec import (
+    BaseModelSpec,
+    DataFile,
+    DatasetSpec,
+    EvaluationSpec,
+    Hyperparameters,
+    MethodSpec,
+    MethodType,
+    Task,
+)
 from finetune_api.status import ResolvedValues
 from finetune_api.tasks import Metric
 from finetune_trainer.data.examples import special_tokens
 from finetune_trainer.data.problems import EncodingError, Fault
 from finetune_trainer.errors import UserInputError
+from finetune_trainer.estimate import ModelShape
 from finetune_trainer.messages import TemplateAbilities
+from finetune_trainer.resolve import DataSizes, Resolution, resolve
 from finetune_trainer.tasks.kind import Facts, HeldOut, TrainerParts
 from finetune_trainer.tasks.preference import Preference, PreferenceFormat
 from finetune_trainer.tasks.preference_data import check_preference, normalise_preference
@@ -58,6 +71,7 @@ def quickly() -> Iterator[None]:
         TEXTS,
         {"prompt": [USER], "chosen": [YES], "rejected": [NO]},
         {"prompt": [USER], "chosen": YES, "rejected": NO},
+        {"prompt": [{**USER, "weight": None, "name": None}], "chosen": [{**YES, "tool_calls": None}], "rejected": NO},
         {"chosen": [USER, YES], "rejected": [USER, NO]},
         {"prompt": "Is Oslo nice?", "chosen": [USER, YES], "rejected": [USER, NO]},
         {"prompt": [USER], "chosen": [USER, YES], "rejected": [USER, NO]},
@@ -433,3 +447,57 @@ def test_the_settings_are_the_jobs(form: PreferenceFormat, folder: Path, tmp_pat
     fitted = trainer(form, AutoModelForCausalLM.from_pretrained(folder), tmp_path)
     assert (fitted.beta, fitted.loss_types, fitted.label_smoothing) == (0.3, ["sigmoid"], 0.0)
     assert json.dumps(fitted.args.to_dict())
+
+
+# --- what auto becomes ---------------------------------------------------------------------------------------
+
+
+def resolved(task: Task, method: MethodType = MethodType.LORA, **knobs: Any) -> Resolution:
+    shape = ModelShape(
+        parameters=135_000_000,
+        trainable=5_000_000,
+        layers=30,
+        width=576,
+        inner_width=1536,
+        kv_width=192,
+        vocabulary=49152,
+        context=8192,
+    )
+    config = RunConfig(
+        namespace="a",
+        job="b",
+        run=1,
+        hash="0123456789abcdef",
+        task=task,
+        base_model=BaseModelSpec(source="hf://a/b"),
+        base_name="b",
+        tuned_name="t",
+        dataset=DatasetSpec(train=DataFile(source="pvc://a/b")),
+        method=MethodSpec(type=method),
+        hyperparameters=Hyperparameters(**knobs),
+        evaluation=EvaluationSpec(),
+        gpus=1,
+        paths=RunPaths(run="a/b/runs/1", models="a/models"),
+    )
+    sizes = DataSizes(train_examples=4000, train_tokens=4_000_000, validation_tokens=100_000, longest=2048)
+    return resolve(config, sizes, shape, 2048, "r", 2)
+
+
+def test_a_pair_is_two_conversations(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("finetune_trainer.resolve.flash_attention_installed", lambda: True)
+    chat, pairs = resolved(Task.CHAT), resolved(Task.PREFERENCE)
+    assert (chat.values.micro_batch_size, pairs.values.micro_batch_size) == (4, 2)
+    assert (chat.values.packing, pairs.values.packing) == (True, False)
+    assert (chat.values.beta, pairs.values.beta) == (None, 0.1)
+    assert chat.estimate.memory_bytes == pairs.estimate.memory_bytes  # half the rows, twice as long
+    assert pairs.estimate.train_seconds > 1.5 * chat.estimate.train_seconds
+
+
+@pytest.mark.parametrize(
+    ("method", "rate"), [(MethodType.LORA, 1e-5), (MethodType.QLORA, 1e-5), (MethodType.FULL, 1e-6)]
+)
+def test_the_learning_rate_is_the_tasks(method: MethodType, rate: float) -> None:
+    assert resolved(Task.PREFERENCE, method).values.learning_rate == pytest.approx(rate)
+    knobs = {"learning_rate_multiplier": "2.5", "beta": "0.25"}
+    values = resolved(Task.PREFERENCE, method, **knobs).values
+    assert (values.learning_rate, values.beta) == (pytest.approx(2.5 * rate), 0.25)

@@ -197,7 +197,8 @@ def _conversations(pair: Pair, abilities: TemplateAbilities) -> list[Fault]:
     for answer, name in ((pair.chosen, pair.names.chosen), (pair.rejected, pair.names.rejected)):
         for fault in check_chat(pair.conversation(answer), abilities):
             faults.append(Fault(fault.check, fault.message, _place(fault.where, pair, name), fault.severity))
-    if any(isinstance(each, Mapping) and "weight" in each for each in [*pair.prompt, pair.chosen, pair.rejected]):
+    messages = [*pair.prompt, pair.chosen, pair.rejected]
+    if any(isinstance(each, Mapping) and each.get("weight") is not None for each in messages):
         text = "`weight` is of the task Chat: of a pair both answers count, and nothing else; it is ignored"
         faults.append(Fault("weight", text, pair.names.prompt, severity="warning"))
     return list(dict.fromkeys(faults))

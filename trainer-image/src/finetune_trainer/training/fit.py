@@ -17,7 +17,7 @@ from transformers.utils import is_flash_attn_2_available
 from finetune_api.status import ResolvedValues
 from finetune_trainer.context import StageContext
 from finetune_trainer.methods.table import METHODS
-from finetune_trainer.tasks.kind import Measured, TrainerParts
+from finetune_trainer.tasks.kind import HeldOut, Measured, TrainerParts
 from finetune_trainer.training import checkpoints
 from finetune_trainer.training.device import Device
 from finetune_trainer.training.inputs import Prepared, load_model, load_tokenizer, skeleton
@@ -112,8 +112,7 @@ def _trainer(
     held_out = prepared.measured_on(SELECTION_EXAMPLES, tokenizer)
     seed = context.config.hyperparameters.seed
     model = build_model(context, prepared, resolved, device)
-    # A model that was just built is the base still, whatever checkpoint the training goes on from.
-    reference = prepared.kind.measure(model.eval(), held_out) if prepared.kind.needs_reference else None
+    reference = _measure_base(prepared, model, held_out, device, stop) if prepared.kind.needs_reference else None
 
     def measure(model: PreTrainedModel, between_batches: Callable[[], None]) -> Measured:
         return prepared.kind.measure(model, held_out, reference=reference, between_batches=between_batches)
@@ -141,6 +140,19 @@ def _trainer(
     if len(trainer.train_dataset) != len(rows):
         raise AssertionError(f"the trainer kept {len(trainer.train_dataset)} of {len(rows)} prepared examples")
     return trainer
+
+
+def _measure_base(
+    prepared: Prepared, model: PreTrainedModel, held_out: HeldOut, device: Device, stop: StopRequest
+) -> Measured:
+    """What the trained model is compared with, in the arithmetic of its training. A model that was just built is the
+    base still, whatever checkpoint the training goes on from."""
+    with torch.autocast(device.kind, torch.bfloat16, enabled=device.precision == "bfloat16"):
+        return prepared.kind.measure(
+            model.eval(),
+            held_out,
+            between_batches=lambda: stop.check("nothing new to save: the base was being measured"),
+        )
 
 
 def _announce(
