@@ -11,10 +11,11 @@ from annotated_types import MaxLen
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
+from pydantic.alias_generators import to_camel
 from pydantic.fields import FieldInfo
 
 from finetune_api.conditions import FailureReason, Stage
-from finetune_api.job import FineTuneJob, run_hash, training_inputs
+from finetune_api.job import SNAPSHOT_INPUTS, FineTuneJob, content_hash, run_hash, training_inputs
 from finetune_api.reports import MAX_MESSAGE_BYTES, ModelSummary, StageFailure, Summary, parse_summary
 from finetune_api.run_config import RunConfig
 from finetune_api.spec import FineTuneJobSpec
@@ -95,6 +96,18 @@ def test_what_training_does_not_depend_on_leaves_the_hash(parts: dict[str, Any])
 @pytest.mark.parametrize("parts", INPUTS)
 def test_what_training_depends_on_changes_the_hash(parts: dict[str, Any]) -> None:
     assert run_hash(spec(**parts)) != run_hash(spec())
+
+
+def test_the_snapshot_has_every_input() -> None:
+    """What the hash covers, the trainer must get: otherwise it would be an input that nobody uses."""
+    assert set(SNAPSHOT_INPUTS) <= RunConfig.model_fields.keys()
+    for parts in INPUTS[:-1]:
+        assert training_inputs(spec(**parts)).keys() <= {to_camel(name) for name in SNAPSHOT_INPUTS}
+
+
+def test_a_token_alone_leaves_the_contents() -> None:
+    assert content_hash(spec(rerunToken="again")) == content_hash(spec()) == run_hash(spec())
+    assert len({content_hash(spec(**parts)) for parts in INPUTS}) == len(INPUTS)
 
 
 def test_every_input_has_a_hash_of_its_own() -> None:

@@ -6,12 +6,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from finetune_api.conditions import RunResult, Stage, Trigger
-from finetune_api.job import FineTuneJob, run_hash, training_inputs
-from finetune_api.run_config import RunConfig
-from finetune_api.spec import FineTuneJobSpec
+from finetune_api.job import FineTuneJob, content_hash, run_hash
 from finetune_api.status import ModelStatus, RunRecord, RunStatus, StageTime
 from finetune_operator import names
-from finetune_operator.builders.run_config_map import parse_run_config
 from finetune_operator.conditions import shorten
 from finetune_operator.plan import Manifest, Observed
 
@@ -27,7 +24,6 @@ class Selection:
 
     run: RunStatus
     records: tuple[RunRecord, ...]
-    started: bool = False
 
 
 def select(job: FineTuneJob, observed: Observed, now: str) -> Selection:
@@ -40,10 +36,10 @@ def select(job: FineTuneJob, observed: Observed, now: str) -> Selection:
         records = _supersede(records, current, now)
     earlier = _finished_with(records, wanted)
     if earlier is not None:
-        return Selection(_adopted(earlier), records, started=True)
+        return Selection(_adopted(earlier), records)
     number = _begun_with(observed, wanted, _highest_known(job)) or _highest(job, observed) + 1
     run = RunStatus(number=number, hash=wanted, trigger=_trigger(job, observed), start_time=now)
-    return Selection(run, records, started=True)
+    return Selection(run, records)
 
 
 def _supersede(records: tuple[RunRecord, ...], run: RunStatus, now: str) -> tuple[RunRecord, ...]:
@@ -156,24 +152,7 @@ def _trigger(job: FineTuneJob, observed: Observed) -> Trigger:
     previous = job.status.run
     if previous is None:
         return Trigger.CREATED
-    config = parse_run_config(observed.config_maps.get(names.run_name(job.metadata.name, previous.number)))
-    if config is not None and _inputs(_spec_of(config, job.spec)) == _inputs(job.spec):
-        return Trigger.RERUN
-    return Trigger.SPEC_CHANGED
-
-
-def _inputs(spec: FineTuneJobSpec) -> dict[str, object]:
-    """What a run depends on but for the token."""
-    return training_inputs(spec.model_copy(update={"rerun_token": None}))
-
-
-def _spec_of(config: RunConfig, spec: FineTuneJobSpec) -> FineTuneJobSpec:
-    return spec.model_copy(
-        update={
-            "task": config.task,
-            "base_model": config.base_model,
-            "dataset": config.dataset,
-            "method": config.method,
-            "hyperparameters": config.hyperparameters,
-        }
-    )
+    config_map = observed.config_maps.get(names.run_name(job.metadata.name, previous.number), {})
+    # Without a token, which is what an earlier version left us to tell by, both hashes are the same.
+    contents = names.annotation(config_map, names.ANNOTATION_CONTENT_HASH) or previous.hash
+    return Trigger.RERUN if contents == content_hash(job.spec) else Trigger.SPEC_CHANGED
