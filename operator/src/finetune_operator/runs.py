@@ -1,4 +1,4 @@
-"""Which run the spec asks for, and what is remembered of the others."""
+"""Which run the spec asks for, how far it is, and what is remembered of the others."""
 
 from __future__ import annotations
 
@@ -101,6 +101,38 @@ def newest_promoted(records: Iterable[RunRecord]) -> ModelStatus | None:
 def is_promoted(records: Iterable[RunRecord], number: int) -> bool:
     """Whether the run passed its gate once."""
     return any(record.number == number and record.result is RunResult.PROMOTED for record in records)
+
+
+def stage_time(run: RunStatus, stage: Stage) -> StageTime | None:
+    """When the stage started and ended."""
+    return next((entry for entry in run.stages if entry.stage is stage), None)
+
+
+def is_done(run: RunStatus, stage: Stage) -> bool:
+    """Whether the stage's result is in the status. Its Job is not needed any more then."""
+    entry = stage_time(run, stage)
+    return entry is not None and entry.completion_time is not None
+
+
+def with_time(run: RunStatus, stage: Stage, *, start: str | None = None, completion: str | None = None) -> RunStatus:
+    """The run with the stage's times. A start that is known already stays."""
+    old = stage_time(run, stage) or StageTime(stage=stage)
+    entry = StageTime(
+        stage=stage, start_time=old.start_time or start, completion_time=completion or old.completion_time
+    )
+    others = [other for other in run.stages if other.stage is not stage]
+    return run.model_copy(update={"stages": [*others, entry]})
+
+
+def without_time(run: RunStatus, stage: Stage) -> RunStatus:
+    """The run as if the stage had never begun."""
+    return run.model_copy(update={"stages": [entry for entry in run.stages if entry.stage is not stage]})
+
+
+def ended_with_failure(run: RunStatus) -> bool:
+    """Whether a stage's Job ended the run. Trouble of serving never does: it is judged anew in each pass."""
+    failure = run.failure
+    return failure is not None and not failure.waiting and failure.stage is not Stage.SERVE
 
 
 def _finished_with(records: tuple[RunRecord, ...], wanted: str) -> RunRecord | None:
