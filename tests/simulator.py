@@ -16,7 +16,9 @@ from typing import Any
 from finetune_api.job import FineTuneJob
 from finetune_api.reports import Summary
 from finetune_api.status import FineTuneJobStatus
+from finetune_operator.control.cache import slim
 from finetune_operator.decide import decide
+from finetune_operator.local import kubelet
 from finetune_operator.plan import Manifest, ObjectRef, Observed, Plan, PodRefusal, ProgressReport
 from finetune_operator.settings import Settings
 
@@ -98,17 +100,19 @@ class Cluster:
     # The control plane's side
 
     def observed(self) -> Observed:
+        """No more than the cache keeps: what decisions read beyond that, a cluster does not tell them."""
+
         def of(kind: str) -> dict[str, Manifest]:
-            return {name: copy.deepcopy(m) for (k, name), m in self.objects.items() if k == kind}
+            return {name: slim(manifest) for (k, name), manifest in self.objects.items() if k == kind}
 
         return Observed(
             jobs=of("Job"),
-            pods=copy.deepcopy(self.pods),
+            pods=[slim(pod) for pod in self.pods],
             config_maps=of("ConfigMap"),
             deployments=of("Deployment"),
             services=of("Service"),
             progress=self.progress,
-            former_pods=copy.deepcopy(self.former),
+            former_pods=[slim(pod) for pod in self.former],
             refusals=dict(self.refusals),
         )
 
@@ -196,7 +200,7 @@ class Cluster:
             "creationTimestamp": stamp(self.now),
             "ownerReferences": [{"uid": job["metadata"]["uid"], "controller": True}],
         }
-        pod: Manifest = {"metadata": meta, "spec": template["spec"], "status": {"phase": "Pending"}}
+        pod: Manifest = {"kind": "Pod", "metadata": meta, "spec": template["spec"], "status": {"phase": "Pending"}}
         self.pods.append(pod)
         job.setdefault("status", {})["active"] = 1
         return pod
@@ -219,12 +223,13 @@ class Cluster:
             status |= {"succeeded": 1, "active": 0, "completionTime": stamp(self.now)}
             self._conclude(job, "Complete", "CompletionsReached", "")
             return
-        if code in (10, 11, 12, 13):
+        verdict = kubelet.action(job["spec"]["podFailurePolicy"]["rules"], code)
+        if verdict == "FailJob":
             status |= {"failed": 1, "active": 0}
             text = f"Container main for pod x failed with exit code {code} matching FailJob rule at index 0"
             self._conclude(job, "Failed", "PodFailurePolicy", text)
             return
-        if code != 75:
+        if verdict != "Ignore":
             status["failed"] = status.get("failed", 0) + 1
         if status.get("failed", 0) > job["spec"]["backoffLimit"]:
             self._conclude(job, "Failed", "BackoffLimitExceeded", "Job has reached the specified backoff limit")

@@ -194,3 +194,15 @@ def test_from_data_to_proof_through_the_frame(tmp_path: Path) -> None:
     assert summary.evaluation.tuned.loss < summary.evaluation.base.loss
     adapter = load_file(context.model_dir / "adapter_model.safetensors")
     assert all(torch.isfinite(tensor).all() for tensor in adapter.values())
+
+
+def test_how_many_are_measured_does_not_change_what_is_trained(
+    lora: tuple[StageContext, Summary, Summary], tmp_path: Path
+) -> None:
+    """evaluation.maxExamples is no input of a run: the checkpoint that becomes the model must not depend on it."""
+    context, fit, summary = trained(tmp_path, evaluation={"maxExamples": 2})
+    assert summary.evaluation is not None
+    assert summary.evaluation.examples == 2
+    assert fit.eval_loss == lora[1].eval_loss
+    weights = "adapter_model.safetensors"
+    assert (context.model_dir / weights).read_bytes() == (lora[0].model_dir / weights).read_bytes()

@@ -240,3 +240,17 @@ def test_after_serving_the_status_names_no_endpoint(shell: Shell, finished: obje
     status = shell.status("travel")["status"]
     assert "endpoint" not in status
     assert status["model"]["run"] == 1
+
+
+def test_other_evaluation_settings_measure_again_without_training(shell: Shell, finished: object) -> None:
+    """The last test of this job: its figures are other ones afterwards."""
+    before, trained = shell.status("travel"), shell.of_run("travel", "reports/train.json")
+    written, examples = trained.stat().st_mtime_ns, before["status"]["run"]["evaluation"]["examples"]
+    text = manifest("travel", GOOD, evaluation={"maxExamples": examples - 1, "sampleAnswers": 0, "gate": {"rules": []}})
+    (shell.folder / "travel.yaml").write_text(text)
+    result = shell(*shell.run("travel"))
+    assert result.returncode == 0, result.stdout + result.stderr
+    run = shell.status("travel")["status"]["run"]
+    assert (run["number"], run["evaluation"]["examples"]) == (1, examples - 1)
+    assert run["evaluation"]["settingsHash"] != before["status"]["run"]["evaluation"]["settingsHash"]
+    assert trained.stat().st_mtime_ns == written

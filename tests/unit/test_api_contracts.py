@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+from enum import Enum
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import pytest
+from annotated_types import MaxLen
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel
+from pydantic.alias_generators import to_camel
+from pydantic.fields import FieldInfo
 
 from finetune_api.conditions import FailureReason, Stage
-from finetune_api.job import FineTuneJob, run_hash, training_inputs
-from finetune_api.reports import MAX_MESSAGE_BYTES, StageFailure, Summary, parse_summary
+from finetune_api.job import SNAPSHOT_INPUTS, FineTuneJob, content_hash, run_hash, training_inputs
+from finetune_api.reports import MAX_MESSAGE_BYTES, ModelSummary, StageFailure, Summary, parse_summary
 from finetune_api.run_config import RunConfig
 from finetune_api.spec import FineTuneJobSpec
-from finetune_api.status import DatasetStatus, Problem
+from finetune_api.status import Checkpoint, DatasetStatus, EvaluationStatus, Problem, ResolvedValues
 
 SMALL: dict[str, Any] = {
     "baseModel": {"source": "hf://Qwen/Qwen3-0.6B"},
@@ -92,6 +98,18 @@ def test_what_training_depends_on_changes_the_hash(parts: dict[str, Any]) -> Non
     assert run_hash(spec(**parts)) != run_hash(spec())
 
 
+def test_the_snapshot_has_every_input() -> None:
+    """What the hash covers, the trainer must get: otherwise it would be an input that nobody uses."""
+    assert set(SNAPSHOT_INPUTS) <= RunConfig.model_fields.keys()
+    for parts in INPUTS[:-1]:
+        assert training_inputs(spec(**parts)).keys() <= {to_camel(name) for name in SNAPSHOT_INPUTS}
+
+
+def test_a_token_alone_leaves_the_contents() -> None:
+    assert content_hash(spec(rerunToken="again")) == content_hash(spec()) == run_hash(spec())
+    assert len({content_hash(spec(**parts)) for parts in INPUTS}) == len(INPUTS)
+
+
 def test_every_input_has_a_hash_of_its_own() -> None:
     assert len({run_hash(spec(**parts)) for parts in INPUTS}) == len(INPUTS)
 
@@ -126,6 +144,81 @@ def test_characters_that_grow_in_json_still_fit(character: str) -> None:
     failure = StageFailure(reason=FailureReason.SYSTEM_FAULT, message=character * 9000, advice=character * 9000)
     summary = Summary(stage=Stage.TRAIN, ok=False, failure=failure, notes=[character * 9000] * 9)
     assert len(summary.to_message().encode()) <= MAX_MESSAGE_BYTES
+
+
+def largest(annotation: Any, field: FieldInfo | None = None, character: str = "x") -> Any:
+    """The largest value of a type: every field filled, every text and list as long as allowed, every number long."""
+    bounds = {type(each).__name__: each for each in (field.metadata if field else ())}
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin in (Union, UnionType):
+        return largest(next(a for a in arguments if a is not NoneType), field, character)
+    if origin is Annotated:
+        return largest(arguments[0], FieldInfo.from_annotation(annotation), character)
+    if origin is list:
+        return [largest(arguments[0], None, character)] * bounds.get("MaxLen", MaxLen(200)).max_length
+    if origin is Literal:
+        return max(arguments, key=len)
+    if issubclass(annotation, BaseModel):
+        parts = annotation.model_fields.items()
+        return annotation.model_construct(**{name: largest(f.annotation, f, character) for name, f in parts})
+    if issubclass(annotation, Enum):
+        return max(annotation, key=lambda member: len(str(member.value)))
+    if annotation is bool:
+        return False
+    if issubclass(annotation, int):
+        return 2**63 - 1
+    if annotation is float:
+        return -1.2345678901234567e-289
+    assert annotation is str, annotation
+    return character * bounds.get("MaxLen", MaxLen(6000)).max_length
+
+
+PATH = f"{'n' * 63}/{'j' * 253}/runs/999-01234567/model"
+
+
+@pytest.mark.parametrize("character", ["x", "ü", "\x00", "💥", '"'])
+@pytest.mark.parametrize(
+    "without", [(), *[(name,) for name in sorted(Summary.model_fields.keys() - {"stage", "ok", "run"})]]
+)
+def test_the_largest_summary_fits_with_whatever_a_later_version_adds(character: str, without: tuple[str, ...]) -> None:
+    full = largest(Summary, None, character)
+    fields = Summary.model_fields
+    summary = full.model_copy(update={name: fields[name].get_default() for name in without})
+    text = summary.to_message()
+    assert len(text.encode()) <= MAX_MESSAGE_BYTES
+    again = parse_summary(text)
+    assert again is not None
+    assert (again.stage, again.ok, again.run) == (summary.stage, summary.ok, summary.run)
+
+
+@pytest.mark.parametrize("stage", [Stage.PREPARE, Stage.TRAIN, Stage.EVALUATE])
+def test_what_the_control_plane_needs_survives_the_cutting(stage: Stage) -> None:
+    """Whatever explains a stage's result may be cut; what its successor and the gate work with may not."""
+    parts: dict[Stage, dict[str, Any]] = {
+        Stage.PREPARE: {"dataset": largest(DatasetStatus), "resolved": largest(ResolvedValues), "base_path": PATH},
+        Stage.TRAIN: {
+            "model": ModelSummary(path=PATH, base_path=PATH, kind="Adapter", sha256="a" * 64),
+            "resolved": largest(ResolvedValues),
+            "checkpoint": Checkpoint(step=9),
+        },
+        Stage.EVALUATE: {"evaluation": largest(EvaluationStatus)},
+    }
+    notes = ["💥" * 2000] * 40
+    summary = Summary(stage=stage, ok=True, run=3, hash="0123456789abcdef", notes=notes, **parts[stage])
+    text = summary.to_message()
+    assert len(text.encode()) <= MAX_MESSAGE_BYTES
+    again = parse_summary(text)
+    assert again is not None
+    assert (again.model, again.base_path, again.hash) == (summary.model, summary.base_path, summary.hash)
+    if again.dataset and summary.dataset:
+        assert again.dataset.train_examples == summary.dataset.train_examples
+        assert again.dataset.problems[0].lines
+    if summary.evaluation and summary.evaluation.tuned and summary.evaluation.base:
+        assert again.evaluation is not None
+        for name in ("base", "tuned"):
+            found, was = getattr(again.evaluation, name), getattr(summary.evaluation, name)
+            for metric in type(was).model_fields.keys() - {"loss_interval"}:
+                assert getattr(found, metric) == pytest.approx(getattr(was, metric), rel=1e-4), metric
 
 
 def test_a_short_summary_is_not_cut() -> None:

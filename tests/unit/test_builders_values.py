@@ -15,11 +15,12 @@ from finetune_api.fields import quantity
 from finetune_api.spec import ComputeSpec, Engine, Resources
 from finetune_api.status import ModelStatus, RunStatus
 from finetune_operator import names
-from finetune_operator.builders.metadata import digest
+from finetune_operator.builders.metadata import digest, owner_reference
 from finetune_operator.builders.pod import resources
 from finetune_operator.builders.run_config_map import parse_run_config, run_config, run_config_map
 from finetune_operator.builders.server import answers_for_base, engine, serving_gpus, vllm_rank
 from finetune_operator.builders.stage_job import inputs_hash, stage_job
+from finetune_operator.control.permissions import WATCHED_NAMESPACES
 from finetune_operator.plan import Manifest
 from finetune_operator.settings import Settings
 
@@ -130,6 +131,12 @@ def test_who_answers_for_the_base(gpus: int, kind: Any, answers: bool) -> None:
 )
 def test_our_requests_are_never_above_the_users_limits(wanted: dict[str, Any], expected: dict[str, Any]) -> None:
     assert resources(Resources.model_validate(wanted), Stage.TRAIN) == expected
+
+
+def test_owner_references_need_no_right_on_finalizers() -> None:
+    """blockOwnerDeletion would, where OwnerReferencesPermissionEnforcement is on (OpenShift); neither is there."""
+    assert not owner_reference(make_job()).get("blockOwnerDeletion")
+    assert not [each for each in WATCHED_NAMESPACES if each.resource.endswith("/finalizers")]
 
 
 def test_the_snapshot_can_be_read_back() -> None:

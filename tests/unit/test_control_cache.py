@@ -10,7 +10,8 @@ from finetune_operator import names
 from finetune_operator.control.cache import Cache
 from finetune_operator.control.handlers import take_event
 from finetune_operator.control.observe import observe
-from finetune_operator.control.resources import CONFIG_MAP, FINE_TUNE_JOB, JOB, JOB_LABEL, POD, Resource
+from finetune_operator.control.resources import CONFIG_MAP, FINE_TUNE_JOB, JOB, POD, Resource
+from finetune_operator.names import LABEL_JOB
 
 
 def made(
@@ -25,7 +26,7 @@ def made(
     if owner:
         metadata["ownerReferences"] = [{"uid": owner, "controller": True, "kind": kind or "FineTuneJob"}]
     if label:
-        metadata["labels"] = {JOB_LABEL: label}
+        metadata["labels"] = {LABEL_JOB: label}
     return {"kind": resource.kind, "apiVersion": resource.api_version, "metadata": metadata}
 
 

@@ -7,14 +7,15 @@ from typing import Any
 from finetune_operator.control.cache import Cache
 from finetune_operator.control.handlers import kopf_settings, take_event
 from finetune_operator.control.observe import observe
-from finetune_operator.control.resources import FINE_TUNE_JOB, JOB, JOB_LABEL, POD, POD_REFUSAL, Resource
+from finetune_operator.control.resources import FINE_TUNE_JOB, JOB, POD, POD_REFUSAL, Resource
+from finetune_operator.names import LABEL_JOB
 
 TEAM = "team-a"
 
 
 def made(resource: Resource, name: str, uid: str, owner: str = "", kind: str = "FineTuneJob") -> dict[str, Any]:
     metadata: dict[str, Any] = {"name": name, "namespace": TEAM, "uid": uid, "resourceVersion": "1"}
-    metadata["labels"] = {JOB_LABEL: "travel"}
+    metadata["labels"] = {LABEL_JOB: "travel"}
     if owner:
         metadata["ownerReferences"] = [{"uid": owner, "controller": True, "kind": kind, "name": f"of-{owner}"}]
     return {"kind": resource.kind, "apiVersion": resource.api_version, "metadata": metadata}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from tests.simulator import Cluster, Manifest, good_summary, make_job, succeed
 
 from finetune_api.conditions import FailureReason as Reason
@@ -199,6 +200,40 @@ def test_a_new_token_is_a_rerun() -> None:
     cluster = Cluster(make_job()).run().change(rerunToken="data-of-may").run()
     assert cluster.job.status.run is not None
     assert (number(cluster), cluster.job.status.run.trigger) == (2, "Rerun")
+
+
+@pytest.mark.parametrize("token", [None, "may"])
+@pytest.mark.parametrize("recorded", [True, False])
+def test_why_a_run_began_is_told_from_its_inputs_and_not_from_a_snapshot_that_may_be_unreadable(
+    token: str | None, recorded: bool
+) -> None:
+    cluster = Cluster(make_job(rerunToken=token)).run()
+    config_map = cluster.objects["ConfigMap", "travel-r1"]
+    config_map["data"] = {"run.json": "{}"}
+    if not recorded:  # by an earlier version, which left the hash of the run alone
+        config_map["metadata"]["annotations"].pop("finetune-operator.io/content-hash")
+    cluster.change(rerunToken="june")
+    cluster.execute(cluster.plan())
+    assert cluster.job.status.run is not None
+    known = recorded or token is None
+    assert cluster.job.status.run.trigger == ("Rerun" if known else "SpecChanged")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"task": "Completion"},
+        {"baseModel": {"source": "pvc://models/other"}},
+        {"dataset": {"train": {"source": "pvc://data/x.jsonl"}}},
+        {"method": {"rank": 4}},
+        {"hyperparameters": EPOCHS},
+    ],
+)
+def test_a_changed_input_is_no_rerun_whatever_the_token(change: dict[str, Any]) -> None:
+    cluster = Cluster(make_job(rerunToken="may")).run().change(rerunToken="june", **change)
+    cluster.execute(cluster.plan())
+    assert cluster.job.status.run is not None
+    assert cluster.job.status.run.trigger == "SpecChanged"
 
 
 def test_a_change_that_training_does_not_depend_on_starts_nothing() -> None:

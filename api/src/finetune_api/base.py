@@ -104,6 +104,7 @@ class ApiModel(BaseModel):
 
 
 class StatusModel(ApiModel):
-    """Base of status types: what an older or newer version wrote beside our fields is ignored, not refused."""
+    """Base of what we write ourselves, the status first of all, but reports and snapshots, too: what an older or newer
+    version wrote beside our fields is ignored, not refused."""
 
     model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, extra="ignore", frozen=True)

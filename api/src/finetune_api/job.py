@@ -41,6 +41,10 @@ class FineTuneJob(StatusModel):
         return f"{self.metadata.namespace}/{self.metadata.name}"
 
 
+# Of the spec, what training depends on: the run's snapshot has it, and with the token it makes the run's hash.
+SNAPSHOT_INPUTS = ("task", "base_model", "dataset", "method", "hyperparameters")
+
+
 def training_inputs(spec: FineTuneJobSpec) -> dict[str, Any]:
     """What a run depends on. Values that equal their default are left out, so that a field
     which a later version adds with a default does not change the hash of older jobs."""
@@ -48,7 +52,7 @@ def training_inputs(spec: FineTuneJobSpec) -> dict[str, Any]:
         mode="json",
         by_alias=True,
         exclude_defaults=True,
-        include={"task", "base_model", "dataset", "method", "hyperparameters", "rerun_token"},
+        include={*SNAPSHOT_INPUTS, "rerun_token"},
     )
     for part in ("baseModel", "dataset"):
         dump.get(part, {}).pop("secretRef", None)  # another password is not another run
@@ -58,6 +62,11 @@ def training_inputs(spec: FineTuneJobSpec) -> dict[str, Any]:
 def run_hash(spec: FineTuneJobSpec) -> str:
     """First 16 hexadecimal digits of the SHA-256 of the run's inputs in canonical JSON."""
     return _hash(training_inputs(spec))
+
+
+def content_hash(spec: FineTuneJobSpec) -> str:
+    """The run's hash but for the token: what is the same in a rerun."""
+    return run_hash(spec.model_copy(update={"rerun_token": None}))
 
 
 def evaluation_inputs(spec: EvaluationSpec) -> dict[str, Any]:

@@ -2,14 +2,16 @@
 
 A summary is one JSON object of at most 4,096 bytes: {"stage": ..., "ok": true, ...} or, when the stage
 failed, {"stage": ..., "ok": false, "failure": {...}}. Kubernetes cuts what is longer, which would make it
-unreadable, so `Summary.to_message` shortens texts until it fits.
+unreadable, so `Summary.to_message` shortens it until it fits.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Literal, TypeVar
 
-from pydantic import Field
+from pydantic import BaseModel, Field
 
 from finetune_api.base import StatusModel
 from finetune_api.conditions import FailureReason, Stage
@@ -69,34 +71,74 @@ class Summary(StatusModel):
     evaluation: EvaluationStatus | None = None
 
     def to_message(self) -> str:
-        """The summary as JSON of at most MAX_MESSAGE_BYTES bytes."""
-        text = self._json()
-        shorter = self
-        for cut in (2000, 1000, 400, 100):
-            if len(text.encode()) <= MAX_MESSAGE_BYTES:
-                break
-            shorter = self._cut(cut)
-            text = shorter._json()
-        return text
+        """The summary as JSON of at most MAX_MESSAGE_BYTES bytes, whatever is in it: the first form that fits."""
+        forms = (self._form(bounds) for bounds in BOUNDS)
+        fitting = (text for text in forms if len(text.encode()) <= MAX_MESSAGE_BYTES)
+        return next(fitting, None) or self._verdict()
+
+    def _form(self, bounds: Bounds) -> str:
+        """Texts and lists cut, numbers rounded, and what only explains left out; what the control plane needs stays."""
+        if bounds is UNBOUND:
+            return self._json()
+        kept = {"base_path": self.base_path, "model": self.model, "hash": self.hash}  # cut, they would name nothing
+        shorter = _bounded(self, bounds)
+        return shorter.model_copy(update=kept)._json()
+
+    def _verdict(self) -> str:
+        """How the stage ended, in a few words: what is always small enough."""
+        failure = self.failure and _bounded(self.failure, BOUNDS[-1])
+        return Summary(stage=self.stage, ok=self.ok, run=self.run, reused=self.reused, failure=failure)._json()
 
     def _json(self) -> str:
         return self.model_dump_json(by_alias=True, exclude_none=True, exclude_defaults=False)
 
-    def _cut(self, length: int) -> Summary:
-        failure = self.failure and self.failure.model_copy(
-            update={"message": self.failure.message[:length], "advice": self.failure.advice[:length]}
-        )
-        dataset = self.dataset and self.dataset.model_copy(
-            update={
-                "problems": [
-                    p.model_copy(update={"message": p.message[: length // 4]})
-                    for p in self.dataset.problems[: max(1, length // 250)]
-                ]
-            }
-        )
-        return self.model_copy(
-            update={"failure": failure, "dataset": dataset, "notes": [n[:length] for n in self.notes[:4]]}
-        )
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """One form of a summary: characters of a text, items of a list, digits of a number, fields that are left out."""
+
+    text: int
+    items: int
+    digits: int = 17
+    without: frozenset[str] = frozenset()
+
+
+# From what helps least to what would be missed most. The judgement needs base and tuned, each metric of them.
+EXPLAINING = frozenset({"loss_interval", "length", "estimate"})
+UNBOUND = Bounds(0, 0)
+BOUNDS = (
+    UNBOUND,
+    Bounds(2000, 20),
+    Bounds(1000, 12),
+    Bounds(400, 8),
+    Bounds(400, 8, 6, EXPLAINING),
+    Bounds(100, 4, 6, EXPLAINING),
+    Bounds(80, 2, 6, EXPLAINING | {"few_shot", "notes"}),
+    Bounds(64, 1, 6, EXPLAINING | {"few_shot", "notes", "problems", "resolved"}),
+)
+
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def _bounded(value: M, bounds: Bounds) -> M:
+    """The same within the bounds. A field that is left out has its default."""
+    fields = type(value).model_fields
+    update = {
+        name: fields[name].get_default() if name in bounds.without else _part(getattr(value, name), bounds)
+        for name in fields
+    }
+    return value.model_copy(update=update)
+
+
+def _part(value: Any, bounds: Bounds) -> Any:
+    if isinstance(value, BaseModel):
+        return _bounded(value, bounds)
+    if isinstance(value, list):
+        return [_part(item, bounds) for item in value[: bounds.items]]
+    if isinstance(value, str) and not isinstance(value, Enum):
+        return value[: bounds.text]
+    return float(f"{value:.{bounds.digits}g}") if isinstance(value, float) else value
 
 
 def parse_summary(message: str | None) -> Summary | None:

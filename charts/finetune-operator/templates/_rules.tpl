@@ -9,10 +9,6 @@
 - apiGroups: [finetune-operator.io]
   resources: [finetunejobs/status]
   verbs: [patch]
-# Where OwnerReferencesPermissionEnforcement is on (OpenShift), blockOwnerDeletion needs it.
-- apiGroups: [finetune-operator.io]
-  resources: [finetunejobs/finalizers]
-  verbs: [update]
 # A Job for each stage.
 - apiGroups: [batch]
   resources: [jobs]

@@ -22,7 +22,7 @@ from finetune_operator.stages.measurement import measures_otherwise, with_measur
 from finetune_operator.stages.pipeline import PIPELINE
 from finetune_operator.stages.promote import Promotion, promote
 from finetune_operator.stages.serve import Serving, serve
-from finetune_operator.stages.view import Step, View, is_deleting, is_done, own_children, reference
+from finetune_operator.stages.view import Step, View, is_deleting, own_children, reference
 from finetune_operator.transitions import events
 from finetune_operator.verdicts import Outcome, judgements
 
@@ -109,7 +109,7 @@ def _leftovers(view: View, run: RunStatus, status: FineTuneJobStatus) -> tuple[O
         if number is None or is_deleting(job):
             continue
         if number == run.number:
-            unwanted = is_done(run, Stage.EVALUATE) and measures_otherwise(view, run, job)
+            unwanted = runs.is_done(run, Stage.EVALUATE) and measures_otherwise(view, run, job)
         else:
             unwanted = number not in known or not (job_condition(job, "Complete") or job_condition(job, "Failed"))
         if unwanted:

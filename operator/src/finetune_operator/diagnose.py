@@ -7,7 +7,7 @@ wins, so the order is from the particular to the general. Nothing here knows abo
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from finetune_api.conditions import ExitCode, Stage
@@ -19,6 +19,7 @@ from finetune_operator.advice import advice_for
 from finetune_operator.finding import Finding as Finding
 from finetune_operator.names import CONTAINER
 from finetune_operator.plan import Manifest, PodRefusal
+from finetune_operator.times import parse_time
 
 MESSAGE_LIMIT = 1024  # characters of a message that come from a cluster; enough for a scheduler with 20 complaints
 ADVICE_LIMIT = 1024  # as status.py has it
@@ -359,14 +360,3 @@ def _failed(job: Manifest) -> int:
 
 def _age(condition: Mapping[str, Any], now: datetime) -> float:
     return (now - parse_time(condition.get("lastTransitionTime"), now)).total_seconds()
-
-
-def parse_time(text: str | None, default: datetime) -> datetime:
-    """RFC 3339 as Kubernetes writes it, or the default where there is none or it is unreadable."""
-    if not text:
-        return default
-    try:
-        value = datetime.fromisoformat(text)
-    except ValueError:
-        return default
-    return value if value.tzinfo else value.replace(tzinfo=UTC)

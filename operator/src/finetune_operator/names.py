@@ -20,6 +20,8 @@ LABEL_STAGE = f"{GROUP}/stage"
 LABEL_ATTEMPT = f"{GROUP}/attempt"
 ANNOTATION_SPEC_HASH = f"{GROUP}/spec-hash"
 ANNOTATION_RUN_HASH = f"{GROUP}/run-hash"
+# The run's hash but for the token, on its ConfigMap: tells a rerun from a changed spec.
+ANNOTATION_CONTENT_HASH = f"{GROUP}/content-hash"
 # Of what a user may change without a new run (compute, secrets): such a change gives a failed stage another try.
 ANNOTATION_INPUTS_HASH = f"{GROUP}/inputs-hash"
 # Of the settings that an Evaluate Job measures by: other ones make another Job, not another run.

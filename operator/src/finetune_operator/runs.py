@@ -1,4 +1,4 @@
-"""Which run the spec asks for, and what is remembered of the others."""
+"""Which run the spec asks for, how far it is, and what is remembered of the others."""
 
 from __future__ import annotations
 
@@ -6,12 +6,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from finetune_api.conditions import RunResult, Stage, Trigger
-from finetune_api.job import FineTuneJob, run_hash, training_inputs
-from finetune_api.run_config import RunConfig
-from finetune_api.spec import FineTuneJobSpec
+from finetune_api.job import FineTuneJob, content_hash, run_hash
 from finetune_api.status import ModelStatus, RunRecord, RunStatus, StageTime
 from finetune_operator import names
-from finetune_operator.builders.run_config_map import parse_run_config
 from finetune_operator.conditions import shorten
 from finetune_operator.plan import Manifest, Observed
 
@@ -27,7 +24,6 @@ class Selection:
 
     run: RunStatus
     records: tuple[RunRecord, ...]
-    started: bool = False
 
 
 def select(job: FineTuneJob, observed: Observed, now: str) -> Selection:
@@ -40,10 +36,10 @@ def select(job: FineTuneJob, observed: Observed, now: str) -> Selection:
         records = _supersede(records, current, now)
     earlier = _finished_with(records, wanted)
     if earlier is not None:
-        return Selection(_adopted(earlier), records, started=True)
+        return Selection(_adopted(earlier), records)
     number = _begun_with(observed, wanted, _highest_known(job)) or _highest(job, observed) + 1
     run = RunStatus(number=number, hash=wanted, trigger=_trigger(job, observed), start_time=now)
-    return Selection(run, records, started=True)
+    return Selection(run, records)
 
 
 def _supersede(records: tuple[RunRecord, ...], run: RunStatus, now: str) -> tuple[RunRecord, ...]:
@@ -107,6 +103,38 @@ def is_promoted(records: Iterable[RunRecord], number: int) -> bool:
     return any(record.number == number and record.result is RunResult.PROMOTED for record in records)
 
 
+def stage_time(run: RunStatus, stage: Stage) -> StageTime | None:
+    """When the stage started and ended."""
+    return next((entry for entry in run.stages if entry.stage is stage), None)
+
+
+def is_done(run: RunStatus, stage: Stage) -> bool:
+    """Whether the stage's result is in the status. Its Job is not needed any more then."""
+    entry = stage_time(run, stage)
+    return entry is not None and entry.completion_time is not None
+
+
+def with_time(run: RunStatus, stage: Stage, *, start: str | None = None, completion: str | None = None) -> RunStatus:
+    """The run with the stage's times. A start that is known already stays."""
+    old = stage_time(run, stage) or StageTime(stage=stage)
+    entry = StageTime(
+        stage=stage, start_time=old.start_time or start, completion_time=completion or old.completion_time
+    )
+    others = [other for other in run.stages if other.stage is not stage]
+    return run.model_copy(update={"stages": [*others, entry]})
+
+
+def without_time(run: RunStatus, stage: Stage) -> RunStatus:
+    """The run as if the stage had never begun."""
+    return run.model_copy(update={"stages": [entry for entry in run.stages if entry.stage is not stage]})
+
+
+def ended_with_failure(run: RunStatus) -> bool:
+    """Whether a stage's Job ended the run. Trouble of serving never does: it is judged anew in each pass."""
+    failure = run.failure
+    return failure is not None and not failure.waiting and failure.stage is not Stage.SERVE
+
+
 def _finished_with(records: tuple[RunRecord, ...], wanted: str) -> RunRecord | None:
     found = [record for record in records if record.hash == wanted and record.result in FINISHED and record.model]
     return found[-1] if found else None
@@ -156,24 +184,7 @@ def _trigger(job: FineTuneJob, observed: Observed) -> Trigger:
     previous = job.status.run
     if previous is None:
         return Trigger.CREATED
-    config = parse_run_config(observed.config_maps.get(names.run_name(job.metadata.name, previous.number)))
-    if config is not None and _inputs(_spec_of(config, job.spec)) == _inputs(job.spec):
-        return Trigger.RERUN
-    return Trigger.SPEC_CHANGED
-
-
-def _inputs(spec: FineTuneJobSpec) -> dict[str, object]:
-    """What a run depends on but for the token."""
-    return training_inputs(spec.model_copy(update={"rerun_token": None}))
-
-
-def _spec_of(config: RunConfig, spec: FineTuneJobSpec) -> FineTuneJobSpec:
-    return spec.model_copy(
-        update={
-            "task": config.task,
-            "base_model": config.base_model,
-            "dataset": config.dataset,
-            "method": config.method,
-            "hyperparameters": config.hyperparameters,
-        }
-    )
+    config_map = observed.config_maps.get(names.run_name(job.metadata.name, previous.number), {})
+    # Without a token, which is what an earlier version left us to tell by, both hashes are the same.
+    contents = names.annotation(config_map, names.ANNOTATION_CONTENT_HASH) or previous.hash
+    return Trigger.RERUN if contents == content_hash(job.spec) else Trigger.SPEC_CHANGED

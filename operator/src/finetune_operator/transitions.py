@@ -9,7 +9,7 @@ from finetune_api.conditions import Stage
 from finetune_api.status import FineTuneJobStatus
 from finetune_operator.conditions import find, is_true, shorten
 from finetune_operator.plan import Event
-from finetune_operator.stages.view import is_done, stage_time
+from finetune_operator.runs import is_done, stage_time
 
 EVENT_MESSAGE = 1024  # the API server refuses longer notes
 

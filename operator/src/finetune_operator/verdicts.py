@@ -8,8 +8,8 @@ from finetune_api.conditions import ConditionType as Type
 from finetune_api.conditions import GateVerdict, Stage
 from finetune_api.status import Failure, ModelStatus, RunStatus
 from finetune_operator.conditions import Judgement
+from finetune_operator.runs import ended_with_failure, is_done
 from finetune_operator.stages.serve import Serving
-from finetune_operator.stages.view import ended_with_failure, is_done
 
 WORDS = {Stage.PREPARE: "Preparing", Stage.TRAIN: "Training", Stage.EVALUATE: "Evaluating", Stage.SERVE: "RollingOut"}
 DOING = {
@@ -57,7 +57,7 @@ def _verdict(outcome: Outcome) -> tuple[str, str, str]:
     failure = outcome.run.failure
     if failure is not None and not failure.waiting:
         return "Stalled", failure.reason, _failed_words(outcome, failure)
-    if ended_with_failure(outcome.run) or outcome.stage is not Stage.SERVE or not outcome.serving.settled:
+    if outcome.stage is not Stage.SERVE or not outcome.serving.settled:
         return "Reconciling", WORDS[outcome.stage], _going_words(outcome, failure)
     if outcome.wanted is None:
         return "Stalled", "GateFailed", f"{_gate_words(outcome.run)} No earlier run can serve."

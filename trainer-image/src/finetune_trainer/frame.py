@@ -139,7 +139,8 @@ def explain(error: BaseException) -> tuple[StageFailure, int]:
     if isinstance(error, TrainerError):
         return _failure(error.reason, error.message, error.advice), error.exit_code
     if isinstance(error, KeyboardInterrupt):
-        return _failure(FailureReason.INTERRUPTED, "interrupted from the keyboard", "run the same command again"), 75
+        failure = _failure(FailureReason.INTERRUPTED, "interrupted from the keyboard", "run the same command again")
+        return failure, ExitCode.INTERRUPTED
     text = f"{type(error).__name__}: {error}"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return _failure(FailureReason.STORAGE_FULL, text, "enlarge the output claim, or delete old runs from it"), 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import ValidationError
 
 from finetune_api.fields import quantity
-from finetune_api.job import FineTuneJob
+from finetune_api.job import SNAPSHOT_INPUTS, FineTuneJob, content_hash
 from finetune_api.run_config import RunConfig, RunPaths
 from finetune_api.status import RunStatus
 from finetune_operator import names
@@ -28,13 +28,8 @@ def run_config(job: FineTuneJob, run: RunStatus, settings: Settings) -> RunConfi
         run=run.number,
         hash=run.hash,
         trigger=run.trigger,
-        task=spec.task,
-        base_model=spec.base_model,
         base_name=names.base_name(spec),
         tuned_name=names.tuned_name(meta.name, spec),
-        dataset=spec.dataset,
-        method=spec.method,
-        hyperparameters=spec.hyperparameters,
         evaluation=spec.evaluation,
         gpus=spec.compute.gpus,
         memory_limit_bytes=int(quantity(limits.memory)) if limits and limits.memory else None,
@@ -43,6 +38,7 @@ def run_config(job: FineTuneJob, run: RunStatus, settings: Settings) -> RunConfi
             models=names.models_folder(meta.namespace),
         ),
         policy=settings.source_policy,
+        **{name: getattr(spec, name) for name in SNAPSHOT_INPUTS},
     )
 
 
@@ -59,7 +55,7 @@ def run_config_map(job: FineTuneJob, run: RunStatus, settings: Settings) -> Mani
             job,
             names.run_name(job.metadata.name, run.number),
             names.labels(job.metadata.name, run.number),
-            {names.ANNOTATION_RUN_HASH: run.hash},
+            {names.ANNOTATION_RUN_HASH: run.hash, names.ANNOTATION_CONTENT_HASH: content_hash(job.spec)},
         ),
         "immutable": True,
         "data": data,

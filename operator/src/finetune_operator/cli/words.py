@@ -8,7 +8,7 @@ from finetune_api.conditions import ConditionType, FailureReason, Stage
 from finetune_api.job import FineTuneJob
 from finetune_api.status import RunStatus
 from finetune_operator.conditions import find
-from finetune_operator.diagnose import parse_time
+from finetune_operator.times import parse_time
 
 DOES = {
     Stage.PREPARE: "fetch model and data, check every example",

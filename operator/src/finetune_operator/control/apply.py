@@ -1,4 +1,4 @@
-"""Executes a Plan. The only module that writes to the API server.
+"""Executes a Plan: the only module that writes what belongs to a job. (The Lease is lease.py's.)
 
 A child is created by POST, the one verb with which the API server refuses to touch an object of the same name
 that somebody else made: server-side apply would merge into it silently, owner reference included, and the
@@ -19,7 +19,7 @@ from typing import Any
 
 from finetune_api import API_VERSION, GROUP, KIND
 from finetune_api.conditions import FailureReason
-from finetune_operator import FIELD_MANAGER
+from finetune_operator import FIELD_MANAGER, names
 from finetune_operator.control.allowance import Allowance
 from finetune_operator.control.api_client import Api, ApiError
 from finetune_operator.control.cache import Cache, Name, name_of
@@ -39,7 +39,6 @@ from finetune_operator.plan import ApplyFailure, Event, Manifest, ObjectRef
 
 logger = logging.getLogger(__name__)
 
-SPEC_HASH = f"{GROUP}/spec-hash"
 NOTE_LENGTH = 1024  # characters; the API server's limit for the note of an Event
 CORRECTIONS_AT_ONCE, CORRECTION_SECONDS = 5, 60.0  # of one object; another controller may want it otherwise
 EVENTS_AT_ONCE, EVENT_SECONDS = 25, 300.0  # about one job, as client-go has it: a flapping state must not flood etcd
@@ -216,7 +215,7 @@ def _first_failure(results: Sequence[ApplyFailure | BaseException | bool]) -> Ap
 
 def _differs(resource: Resource, manifest: Manifest, live: Manifest) -> bool:
     """By the hash of the manifest that made it: what the API server added is no difference, and is not kept."""
-    wanted, found = ((each["metadata"].get("annotations") or {}).get(SPEC_HASH) for each in (manifest, live))
+    wanted, found = (names.annotation(each, names.ANNOTATION_SPEC_HASH) for each in (manifest, live))
     if wanted is not None or found is not None:
         return bool(wanted != found)
     return resource is not CONFIG_MAP  # a run's ConfigMap is immutable

@@ -21,7 +21,6 @@ from finetune_operator.control.resources import (
     DEPLOYMENT,
     FINE_TUNE_JOB,
     JOB,
-    JOB_LABEL,
     POD,
     POD_REFUSAL,
     Resource,
@@ -152,7 +151,9 @@ class Cache:
         if about := body.get("involvedObject"):
             job = self._objects[JOB.kind].get((metadata.get("namespace", ""), about.get("name", "")))
             return self.job_of(job) if job else None
-        return self._labelled.get((metadata.get("namespace", ""), (metadata.get("labels") or {}).get(JOB_LABEL, "")))
+        return self._labelled.get(
+            (metadata.get("namespace", ""), (metadata.get("labels") or {}).get(names.LABEL_JOB, ""))
+        )
 
     def owner_of(self, pod: Manifest) -> Name | None:
         """The FineTuneJob whose own Job made the pod; never one that only has the name of the pod's former owner."""
@@ -238,7 +239,7 @@ class Cache:
         if resource is FINE_TUNE_JOB:
             self._job_names[body["metadata"]["uid"]] = name
             self._labelled[name[0], names.cut(name[1])] = name
-        label = (name[0], (body["metadata"].get("labels") or {}).get(JOB_LABEL, ""))
+        label = (name[0], (body["metadata"].get("labels") or {}).get(names.LABEL_JOB, ""))
         if resource is POD:
             self._by_label[label].add(name)
         elif owner := controller_uid(body):
@@ -246,7 +247,7 @@ class Cache:
 
     def _forget(self, resource: Resource, name: Name) -> None:
         body = self._objects[resource.kind].pop(name)
-        label = (name[0], (body["metadata"].get("labels") or {}).get(JOB_LABEL, ""))
+        label = (name[0], (body["metadata"].get("labels") or {}).get(names.LABEL_JOB, ""))
         if resource is DEPLOYMENT:
             self._specs.pop(name, None)
         if resource is FINE_TUNE_JOB:

@@ -32,12 +32,6 @@ WATCH = ("list", "watch")
 WATCHED_NAMESPACES = (
     Permission(GROUP, PLURAL, WATCH, "The jobs."),
     Permission(GROUP, f"{PLURAL}/status", ("patch",), "The status is written by server-side apply."),
-    Permission(
-        GROUP,
-        f"{PLURAL}/finalizers",
-        ("update",),
-        "Where OwnerReferencesPermissionEnforcement is on (OpenShift), blockOwnerDeletion needs it.",
-    ),
     Permission("batch", "jobs", ("get", *WATCH, "create", "update", "delete"), "A Job for each stage."),
     Permission("", "configmaps", ("get", *WATCH, "create", "update", "delete"), "run.json of each run."),
     Permission("apps", "deployments", ("get", *WATCH, "create", "update", "delete"), "The servers."),

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import aiohttp
 from aiohttp import web
 
+from finetune_operator import names
 from finetune_operator.control.api_client import Api
 from finetune_operator.control.cache import Cache, Name
 from finetune_operator.control.certificates import Certificates
@@ -20,7 +21,7 @@ from finetune_operator.control.environment import Environment
 from finetune_operator.control.lease import Lease
 from finetune_operator.control.metrics import PROGRESS_POSTS
 from finetune_operator.control.progress import ProgressReports, ReportInvalidError, clean_report, read_json
-from finetune_operator.control.resources import POD, RUN_LABEL
+from finetune_operator.control.resources import POD
 from finetune_operator.control.tokens import KeysUnavailableError, PodIdentity, TokenRefusedError, TokenVerifier
 
 logger = logging.getLogger(__name__)
@@ -100,7 +101,7 @@ class Receiver:
         if pod is None or pod["metadata"].get("uid") != identity.uid:
             raise Refused(404, "no such pod is known yet")
         labels = pod["metadata"].get("labels") or {}
-        if self._cache.owner_of(pod) != name or labels.get(RUN_LABEL) != str(run):
+        if self._cache.owner_of(pod) != name or labels.get(names.LABEL_RUN) != str(run):
             raise Refused(403, "the token's pod belongs to another job or run")
 
 

@@ -64,7 +64,7 @@ class Reconciler:
         self._progress = progress
         self._may_act = may_act
         self._clock = clock
-        self._refused: dict[str, ApplyFailure] = {}  # uid of the job -> what the API server refused last
+        self._refused: dict[Name, tuple[str, ApplyFailure]] = {}  # uid of the job, what the API server refused last
         self._unreadable: set[Name] = set()
 
     def trust(self, authority: str) -> None:
@@ -104,7 +104,7 @@ class Reconciler:
     async def _pass(self, name: Name) -> None:
         body = self._cache.get(FINE_TUNE_JOB, name)
         if body is None or body["metadata"].get("deletionTimestamp"):
-            self._forget(name, body)
+            self._forget(name)
             return
         job = _parsed(body)
         self._count_unreadable(name, unreadable=False)
@@ -116,7 +116,7 @@ class Reconciler:
     async def _execute(self, body: Manifest, job: FineTuneJob) -> None:
         name = (job.metadata.namespace, job.metadata.name)
         now = self._clock()
-        observed = self._observe(job, self._refused.get(job.metadata.uid))
+        observed = self._observe(job, self._last_refused(job))
         plan = self._decide(job, observed, now, self._settings)
         applied = await self._applier.children(job.metadata.uid, plan.apply)
         refused = applied.refused
@@ -140,13 +140,19 @@ class Reconciler:
         name = (job.metadata.namespace, job.metadata.name)
         return observe(self._cache, job.metadata.uid, self._progress.report(name), refused)
 
+    def _last_refused(self, job: FineTuneJob) -> ApplyFailure | None:
+        """Of this very job, not of a former one of its name."""
+        uid, refused = self._refused.get((job.metadata.namespace, job.metadata.name), ("", None))
+        return refused if uid == job.metadata.uid else None
+
     def _reconsider(self, job: FineTuneJob, refused: ApplyFailure | None, first: Plan, now: datetime) -> Plan:
         """The writes went otherwise than the last time: the status shall say so at once, not a pass later."""
+        name = (job.metadata.namespace, job.metadata.name)
         if refused:
-            self._refused[job.metadata.uid] = refused
+            self._refused[name] = (job.metadata.uid, refused)
         else:
-            self._refused.pop(job.metadata.uid, None)
-            self._queue.add((job.metadata.namespace, job.metadata.name))
+            self._refused.pop(name, None)
+            self._queue.add(name)
         plan = self._decide(job, self._observe(job, refused), now, self._settings)
         return replace(plan, apply=(), delete=first.delete)
 
@@ -171,12 +177,12 @@ class Reconciler:
         (self._unreadable.add if unreadable else self._unreadable.discard)(name)
         UNREADABLE.set(len(self._unreadable))
 
-    def _forget(self, name: Name, body: Manifest | None) -> None:
+    def _forget(self, name: Name) -> None:
+        """Whether it is on its way out or has vanished from one moment to the next."""
         self._count_unreadable(name, unreadable=False)
         self._queue.forget(name)
         self._progress.forget(name)
-        if body is not None:
-            self._refused.pop(body["metadata"]["uid"], None)
+        self._refused.pop(name, None)
 
     def _log(self, job: FineTuneJob, plan: Plan) -> None:
         run = plan.status.run

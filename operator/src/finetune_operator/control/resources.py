@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetune_api import GROUP, KIND, PLURAL, VERSION
+from finetune_operator import names
 
-MANAGED_BY = "app.kubernetes.io/managed-by=finetune-operator"
-JOB_LABEL = f"{GROUP}/job"
-RUN_LABEL = f"{GROUP}/run"
-STAGE_LABEL = f"{GROUP}/stage"
+OURS = f"{names.MANAGED_BY}=finetune-operator"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,18 +35,17 @@ class Resource:
 
 
 FINE_TUNE_JOB = Resource(KIND, GROUP, VERSION, PLURAL)
-JOB = Resource("Job", "batch", "v1", "jobs", MANAGED_BY)
-POD = Resource("Pod", "", "v1", "pods", MANAGED_BY)
-CONFIG_MAP = Resource("ConfigMap", "", "v1", "configmaps", MANAGED_BY)
-DEPLOYMENT = Resource("Deployment", "apps", "v1", "deployments", MANAGED_BY)
-SERVICE = Resource("Service", "", "v1", "services", MANAGED_BY)
+JOB = Resource("Job", "batch", "v1", "jobs", OURS)
+POD = Resource("Pod", "", "v1", "pods", OURS)
+CONFIG_MAP = Resource("ConfigMap", "", "v1", "configmaps", OURS)
+DEPLOYMENT = Resource("Deployment", "apps", "v1", "deployments", OURS)
+SERVICE = Resource("Service", "", "v1", "services", OURS)
 # Why no pod can be made of a Job is told nowhere but in Kubernetes' own Events; the server sends only those.
 POD_REFUSAL = Resource("Event", "", "v1", "events", fields="involvedObject.kind=Job,reason=FailedCreate")
 EVENT = Resource("Event", "events.k8s.io", "v1", "events")
 LEASE = Resource("Lease", "coordination.k8s.io", "v1", "leases")
 
 WATCHED = (FINE_TUNE_JOB, JOB, POD, CONFIG_MAP, DEPLOYMENT, SERVICE, POD_REFUSAL)
-CHILDREN = (JOB, CONFIG_MAP, DEPLOYMENT, SERVICE)
 BY_KIND: Mapping[str, Resource] = {each.kind: each for each in (*WATCHED, EVENT, LEASE)}
 
 

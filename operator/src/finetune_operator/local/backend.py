@@ -16,11 +16,11 @@ from pathlib import Path
 from finetune_api.conditions import ExitCode, Stage
 from finetune_api.job import FineTuneJob
 from finetune_operator import names
-from finetune_operator.diagnose import parse_time
 from finetune_operator.local import kubelet, pods, processes
 from finetune_operator.local.children import Children
 from finetune_operator.local.store import Store, timestamp
 from finetune_operator.plan import Manifest, ObjectRef, Observed, Plan, ProgressReport
+from finetune_operator.times import parse_time
 
 TERMINATION_LOG = "termination-log"
 LOG_TAIL = 2048  # bytes of the log that stand in for a summary (FallbackToLogsOnError)

@@ -7,8 +7,9 @@ from finetune_api.status import RunStatus
 from finetune_operator import names
 from finetune_operator.builders.stage_job import run_claim
 from finetune_operator.diagnose import ever_ran, job_condition
+from finetune_operator.runs import ended_with_failure, is_done
 from finetune_operator.stages.job_stage import pods_of
-from finetune_operator.stages.view import View, ended_with_failure, is_deleting, is_done
+from finetune_operator.stages.view import View, is_deleting
 
 
 def with_claim(view: View, run: RunStatus) -> RunStatus:

@@ -21,25 +21,16 @@ from finetune_operator.diagnose import (
     last_summary,
     mount_check_after,
     newest,
-    parse_time,
     pod_trouble,
     refused_pod,
     summary_of,
     to_failure,
 )
 from finetune_operator.plan import Manifest
+from finetune_operator.runs import ended_with_failure, is_done, stage_time, with_time, without_time
 from finetune_operator.stages.measurement import measures_otherwise
-from finetune_operator.stages.view import (
-    Step,
-    View,
-    ended_with_failure,
-    is_deleting,
-    is_done,
-    reference,
-    stage_time,
-    with_time,
-    without_time,
-)
+from finetune_operator.stages.view import Step, View, is_deleting, reference
+from finetune_operator.times import parse_time
 
 # Jobs and pods come over different watches: the Job's end may be seen before its pod's. So long the pod is waited for.
 GRACE_SECONDS = 10.0

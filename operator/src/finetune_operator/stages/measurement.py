@@ -8,7 +8,8 @@ from finetune_api.status import RunStatus
 from finetune_operator import names
 from finetune_operator.builders.run_config_map import parse_run_config
 from finetune_operator.plan import Manifest
-from finetune_operator.stages.view import View, is_done, with_time, without_time
+from finetune_operator.runs import is_done, with_time, without_time
+from finetune_operator.stages.view import View
 
 
 def with_measurement(view: View, run: RunStatus) -> RunStatus:

@@ -13,9 +13,9 @@ from finetune_api.status import Progress, RunStatus
 from finetune_operator import names
 from finetune_operator.builders.stage_job import run_claim
 from finetune_operator.conditions import shorten
-from finetune_operator.diagnose import parse_time
 from finetune_operator.stages.job_stage import JobStage
 from finetune_operator.stages.view import View
+from finetune_operator.times import parse_time
 
 NOTES, NOTE_LENGTH = 8, 512  # bounds of status.run.notes
 

@@ -10,7 +10,8 @@ from finetune_api.status import ModelStatus, RunRecord, RunStatus
 from finetune_operator import runs
 from finetune_operator.conditions import shorten
 from finetune_operator.diagnose import Finding
-from finetune_operator.stages.view import View, ended_with_failure, is_done
+from finetune_operator.runs import ended_with_failure, is_done
+from finetune_operator.stages.view import View
 
 REASON_LENGTH, REASONS = 256, 16  # bounds of status.gate.reasons
 

@@ -7,9 +7,8 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from finetune_api.conditions import Stage
 from finetune_api.job import FineTuneJob
-from finetune_api.status import RunStatus, StageTime
+from finetune_api.status import RunStatus
 from finetune_operator.plan import Manifest, ObjectRef, Observed
 from finetune_operator.settings import Settings
 
@@ -89,35 +88,3 @@ def reference(manifest: Manifest, namespace: str) -> ObjectRef:
         name=str(meta["name"]),
         uid=str(meta.get("uid") or ""),
     )
-
-
-def stage_time(run: RunStatus, stage: Stage) -> StageTime | None:
-    """When the stage started and ended."""
-    return next((entry for entry in run.stages if entry.stage is stage), None)
-
-
-def is_done(run: RunStatus, stage: Stage) -> bool:
-    """Whether the stage's result is in the status. Its Job is not needed any more then."""
-    entry = stage_time(run, stage)
-    return entry is not None and entry.completion_time is not None
-
-
-def with_time(run: RunStatus, stage: Stage, *, start: str | None = None, completion: str | None = None) -> RunStatus:
-    """The run with the stage's times. A start that is known already stays."""
-    old = stage_time(run, stage) or StageTime(stage=stage)
-    entry = StageTime(
-        stage=stage, start_time=old.start_time or start, completion_time=completion or old.completion_time
-    )
-    others = [other for other in run.stages if other.stage is not stage]
-    return run.model_copy(update={"stages": [*others, entry]})
-
-
-def without_time(run: RunStatus, stage: Stage) -> RunStatus:
-    """The run as if the stage had never begun."""
-    return run.model_copy(update={"stages": [entry for entry in run.stages if entry.stage is not stage]})
-
-
-def ended_with_failure(run: RunStatus) -> bool:
-    """Whether a stage's Job ended the run. Trouble of serving never does: it is judged anew in each pass."""
-    failure = run.failure
-    return failure is not None and not failure.waiting and failure.stage is not Stage.SERVE

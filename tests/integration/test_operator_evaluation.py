@@ -1,0 +1,70 @@
+"""Other evaluation settings on a real API server, with the real Job controller and garbage collector."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tests.cluster.control_plane import ControlPlane
+from tests.operator_process import (
+    GROUP,
+    PATIENCE,
+    Kubelet,
+    condition,
+    job_manifest,
+    make_namespace,
+    prepared,
+    running_operator,
+    status_of,
+)
+from tests.simulator import good_summary
+
+
+@pytest.fixture(scope="module")
+def plane(control_plane_with_controllers: ControlPlane) -> ControlPlane:
+    return prepared(control_plane_with_controllers)
+
+
+def uid(plane: ControlPlane, namespace: str, stage: str) -> str:
+    job = plane.kubectl.get("job", f"travel-r1-{stage}", namespace=namespace)
+    return str(job["metadata"]["uid"]) if job else ""
+
+
+def end(plane: ControlPlane, namespace: str, stage: str, *, tuned: float) -> None:
+    selector = f"{GROUP}/job=travel,{GROUP}/stage={stage}"
+    Kubelet(plane, namespace).end(selector, good_summary(stage, 1, tuned=tuned))
+
+
+def test_a_finished_run_is_measured_again_and_served_meanwhile(plane: ControlPlane, tmp_path: Path) -> None:
+    namespace = make_namespace(plane, "evaluation")
+
+    def waits_for(kind: str, status: str, reason: str) -> None:
+        plane.kubectl.wait_until(
+            lambda: condition(status_of(plane, namespace, "travel"), kind) == (status, reason),
+            PATIENCE,
+            f"{kind}={status}, {reason}",
+            namespace,
+        )
+
+    with running_operator(plane, tmp_path, FINETUNE_WATCH_NAMESPACES=namespace):
+        plane.kubectl.apply(job_manifest("travel", namespace))
+        for stage in ("Prepare", "Train", "Evaluate"):
+            end(plane, namespace, stage, tuned=1.0)
+        Kubelet(plane, namespace).run(f"{GROUP}/job=travel,{GROUP}/stage=Serve")
+        waits_for("Ready", "True", "Serving")
+        first, trained = uid(plane, namespace, "evaluate"), uid(plane, namespace, "train")
+
+        patch = json.dumps({"spec": {"evaluation": {"maxExamples": 900}}})
+        plane.kubectl("patch", "finetunejob", "travel", "--type=merge", "-p", patch, namespace=namespace)
+        waits_for("Evaluated", "Unknown", "MeasuredAgain")
+        assert condition(status_of(plane, namespace, "travel"), "Serving") == ("True", "Available")
+        plane.kubectl.wait_until(
+            lambda: uid(plane, namespace, "evaluate") not in ("", first), PATIENCE, "another Evaluate Job", namespace
+        )
+        end(plane, namespace, "Evaluate", tuned=1.5)
+        waits_for("Ready", "True", "Serving")
+        status = status_of(plane, namespace, "travel")
+        assert status["run"]["evaluation"]["tuned"]["loss"] == 1.5
+        assert status["run"]["number"] == 1
+        assert uid(plane, namespace, "train") == trained
