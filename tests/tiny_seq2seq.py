@@ -7,11 +7,13 @@ has to change what is written: that an adapter of a frozen, random model cannot 
 from __future__ import annotations
 
 import itertools
+import json
 import random
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import sentencepiece  # type: ignore[import-untyped]
 import torch
 from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -20,6 +22,9 @@ from transformers import (
     BartConfig,
     BartForConditionalGeneration,
     GenerationConfig,
+    MarianConfig,
+    MarianMTModel,
+    MarianTokenizer,
     PreTrainedTokenizerFast,
     T5Config,
     T5ForConditionalGeneration,
@@ -76,13 +81,36 @@ def make_tokenizer(family: str, texts: Sequence[str] = ()) -> PreTrainedTokenize
     )
 
 
+def make_marian_tokenizer(folder: Path) -> MarianTokenizer:
+    """The real kind: a SentencePiece model a language, and one vocabulary. Writes them into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    vocabulary = {"</s>": 0, "<unk>": 1}
+    for side in ("source", "target"):
+        with (folder / f"{side}.spm").open("wb") as file:
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=(pair[side] for pair in pairs(120)),
+                model_writer=file,
+                model_type="word",
+                vocab_size=40,
+                hard_vocab_limit=False,
+                minloglevel=2,
+            )
+        pieces = sentencepiece.SentencePieceProcessor(model_file=str(folder / f"{side}.spm"))
+        for at in range(pieces.get_piece_size()):
+            vocabulary.setdefault(pieces.id_to_piece(at), len(vocabulary))
+    vocabulary["<pad>"] = len(vocabulary)
+    (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+    names = [str(folder / name) for name in ("source.spm", "target.spm", "vocab.json")]
+    return MarianTokenizer(*names, source_lang="en", target_lang="fr", model_max_length=CONTEXT)
+
+
 def make_tiny_seq2seq(folder: Path, family: str = "t5", *, seed: int = 0, copying: int = 0, **config: Any) -> Path:
-    """Write a T5 or BART (width 32, 2 layers a side) with its tokenizer; return the folder. `copying`: steps of
-    training to repeat the source. `config` overrides fields of the configuration."""
-    tokenizer = make_tokenizer(family)
+    """Write a T5, BART or Marian (width 32, 2 layers a side) with its tokenizer; return the folder. `copying`: steps
+    of training to repeat the source. `config` overrides fields of the configuration."""
+    tokenizer = make_marian_tokenizer(folder) if family == "marian" else make_tokenizer(family)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = _t5(tokenizer, config) if family == "t5" else _bart(tokenizer, config)
+        model = {"t5": _t5, "bart": _bart, "marian": _marian}[family](tokenizer, config)
         if copying:
             teach_copying(model, tokenizer, copying)
     model.generation_config = GenerationConfig(
@@ -128,7 +156,18 @@ def _t5(tokenizer: PreTrainedTokenizerFast, config: Mapping[str, Any]) -> T5ForC
 
 
 def _bart(tokenizer: PreTrainedTokenizerFast, config: Mapping[str, Any]) -> BartForConditionalGeneration:
-    shape: dict[str, Any] = {
+    ends = {"bos_token_id": tokenizer.bos_token_id, "decoder_start_token_id": tokenizer.eos_token_id}
+    forced = {"forced_eos_token_id": tokenizer.eos_token_id}
+    return BartForConditionalGeneration(BartConfig(**{**_two_sides(tokenizer), **ends, **forced, **config}))
+
+
+def _marian(tokenizer: MarianTokenizer, config: Mapping[str, Any]) -> MarianMTModel:
+    start = {"decoder_start_token_id": tokenizer.pad_token_id, "static_position_embeddings": True}
+    return MarianMTModel(MarianConfig(**{**_two_sides(tokenizer), **start, **config}))
+
+
+def _two_sides(tokenizer: Any) -> dict[str, Any]:
+    return {
         "vocab_size": len(tokenizer),
         "d_model": 32,
         "encoder_layers": 2,
@@ -140,16 +179,12 @@ def _bart(tokenizer: PreTrainedTokenizerFast, config: Mapping[str, Any]) -> Bart
         "max_position_embeddings": CONTEXT,
         "dropout": 0.0,
         "init_std": 0.2,
-        "bos_token_id": tokenizer.bos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
         "eos_token_id": tokenizer.eos_token_id,
-        "decoder_start_token_id": tokenizer.eos_token_id,
-        "forced_eos_token_id": tokenizer.eos_token_id,
     }
-    return BartForConditionalGeneration(BartConfig(**{**shape, **config}))
 
 
-def teach_copying(model: Any, tokenizer: PreTrainedTokenizerFast, steps: int) -> None:
+def teach_copying(model: Any, tokenizer: Any, steps: int) -> None:
     """Train a model to write what it reads, on random sequences of the toy language's words."""
     words = [word for text in prose() for word in text.split()]
     chance = random.Random(3)

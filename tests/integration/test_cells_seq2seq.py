@@ -41,7 +41,7 @@ def quickly() -> Iterator[None]:
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Folders with a base `tiny` each."""
     root = tmp_path_factory.mktemp("bases")
-    for family, steps in (("t5", 250), ("bart", 150)):
+    for family, steps in (("t5", 250), ("bart", 150), ("marian", 250)):
         make_tiny_seq2seq(root / family / "tiny", family, copying=steps)
     make_tiny_chat_model(root / "llama" / "tiny")
     return {folder.name: folder for folder in root.iterdir()}
@@ -64,14 +64,19 @@ def served(cell: Cell) -> Iterator[openai.OpenAI]:
         yield openai.OpenAI(base_url="http://server/v1", api_key="none", http_client=http, max_retries=0)
 
 
-CELLS = [("t5", method) for method in MethodType] + [("bart", MethodType.LORA), ("bart", MethodType.FULL)]
+CELLS = [
+    *(("bart", method) for method in MethodType),
+    ("t5", MethodType.LORA),
+    ("t5", MethodType.FULL),
+    ("marian", MethodType.LORA),
+]
 
 
 @pytest.mark.parametrize(("family", "method"), CELLS)
 def test_a_translator_is_trained_evaluated_and_served(
     models: dict[str, Path], tmp_path: Path, family: str, method: MethodType
 ) -> None:
-    cell = translator(tmp_path, models[family], method, TRAIN, epochs=20)
+    cell = translator(tmp_path, models[family], method, TRAIN, epochs=16)
     assert cell.trained.model is not None
     for metric in ("bleu", "chrf", "rougeL", "tokenAccuracy"):
         assert cell.value("tuned", metric) > cell.value("base", metric), metric
@@ -136,6 +141,7 @@ MISFITS = [
     ("t5", Task.COMPLETION, [], "encoder", "Seq2Seq"),
     ("bart", Task.COMPLETION, [], "encoder", "Seq2Seq"),
     ("bart", Task.CHAT, [], "encoder", "Seq2Seq"),
+    ("marian", Task.CHAT, [], "tokenizer.json", "save the tokenizer"),
 ]
 
 

@@ -14,7 +14,17 @@ from tests.tiny_models import make_tiny_chat_model
 from tests.tiny_seq2seq import make_tiny_seq2seq, make_tokenizer, pairs
 from tests.trained_runs import one_thread
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedTokenizerFast, WhisperConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    MBart50Tokenizer,
+    MBartConfig,
+    MBartForConditionalGeneration,
+    MBartTokenizer,
+    PreTrainedTokenizerFast,
+    WhisperConfig,
+)
 
 from finetune_api.status import ResolvedValues
 from finetune_api.tasks import Metric
@@ -207,6 +217,49 @@ def test_a_tokenizer_of_many_languages_must_say_which(folders: dict[str, Path]) 
     assert "tokenizer_config.json" in caught.value.advice
     tokenizer.tgt_lang = "fr_XX"
     Seq2Seq().require(config, tokenizer, "hf://a/b")
+
+
+LETTERS = [(letter, -5.0) for letter in "acdeghlortu"]
+PIECES = [*((token, 0.0) for token in ("<s>", "<pad>", "</s>", "<unk>")), ("\u2581", -2.0), *LETTERS]
+
+# (tokenizer, tokens of a source, of a target, before an answer) with single letters, which all models know
+LANGUAGES = [
+    (MBartTokenizer, ["\u2581", "c", "</s>", "en_XX"], ["\u2581", "c", "</s>", "fr_XX"], ["fr_XX"]),
+    (MBart50Tokenizer, ["en_XX", "\u2581", "c", "</s>"], ["fr_XX", "\u2581", "c", "</s>"], ["</s>", "fr_XX"]),
+]
+
+
+@pytest.mark.parametrize(("kind", "source", "target", "first"), LANGUAGES)
+def test_models_of_many_languages_write_the_one_that_their_tokenizer_names(
+    tmp_path: Path, kind: Any, source: list[str], target: list[str], first: list[str]
+) -> None:
+    kind(vocab=PIECES, src_lang="en_XX", tgt_lang="fr_XX").save_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    sizes = {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16}
+    config = MBartConfig(vocab_size=len(tokenizer), encoder_attention_heads=2, decoder_attention_heads=2, **sizes)
+    Seq2Seq().require(config, tokenizer, "hf://a/b")
+    form = Seq2SeqFormat(tokenizer, NO_SPECIAL)
+    tokens = form.encode({"source": "c", "target": "c"})
+    assert tokenizer.convert_ids_to_tokens(list(tokens["input_ids"])) == source
+    assert tokenizer.convert_ids_to_tokens(list(tokens["labels"])) == target
+    again = form.encode({"source": "c", "target": "c"})
+    assert again == tokens, "a tokenizer that has changed its language must change back"
+    model = MBartForConditionalGeneration(config)
+    assert tokenizer.convert_ids_to_tokens(first_tokens(model, tokenizer)) == first
+    cut = form.cut(form.encode({"source": "c", "target": "c d e c d e"}), 5)
+    assert cut is not None
+    ends = [token for token in target if token in ("</s>", "fr_XX")][-1]
+    assert tokenizer.convert_ids_to_tokens(int(cut["labels"][-1])) == ends
+
+
+def test_marian_reads_one_language_and_writes_another(folders: dict[str, Path], tmp_path: Path) -> None:
+    model, tokenizer = loaded(make_tiny_seq2seq(tmp_path, "marian"))
+    assert not tokenizer.is_fast
+    tokens = Seq2SeqFormat(tokenizer, NO_SPECIAL).encode({"source": "the cat", "target": "le chat"})
+    assert tokenizer.convert_ids_to_tokens(list(tokens["input_ids"])) == ["\u2581the", "\u2581cat", "</s>"]
+    assert tokenizer.convert_ids_to_tokens(list(tokens["labels"])) == ["\u2581le", "\u2581chat", "</s>"]
+    assert first_tokens(model, tokenizer) == [tokenizer.pad_token_id]
+    assert tokenizer.pad_token_id not in write(model, tokenizer, [list(tokens["input_ids"])], 8)[0]
 
 
 @pytest.mark.parametrize(("family", "first"), [("t5", ["<pad>"]), ("bart", ["</s>", "<s>"])])

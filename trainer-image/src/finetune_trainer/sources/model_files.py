@@ -28,6 +28,8 @@ WANTED = (
     "tokenizer.model",
     "spiece.model",
     "sentencepiece.bpe.model",
+    "source.spm",  # Marian has one a language
+    "target.spm",
     "chat_template.jinja",
     "chat_template.json",
     "LICENSE*",

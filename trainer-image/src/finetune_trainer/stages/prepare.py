@@ -19,6 +19,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from finetune_api.conditions import FailureReason, Stage
 from finetune_api.reports import Summary
+from finetune_api.tasks import Task
 from finetune_trainer import artifacts
 from finetune_trainer.context import StageContext
 from finetune_trainer.data import report, split, tokens
@@ -56,7 +57,7 @@ def run(context: StageContext) -> Summary:
     _remove_leftovers(context)
     base = _model(context)
     kind = KINDS[config.task]
-    tokenizer = load_tokenizer(base.path, config.base_model.source)
+    tokenizer = load_tokenizer(base.path, config.base_model.source, config.task)
     shape = measure_shape(base.path, kind, config.method, tokenizer, config.base_model.source)
     log.info(
         "base model: %s parameters, of which %s are trained; context %s tokens",
@@ -78,13 +79,14 @@ def run(context: StageContext) -> Summary:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def load_tokenizer(folder: Path, source: str) -> PreTrainedTokenizerBase:
+def load_tokenizer(folder: Path, source: str, task: Task) -> PreTrainedTokenizerBase:
     """The model's tokenizer. Raises UserInputError (ModelInvalid)."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # a broken tokenizer file raises whatever its parser raises
         raise _model_invalid(f"{source}: the tokenizer cannot be loaded: {error}", "upload the model again") from error
-    if not tokenizer.is_fast:
+    # Where a token lies in its text only fast tokenizers know. Seq2Seq needs it not, and Marian has no fast one.
+    if not tokenizer.is_fast and task is not Task.SEQ2SEQ:
         raise _model_invalid(f"{source} has no tokenizer.json", "add one: save the tokenizer with transformers 5")
     return tokenizer
 

@@ -32,7 +32,7 @@ class Seq2SeqTrainer(Checkpointing):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """The pass's share of the step's mean loss, in nats a token. `num_items_in_batch`: tokens of the step."""
-        output = model(**inputs)
+        output = model(**inputs, use_cache=False)
         tokens = (inputs["labels"] != IGNORED).sum()
         # The gradients of several processes are averaged afterwards, and the count is of all of them.
         share = tokens / (tokens if num_items_in_batch is None else num_items_in_batch / self.accelerator.num_processes)
