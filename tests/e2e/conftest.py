@@ -17,7 +17,7 @@ import yaml
 from tests.cluster import binaries
 from tests.cluster.environment import Cluster
 from tests.documented import ROOT
-from tests.e2e.manifests import travel_job, write_data
+from tests.e2e.manifests import TICKET_WORDS, travel_job, write_data
 from tests.e2e.product import NAMESPACE, VALUES, Product, Tenant
 from tests.tiny_encoders import make_tiny_encoder
 
@@ -81,7 +81,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run([sys.executable, str(script), str(base), "--steps", "200"], check=True, timeout=600)
     for name in ("tiny-base", README_MODEL):
         shutil.copytree(base, folder / name)
-    make_tiny_encoder(folder / "tiny-encoder")
+    make_tiny_encoder(folder / "tiny-encoder", texts=TICKET_WORDS)
     write_data(folder / "travel")
     return folder
 

@@ -21,6 +21,12 @@ RESTRICTED = {
 }
 
 
+# What the classifier's data is made of: the department that a word belongs to, and words that say nothing.
+TICKETS = {"billing": ("invoice", "refund"), "delivery": ("parcel", "courier"), "login": ("password", "account")}
+FILLERS = ("the", "my", "late", "please", "again")
+TICKET_WORDS = (*(word for words in TICKETS.values() for word in words), *FILLERS, ",")
+
+
 def travel_job(name: str, **spec: Any) -> dict[str, Any]:
     """The travel example, small enough for a test: a model on a PVC, two processors, no GPU.
 

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
+
 import httpx
 
-from tests.e2e.manifests import travel_job
+from tests.e2e.manifests import FILLERS, TICKETS, travel_job
 from tests.e2e.product import Product, Tenant, condition, run_of, status
-
-SUBJECTS = {"billing": ("invoice", "refund"), "delivery": ("parcel", "courier"), "login": ("password", "account")}
-FILLERS = ("the", "my", "late", "please", "again")
 
 
 def spreadsheet() -> str:
     """120 different lines of two columns, which are not called as we call them."""
     rows = [
         f'"{first} {word} {second}, {third}",{subject}'
-        for subject, words in SUBJECTS.items()
+        for subject, words in TICKETS.items()
         for word in words
         for first in FILLERS
-        for second, third in zip(FILLERS[:4], FILLERS[1:], strict=True)
+        for second, third in itertools.pairwise(FILLERS)
     ]
     return "\n".join(["ticket,department", *rows]) + "\n"
 
@@ -41,7 +40,7 @@ def test_a_spreadsheet_in_a_config_map_becomes_a_classifier(product: Product, te
     ready = tenant.wait_ready("tickets")
     scores = run_of(ready)["evaluation"]
     assert scores["tuned"]["accuracy"] > scores["base"]["accuracy"]
-    assert {each["label"] for each in run_of(ready)["dataset"]["labels"]} == set(SUBJECTS)
+    assert {each["label"] for each in run_of(ready)["dataset"]["labels"]} == set(TICKETS)
     assert condition(ready, "Serving") == "True"
 
     endpoint = status(ready)["endpoint"]

@@ -22,7 +22,9 @@ class ConfigMapRef(ApiModel):
     """A key of a ConfigMap in the job's namespace: a small dataset that lives in Git beside the job."""
 
     name: str = Field(description="Name of the ConfigMap.", min_length=1, max_length=253, pattern=NAME)
-    key: str = Field(description="Key that holds the text: JSON Lines, JSON or CSV.", min_length=1, max_length=253, pattern=KEY)
+    key: str = Field(
+        description="Key that holds the text: JSON Lines, JSON or CSV.", min_length=1, max_length=253, pattern=KEY
+    )
 
 
 class DataFile(ApiModel):
