@@ -57,7 +57,7 @@ def long_line(place: int, filler: str = "parcel ") -> dict[str, Any]:
     ("row", "check", "said"),
     [
         ({"context": CONTEXT, "answers": []}, "missing_question", "needs question, context and answers"),
-        ({"data": [{"paragraphs": []}]}, "missing_question", "nested form: write one line a question"),
+        ({"data": [{"paragraphs": []}]}, "missing_question", "nested form: give it as one JSON document"),
         ({"question": QUESTION, "answers": []}, "missing_context", "no `context`"),
         ({"question": QUESTION, "context": CONTEXT}, "missing_answers", "an empty list"),
         (line([], 5), "context_type", "not a number"),

@@ -84,7 +84,7 @@ def _check_texts(row: Mapping[str, Any]) -> Iterator[Fault]:
 
 def _hint(row: Mapping[str, Any]) -> str:
     if "paragraphs" in row or "data" in row:
-        return "; this is SQuAD's nested form: write one line a question"
+        return "; this is SQuAD's nested form: give it as one JSON document, or write one line a question"
     return ""
 
 
