@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import sklearn.metrics as counted  # type: ignore[import-untyped]
 import torch
 from numpy.typing import NDArray
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
@@ -50,9 +49,16 @@ def predicted(scores: Scores, *, multi_label: bool) -> Truth:
     return truth(scores.argmax(axis=1)[:, None].tolist(), scores.shape[1])
 
 
+def _scikit_learn() -> Any:
+    """Imported when it is needed: it takes a second, which Prepare and a starting server can do without."""
+    import sklearn.metrics  # type: ignore[import-untyped]
+
+    return sklearn.metrics
+
+
 def metrics(scores: Scores, expected: Truth, *, multi_label: bool) -> dict[Metric, float]:
     """Accuracy (of several labels: all of them right) and F1 over the labels that were expected or predicted."""
-    said = predicted(scores, multi_label=multi_label)
+    counted, said = _scikit_learn(), predicted(scores, multi_label=multi_label)
     seen = np.flatnonzero(expected.any(axis=0) | said.any(axis=0))
     one, two = (expected, said) if multi_label else (expected.argmax(axis=1), said.argmax(axis=1))
 
@@ -71,7 +77,7 @@ def metrics(scores: Scores, expected: Truth, *, multi_label: bool) -> dict[Metri
 def details(scores: Scores, expected: Truth, labels: Sequence[str], *, multi_label: bool) -> dict[str, Any]:
     """Per label and in which label's place: for the report. `confusion[i][j]`: label i was expected, j predicted; of
     several labels it is a table a label, [[right no, wrong yes], [wrong no, right yes]]."""
-    said = predicted(scores, multi_label=multi_label)
+    counted, said = _scikit_learn(), predicted(scores, multi_label=multi_label)
     numbers = list(range(len(labels)))
     one, two = (expected, said) if multi_label else (expected.argmax(axis=1), said.argmax(axis=1))
     rows = zip(*counted.precision_recall_fscore_support(one, two, labels=numbers, zero_division=0), strict=True)

@@ -6,9 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from seqeval.metrics import classification_report, f1_score  # type: ignore[import-untyped]
-from seqeval.metrics.sequence_labeling import get_entities  # type: ignore[import-untyped]
-
 OUTSIDE = "O"
 AVERAGES = ("micro avg", "macro avg", "weighted avg")  # seqeval's, beside the labels
 
@@ -22,15 +19,24 @@ class Entity:
     last: int
 
 
+def _seqeval() -> Any:
+    """Imported when it is needed: with scikit-learn behind it it takes a second."""
+    import seqeval.metrics  # type: ignore[import-untyped]
+
+    return seqeval.metrics
+
+
 def entities(tags: Sequence[str]) -> list[Entity]:
     """The entities of one text, in order. Lenient, as seqeval's default mode: an I- without a B- begins one too."""
-    return [Entity(label, first, last) for label, first, last in get_entities(list(tags))]
+    found = _seqeval().sequence_labeling.get_entities(list(tags))
+    return [Entity(label, first, last) for label, first, last in found]
 
 
 def entity_f1(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> float:
     """Micro F1 of whole entities over all texts, 0 to 1: right is the same label on the very same words.
     0 when there is no entity on either side."""
-    return float(f1_score([list(tags) for tags in gold], [list(tags) for tags in predicted], zero_division=0))
+    count = _seqeval().f1_score
+    return float(count([list(tags) for tags in gold], [list(tags) for tags in predicted], zero_division=0))
 
 
 def word_accuracy(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) -> float:
@@ -43,7 +49,7 @@ def by_label(gold: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]]) 
     """Precision, recall and F1 of each label's entities, 0 to 1, and how many there are (`examples`)."""
     if not any(entities(tags) for tags in [*gold, *predicted]):
         return {}
-    report = classification_report(
+    report = _seqeval().classification_report(
         [list(tags) for tags in gold], [list(tags) for tags in predicted], output_dict=True, zero_division=0
     )
     return {

@@ -10,10 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from rouge_score import rouge_scorer  # type: ignore[import-untyped]
-from sacrebleu.metrics.bleu import BLEU
-from sacrebleu.metrics.chrf import CHRF
-
 from finetune_api.tasks import Metric
 
 # Thai, Lao, Tibetan, Burmese, Khmer, kana, Han, and their extensions: scripts without spaces between words.
@@ -39,13 +35,22 @@ def text_overlap(outputs: Sequence[str], references: Sequence[str]) -> Mapping[M
         raise ValueError(f"{len(outputs)} outputs for {len(references)} references")
     return {
         Metric.BLEU: bleu(outputs, references),
-        Metric.CHRF: float(CHRF().corpus_score(list(outputs), [list(references)]).score),
+        Metric.CHRF: chrf(outputs, references),
         Metric.ROUGE_L: rouge_l(outputs, references),
     }
 
 
+def chrf(outputs: Sequence[str], references: Sequence[str]) -> float:
+    """Corpus chrF, 0 to 100."""
+    from sacrebleu.metrics.chrf import CHRF  # this and the other two take a second to import
+
+    return float(CHRF().corpus_score(list(outputs), [list(references)]).score)
+
+
 def bleu(outputs: Sequence[str], references: Sequence[str]) -> float:
     """Corpus BLEU with 4-grams, 0 to 100."""
+    from sacrebleu.metrics.bleu import BLEU
+
     metric = BLEU(tokenize=bleu_tokenizer(references))
     return float(metric.corpus_score(list(outputs), [list(references)]).score)
 
@@ -59,6 +64,8 @@ def bleu_tokenizer(references: Sequence[str]) -> str:
 
 def rouge_l(outputs: Sequence[str], references: Sequence[str]) -> float:
     """Mean F1 of the longest common subsequence of words, without stemming, 0 to 1."""
+    from rouge_score import rouge_scorer  # type: ignore[import-untyped]
+
     scorer = rouge_scorer.RougeScorer(["rougeL"], tokenizer=AnyScriptWords())
     scores = [
         scorer.score(reference, output)["rougeL"].fmeasure
