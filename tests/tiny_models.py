@@ -38,13 +38,13 @@ CHAT_TEMPLATE = """\
 """
 
 
-def make_tiny_tokenizer(prose: Sequence[str] = PROSE) -> PreTrainedTokenizerFast:
-    """Return a byte-level BPE tokenizer of 400 entries with a chat template and an end-of-turn token."""
+def make_tiny_tokenizer(prose: Sequence[str] = PROSE, *, vocabulary: int = 400) -> PreTrainedTokenizerFast:
+    """Return a byte-level BPE tokenizer of so many entries with a chat template and an end-of-turn token."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=400,
+        vocab_size=vocabulary,
         special_tokens=[PAD, END, SYSTEM, USER, ASSISTANT],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,

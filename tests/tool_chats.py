@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
+from finetune_trainer.data.chat import normalise_chat
+from finetune_trainer.messages import render, template_abilities
 from tests.tiny_models import PROSE, make_tiny_tokenizer
 
 HEAD = """\
@@ -96,11 +99,72 @@ CLOCK = tool("time", city={"type": "string"})
 
 
 def tool_tokenizer(
-    template: str = HERMES, *, marks: tuple[str, ...] = (), prose: tuple[str, ...] = PROSE
+    template: str = HERMES, *, marks: Sequence[str] = (), prose: Sequence[str] = PROSE, vocabulary: int = 400
 ) -> PreTrainedTokenizerFast:
     """The tiny tokenizer with a template that writes calls, and `marks` as special tokens."""
-    tokenizer = make_tiny_tokenizer(prose)
+    tokenizer = make_tiny_tokenizer(prose, vocabulary=vocabulary)
     tokenizer.chat_template = template
     if marks:
         tokenizer.add_tokens(list(marks), special_tokens=True)
     return tokenizer
+
+
+# --- an easy task: the question names a place and what is asked of it ---------------------------------------------
+
+PLACES = ("Lisbon", "Oslo", "Rome")
+ASKED = {
+    "{} weather?": ("weather",),
+    "Weather of {}?": ("weather",),
+    "Rain of {}?": ("weather",),
+    "{} rain?": ("weather",),
+    "{} time?": ("time",),
+    "Time of {}?": ("time",),
+    "Hour of {}?": ("time",),
+    "{} hour?": ("time",),
+    "{} both?": ("weather", "time"),
+    "Both of {}?": ("weather", "time"),
+    "All of {}?": ("weather", "time"),
+    "{} all?": ("weather", "time"),
+}
+TOOLS: list[dict[str, Any]] = [
+    {"type": "function", "function": {"name": name, "parameters": {"properties": {"city": {"type": "string"}}}}}
+    for name in ("weather", "time")
+]
+
+
+def asked(question: str, place: str) -> dict[str, Any]:
+    """A conversation that ends with the calls."""
+    calls = [call(name, number, city=place) for number, name in enumerate(ASKED[question])]
+    messages = [
+        {"role": "user", "content": question.format(place)},
+        {"role": "assistant", "content": None, "tool_calls": calls},
+    ]
+    return {"messages": messages, "tools": TOOLS, "parallel_tool_calls": True}
+
+
+def answered(place: str) -> dict[str, Any]:
+    """A conversation that goes on to what the assistant makes of a result."""
+    calling = asked("{} weather?", place)
+    result = {"role": "tool", "tool_call_id": "call00000", "content": f"{place} sun"}
+    return {
+        **calling,
+        "messages": [*calling["messages"], result, {"role": "assistant", "content": f"{place} is sunny."}],
+    }
+
+
+def easy_data() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Training and held-out examples: every place and every question is in both, no pair of them is."""
+    rows = [(n + m, asked(question, place)) for n, question in enumerate(ASKED) for m, place in enumerate(PLACES)]
+    held_out = [row for number, row in rows if number % 4 == 3]
+    train = [row for number, row in rows if number % 4 != 3]
+    return [*train, *(answered(place) for place in PLACES[1:])], [*held_out, answered(PLACES[0])]
+
+
+def easy_tokenizer() -> PreTrainedTokenizerFast:
+    """Made of the rendered task itself, so that a conversation is short and every place is one token."""
+    plain = tool_tokenizer()
+    train, held_out = easy_data()
+    normal = [normalise_chat(row, template_abilities(plain)) for row in [*train, *held_out]]
+    return tool_tokenizer(
+        prose=[render(plain, row["messages"], tools=row["tools"], prompt=False) for row in normal], vocabulary=700
+    )

@@ -91,11 +91,11 @@ def decode(tokenizer: Any, ids: Sequence[int], hidden: frozenset[int]) -> str:
     return str(tokenizer.decode(shown, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
-def read_calls(form: Form, text: str, tools: Tools, *, end: str = "") -> list[Call]:
+def read_calls(form: Form, text: str, tools: Tools, *, ended: bool = True, end: str = "") -> list[Call]:
     """The calls in a whole answer."""
     reader = CallReader(form, tools, end)
     reader.push(text)
-    return reader.finish(ended=True)[1]
+    return reader.finish(ended=ended)[1]
 
 
 @dataclass(slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -11,6 +12,14 @@ from finetune_trainer.evaluation.questions import ANSWER_TOKENS
 from finetune_trainer.tasks.kind import Answer, Question
 
 BATCH = 8  # prompts answered at once
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """Tokens of an answer without the one that ended it, and whether there was one."""
+
+    tokens: list[int]
+    ended: bool
 
 
 def answer(
@@ -31,21 +40,36 @@ def answer(
 def _answer_batch(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question]
 ) -> list[Answer]:
+    written = greedy(model, tokenizer, [q.row["input_ids"] for q in questions], ANSWER_TOKENS)
+    return [
+        Answer(
+            tokenizer.decode(each.tokens, skip_special_tokens=True).strip(),
+            each.ended,
+            len(each.tokens),
+            len(set(each.tokens)),
+        )
+        for each in written
+    ]
+
+
+def greedy(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[int]], most: int
+) -> list[Written]:
+    """What the model writes after each prompt, at most `most` tokens, in one batch: the likeliest token each time."""
     device = model.get_output_embeddings().weight.device
     ends = end_tokens(model, tokenizer)
-    longest = max(len(q.row["input_ids"]) for q in questions)
+    longest = max(map(len, prompts))
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(ends, default=0)
-    inputs = torch.full((len(questions), longest), pad, dtype=torch.long)
+    inputs = torch.full((len(prompts), longest), pad, dtype=torch.long)
     mask = torch.zeros_like(inputs)
-    for row, q in enumerate(questions):  # padded on the left: generation goes on at the right
-        prompt = q.row["input_ids"]
+    for row, prompt in enumerate(prompts):  # padded on the left: generation goes on at the right
         inputs[row, longest - len(prompt) :] = torch.tensor(prompt)
         mask[row, longest - len(prompt) :] = 1
     with torch.no_grad():
         output = model.generate(
             input_ids=inputs.to(device),
             attention_mask=mask.to(device),
-            max_new_tokens=ANSWER_TOKENS,
+            max_new_tokens=most,
             do_sample=False,
             temperature=None,
             top_p=None,
@@ -54,7 +78,7 @@ def _answer_batch(
             pad_token_id=pad,
             eos_token_id=sorted(ends) or None,
         )
-    return [_read(row.tolist(), ends, tokenizer) for row in output[:, longest:].cpu()]
+    return [_until_end(row.tolist(), ends) for row in output[:, longest:].cpu()]
 
 
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
@@ -64,7 +88,6 @@ def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> se
     return {int(token) for token in [*listed, tokenizer.eos_token_id] if token is not None}
 
 
-def _read(tokens: list[int], ends: set[int], tokenizer: PreTrainedTokenizerBase) -> Answer:
+def _until_end(tokens: list[int], ends: set[int]) -> Written:
     end = next((i for i, token in enumerate(tokens) if token in ends), None)
-    kept = tokens if end is None else tokens[:end]
-    return Answer(tokenizer.decode(kept, skip_special_tokens=True).strip(), end is not None, len(kept), len(set(kept)))
+    return Written(tokens if end is None else tokens[:end], end is not None)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from finetune_api.conditions import FailureReason
-from finetune_api.tasks import Task
+from finetune_api.tasks import Metric, Task
 from finetune_trainer.data.chat import check_chat, normalise_chat
 from finetune_trainer.errors import UserInputError
+from finetune_trainer.evaluation.tools import tool_scores
 from finetune_trainer.masking import ChatMasker
 from finetune_trainer.messages import template_abilities
 from finetune_trainer.tasks.causal import Causal, CausalFormat
+from finetune_trainer.tasks.kind import HeldOut, no_interruption
 
 
 class Chat(Causal):
@@ -38,3 +41,8 @@ class Chat(Causal):
             lambda example: normalise_chat(example, abilities),
             ChatMasker(tokenizer, stop_ids).mask,
         )
+
+    def generated(
+        self, model: PreTrainedModel, held_out: HeldOut, *, between_batches: Callable[[], None] = no_interruption
+    ) -> Mapping[Metric, float]:
+        return tool_scores(model, held_out, between_batches=between_batches)
