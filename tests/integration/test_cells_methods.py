@@ -14,18 +14,19 @@ from typing import Any
 import openai
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from starlette.testclient import TestClient
 from tests.encoder_cells import Cell, run_cell
 from tests.prepared_runs import Laptop, lines
 from tests.tiny_models import make_tiny_chat_model
-from tests.trained_runs import chats, make_run, one_thread
+from tests.trained_runs import BASE, chats, make_run, one_thread
 from transformers import AutoModelForCausalLM
 
 from finetune_api.conditions import ExitCode, FailureReason
 from finetune_api.spec import MethodSpec, MethodType, Task
+from finetune_trainer import artifacts
 from finetune_trainer.context import StageContext
-from finetune_trainer.errors import InterruptedStageError
+from finetune_trainer.errors import InterruptedStageError, UserInputError
 from finetune_trainer.serving.app import create_app
 from finetune_trainer.serving.engine import Engine
 from finetune_trainer.serving.metrics import Metrics
@@ -169,6 +170,19 @@ def test_an_odd_rank_has_no_orthogonal_start(models: Path, tmp_path: Path) -> No
     assert summary.failure is not None
     assert summary.failure.reason is FailureReason.SPEC_INVALID
     assert "method.initialization: orthogonal needs an even rank" in summary.failure.message
+
+
+@pytest.mark.parametrize("method", list(MethodType))
+def test_a_base_without_an_output_layer_is_refused(method: MethodType, tmp_path: Path) -> None:
+    """An embedding model loads as a language model, with a random output layer and a line in the log."""
+    context = make_run(tmp_path, method=method, base={"tie_word_embeddings": False})
+    base_dir = context.artifacts / BASE
+    weights = base_dir / "model.safetensors"
+    save_file({name: t for name, t in load_file(weights).items() if "lm_head" not in name}, weights, {"format": "pt"})
+    artifacts.finish(base_dir)
+    with pytest.raises(UserInputError, match="no weights for lm_head") as caught:
+        train.run(context)
+    assert caught.value.reason is FailureReason.MODEL_INVALID
 
 
 @pytest.mark.parametrize("method", list(MethodType))

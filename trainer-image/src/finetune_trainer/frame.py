@@ -189,6 +189,7 @@ def set_up_log(stage: Stage, config: RunConfig | None = None) -> None:
     handler.setFormatter(_LogFormat(f"{where}stage={stage}"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("finetune_trainer").setLevel(logging.INFO)
+    logging.getLogger("bitsandbytes.backends").setLevel(logging.ERROR)  # warns of a kernel that is not for training
     logging.captureWarnings(True)
 
 

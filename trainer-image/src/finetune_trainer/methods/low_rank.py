@@ -24,7 +24,7 @@ from finetune_trainer.methods.kind import Trained
 from finetune_trainer.methods.proof import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
 LINEAR = (torch.nn.Linear, Conv1D)
-# Heads that PEFT keeps whole for a task of its own accord, fresh or not.
+# Tasks with a head of their own, which PEFT keeps whole of its own accord, fresh or not.
 PEFT_HEADS = {
     "SEQ_CLS": ("classifier", "score"),
     "TOKEN_CLS": ("classifier", "score"),

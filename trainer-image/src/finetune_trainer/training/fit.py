@@ -14,8 +14,11 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.utils import is_flash_attn_2_available
 
+from finetune_api.conditions import FailureReason
 from finetune_api.status import ResolvedValues
 from finetune_trainer.context import StageContext
+from finetune_trainer.errors import UserInputError
+from finetune_trainer.methods.low_rank import PEFT_HEADS
 from finetune_trainer.methods.table import METHODS
 from finetune_trainer.tasks.kind import HeldOut, Measured, TrainerParts
 from finetune_trainer.training import checkpoints
@@ -79,11 +82,18 @@ def make_reproducible(seed: int, device: Device) -> None:
 
 
 def build_model(context: StageContext, prepared: Prepared, resolved: ResolvedValues, device: Device) -> PreTrainedModel:
-    """The base model as the method trains it."""
+    """The base model as the method trains it. Raises UserInputError (ModelInvalid) when it lacks weights that the task
+    does not bring anew."""
     spec, kind, facts = context.config.method, prepared.kind, prepared.facts
     method = METHODS[spec.type]
     options = method.load_options(spec, device, lambda: skeleton(prepared.base_dir, kind, facts))
     base = load_model(prepared.base_dir, device, kind, facts, attention=attention(resolved, device), options=options)
+    if base.fresh and kind.peft_type not in PEFT_HEADS:
+        raise UserInputError(
+            f"the base model has no weights for {', '.join(base.fresh)}: it is not whole, and would write at random",
+            advice="use a model that was trained to generate text, not one for embeddings or a part of one",
+            reason=FailureReason.MODEL_INVALID,
+        )
     model: PreTrainedModel = method.wrap(base.model, spec, resolved, peft_type=kind.peft_type, fresh=base.fresh)
     return model
 
