@@ -98,6 +98,11 @@ class DatasetStatus(StatusModel):
     sha256: Word | None = Field(default=None, description="Digest of the data as read.")
     problems: list[Problem] = Field(default=[], max_length=10, description="Errors and warnings, worst first.")
 
+    @property
+    def to_learn(self) -> str:
+        """How much there is, in a phrase."""
+        return f"{len(self.labels)} labels to learn" if self.labels else f"{self.loss_tokens:,} tokens to learn"
+
 
 class ResolvedValues(StatusModel):
     """What `auto` became. All numbers as the trainer uses them."""

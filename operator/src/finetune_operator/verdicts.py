@@ -149,7 +149,7 @@ def _dataset_words(run: RunStatus) -> str:
     if data is None:
         return f"The data of run {run.number} was checked."
     counts = f"{data.train_examples} training and {data.validation_examples} held-out examples"
-    return f"{counts}, {data.loss_tokens} tokens to learn, {len(data.problems)} kinds of problem."
+    return f"{counts}, {data.to_learn}, {len(data.problems)} kinds of problem."
 
 
 def _score_words(run: RunStatus) -> str:

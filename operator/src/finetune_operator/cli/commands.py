@@ -170,7 +170,8 @@ def chat(name: str, prompts: Sequence[str], namespace: str | None) -> None:
     with endpoint_of(store, console, job) as endpoint:
         if prompts:
             answers = chatting.ask_both(endpoint, job.spec.task, prompts)
-            report.show_answers(console, answers, f"{endpoint.base_model or 'no base'} and {endpoint.model}")
+            both = f"{endpoint.base_model} and {endpoint.model}" if endpoint.base_model else endpoint.model
+            report.show_answers(console, answers, both)
             return
 
         def answer(prompt: str) -> None:
@@ -179,7 +180,8 @@ def chat(name: str, prompts: Sequence[str], namespace: str | None) -> None:
             except LocalError as error:
                 console.print(f"[red]{escape(error.message)}[/]", highlight=False)
                 return
-            console.print(f"[dim]base:  {escape(base.strip() or '(nothing)')}[/]", highlight=False)
+            if endpoint.base_model:
+                console.print(f"[dim]base:  {escape(base.strip() or '(nothing)')}[/]", highlight=False)
             console.print(f"[green]tuned: {escape(tuned.strip() or '(nothing)')}[/]\n", highlight=False)
 
         console.print("Ask; every question stands by itself. End with Ctrl-D.", highlight=False)

@@ -49,7 +49,11 @@ def show_dataset(console: Console, data: DatasetStatus, *, details: bool = False
 def _figures(data: DatasetStatus) -> Iterator[tuple[str, str]]:
     yield "examples to learn from", f"{data.train_examples:,}"
     yield "examples held out", f"{data.validation_examples:,}"
-    yield "tokens to learn", f"{data.loss_tokens:,} of {data.train_tokens:,} (the rest is only read)"
+    if data.labels:
+        most = ", ".join(f"{each.label} ({each.count:,})" for each in data.labels[:12])
+        yield "labels", most + (f" and {len(data.labels) - 12} more" if len(data.labels) > 12 else "")
+    else:
+        yield "tokens to learn", f"{data.loss_tokens:,} of {data.train_tokens:,} (the rest is only read)"
     if data.length:
         yield "tokens of an example", f"{data.length.min} to {data.length.max}, half of them at most {data.length.p50}"
     for name in ("truncated", "dropped", "duplicates", "overlap"):
@@ -141,13 +145,15 @@ def _figure(metric: Metric, value: float | None) -> str:
 
 
 def show_answers(console: Console, answers: Sequence[tuple[str, str, str]], title: str) -> None:
-    """Question, base, tuned: side by side."""
+    """Question, base, tuned: side by side. Where the base says nothing at all, it was not asked."""
     table = Table(title=f"\n{title}", title_justify="left", title_style="bold", show_lines=True, expand=True)
+    asked = any(base for _, base, _ in answers)
     table.add_column("question", ratio=2)
-    table.add_column("base", ratio=3, style="dim")
+    if asked:
+        table.add_column("base", ratio=3, style="dim")
     table.add_column("tuned", ratio=4)
     for question, base, tuned in answers:
-        table.add_row(Text(question), Text(_short(base)), Text(_short(tuned)))
+        table.add_row(Text(question), *([Text(_short(base))] if asked else []), Text(_short(tuned)))
     console.print(table, highlight=False)
 
 

@@ -72,10 +72,7 @@ def result_of(run: RunStatus, stage: Stage) -> str:
     """What a finished stage found, in a line."""
     if stage is Stage.PREPARE and run.dataset:
         data = run.dataset
-        return (
-            f"{data.train_examples:,} examples to learn from, {data.validation_examples:,} held out; "
-            f"{data.loss_tokens:,} tokens to learn"
-        )
+        return f"{data.train_examples:,} examples to learn from, {data.validation_examples:,} held out; {data.to_learn}"
     if stage is Stage.TRAIN and run.progress:
         loss = f", loss {run.progress.train_loss:.2f}" if run.progress.train_loss is not None else ""
         return f"{run.progress.total_steps:,} steps{loss}; the model is verified"
