@@ -2,43 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from peft import PeftModel
-from peft.utils import ModulesToSaveWrapper
-from safetensors.torch import load_file, save_file
-from tests.tiny_encoders import make_tiny_encoder
+from safetensors.torch import load_file
+from tests.method_models import (
+    ADAPTERS,
+    IDS,
+    SEED,
+    build,
+    finished,
+    loader,
+    loss_of,
+    train,
+    without_gradient,
+)
 from tests.tiny_models import make_tiny_chat_model
 from tests.trained_runs import one_thread
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoModelForQuestionAnswering,
-    AutoModelForSequenceClassification,
-    AutoModelForTokenClassification,
     GPT2Config,
     GPT2LMHeadModel,
 )
 
 from finetune_api.conditions import FailureReason
 from finetune_api.spec import MethodSpec
-from finetune_api.status import ResolvedValues
 from finetune_api.tasks import MethodType
 from finetune_trainer.errors import ArtifactInvalidError, UserInputError
-from finetune_trainer.methods import proof
-from finetune_trainer.methods.kind import Load, Sizes, Trained
+from finetune_trainer.methods.kind import Sizes
 from finetune_trainer.methods.low_rank import lora_config
 from finetune_trainer.methods.table import METHODS
-from finetune_trainer.training.device import Device
-
-CPU = Device("cpu", "float32", "cpu")
-CAUSAL, ADAPTERS = "CAUSAL_LM", [MethodType.LORA, MethodType.QLORA, MethodType.DORA]
-SEED = 0
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -50,90 +48,6 @@ def _one_thread() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def base_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_chat_model(tmp_path_factory.mktemp("base"))
-
-
-def loader(auto_model: Any, **options: Any) -> Load:
-    def load(directory: Path, dtype: torch.dtype) -> Any:
-        return load_with(auto_model, directory, dtype=dtype, **options)
-
-    return load
-
-
-def load_with(auto_model: Any, directory: Path, **options: Any) -> Any:
-    with torch.random.fork_rng():
-        torch.manual_seed(SEED)
-        model, info = auto_model.from_pretrained(directory, output_loading_info=True, **options)
-    return SimpleNamespace(model=model, fresh=tuple(sorted({n.rpartition(".")[0] for n in info["missing_keys"]})))
-
-
-def resolved(rank: int = 4) -> ResolvedValues:
-    values = dict.fromkeys(("epochs", "batch_size", "micro_batch_size", "gradient_accumulation"), 1)
-    values |= dict.fromkeys(("max_length", "total_steps", "warmup_steps", "evaluation_steps"), 1)
-    return ResolvedValues(
-        **values,
-        checkpoint_steps=1,
-        learning_rate=1e-3,
-        packing=False,
-        precision="float32",
-        lora_rank=rank,
-        lora_alpha=2 * rank,
-    )
-
-
-def build(
-    spec: MethodSpec, directory: Path, *, auto_model: Any = AutoModelForCausalLM, peft_type: str = CAUSAL, **more: Any
-) -> Any:
-    """The model as Train would build it."""
-    kind = METHODS[spec.type]
-
-    def skeleton() -> Any:
-        with torch.device("meta"):
-            return auto_model.from_config(AutoConfig.from_pretrained(directory, **more))
-
-    loaded = load_with(auto_model, directory, **kind.load_options(spec, CPU, skeleton), **more)
-    torch.manual_seed(SEED)
-    return kind.wrap(loaded.model, spec, resolved(), peft_type=peft_type, fresh=loaded.fresh)
-
-
-IDS = torch.arange(40, 76).reshape(3, 12) * 7 % 380
-
-
-def loss_of(model: Any) -> torch.Tensor:
-    loss: torch.Tensor = model(input_ids=IDS, labels=IDS).loss
-    return loss
-
-
-def train(model: Any, loss: Callable[[Any], torch.Tensor] = loss_of, *, steps: int = 15, rate: float = 1e-2) -> float:
-    """Steps of Adam with an evaluation in the middle, as Train has them; returns the loss before the last step."""
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=rate, weight_decay=0.0)
-    found = torch.tensor(0.0)
-    for step in range(steps):
-        if step == steps // 2:
-            model.eval()
-            with torch.no_grad():
-                loss(model)
-        model.train()
-        found = loss(model)
-        found.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    model.eval()
-    return float(found.detach())
-
-
-def finished(spec: MethodSpec, model: Any, base_dir: Path, tmp_path: Path, load: Load) -> tuple[Trained, Path, str]:
-    checkpoint, directory = tmp_path / "checkpoint-1", tmp_path / "model"
-    model.save_pretrained(checkpoint)
-    directory.mkdir()
-    trained = Trained(checkpoint, base_dir, torch.float32, 4, load)
-    form = METHODS[spec.type].finish(trained, directory)
-    METHODS[spec.type].verify(trained, directory, form)
-    return trained, directory, form
-
-
-def without_gradient(model: Any, loss: Callable[[Any], torch.Tensor] = loss_of) -> float:
-    with torch.no_grad():
-        return float(loss(model))
 
 
 @pytest.mark.parametrize("method", list(MethodType))
@@ -275,65 +189,6 @@ def test_orthogonal_matrices_come_in_pairs(base_dir: Path) -> None:
 
 
 @pytest.mark.parametrize("method", list(MethodType))
-@pytest.mark.parametrize("arch", ["bert", "bert-without-pooler", "distilbert"])
-def test_new_heads_are_kept_and_found_again(method: MethodType, arch: Any, tmp_path: Path) -> None:
-    """Also layers below the head that the base has no weights for: they would be random again at each loading."""
-    base_dir = make_tiny_encoder(tmp_path / "base", kind=arch)
-    more = {"num_labels": 3, "problem_type": "single_label_classification"}
-    spec, auto = MethodSpec(type=method), AutoModelForSequenceClassification
-    model = build(spec, base_dir, auto_model=auto, peft_type="SEQ_CLS", **more)
-
-    def loss(model: Any) -> torch.Tensor:
-        found: torch.Tensor = model(input_ids=IDS % 80, labels=torch.tensor([0, 1, 2])).loss
-        return found
-
-    before = without_gradient(model.eval(), loss)
-    assert train(model, loss, steps=25) < before - 0.3
-    after = without_gradient(model, loss)
-    load = loader(auto, **more)
-    trained, directory, form = finished(spec, model, base_dir, tmp_path, load)
-    assert form == ("Model" if method is MethodType.FULL else "Adapter")
-    torch.manual_seed(99)
-    again = auto.from_pretrained(directory if form == "Model" else base_dir, **more)
-    again = again if form == "Model" else PeftModel.from_pretrained(again, directory)
-    assert without_gradient(again.eval(), loss) == pytest.approx(after, abs=0.3 if method is MethodType.QLORA else 1e-4)
-    if form == "Adapter":
-        _drop(directory, "pre_classifier" if arch == "distilbert" else "classifier")
-        with pytest.raises(ArtifactInvalidError, match=r"lacks (pre_)?classifier, which the base has no weights for"):
-            METHODS[method].verify(trained, directory, "Adapter")
-
-
-def _drop(directory: Path, part: str) -> None:
-    path = directory / proof.ADAPTER_WEIGHTS
-    save_file({name: t for name, t in load_file(path).items() if f".{part}." not in name}, path)
-
-
-@pytest.mark.parametrize(
-    ("auto", "peft_type", "head"),
-    [
-        (AutoModelForTokenClassification, "TOKEN_CLS", "classifier"),
-        (AutoModelForQuestionAnswering, "QUESTION_ANS", "qa_outputs"),
-    ],
-)
-@pytest.mark.parametrize("method", ADAPTERS)
-def test_linear_heads_of_other_tasks(method: MethodType, auto: Any, peft_type: str, head: str, tmp_path: Path) -> None:
-    """PEFT takes them for layers that get an adapter, and then cannot keep them."""
-    base_dir = make_tiny_encoder(tmp_path / "base")
-    model = build(MethodSpec(type=method), base_dir, auto_model=auto, peft_type=peft_type)
-    kept = [name for name, part in model.named_modules() if isinstance(part, ModulesToSaveWrapper)]
-    assert kept == [f"base_model.model.{head}"]
-    trained = {name for name, p in model.named_parameters() if p.requires_grad and ".lora_" not in name}
-    assert trained == {f"base_model.model.{head}.modules_to_save.default.{part}" for part in ("weight", "bias")}
-
-
-def test_heads_are_trained_in_float32_on_a_bfloat16_base(tmp_path: Path) -> None:
-    base = load_with(AutoModelForSequenceClassification, make_tiny_encoder(tmp_path / "base"), dtype=torch.bfloat16)
-    kind = METHODS[MethodType.DORA]
-    model = kind.wrap(base.model, MethodSpec(type=MethodType.DORA), resolved(), peft_type="SEQ_CLS", fresh=base.fresh)
-    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
-
-
-@pytest.mark.parametrize("method", list(MethodType))
 def test_an_untrained_model_is_refused(method: MethodType, base_dir: Path, tmp_path: Path) -> None:
     model = build(MethodSpec(type=method), base_dir)
     with pytest.raises(ArtifactInvalidError, match=r"changes nothing|changed nothing"):
@@ -348,35 +203,6 @@ def test_frozen_magnitudes_are_noticed(base_dir: Path, tmp_path: Path) -> None:
     train(model)
     with pytest.raises(ArtifactInvalidError, match="no DoRA magnitude has moved"):
         finished(MethodSpec(type=MethodType.DORA), model, base_dir, tmp_path, loader(AutoModelForCausalLM))
-
-
-def test_an_unmoved_head_is_noticed(tmp_path: Path) -> None:
-    base_dir = make_tiny_encoder(tmp_path / "base")
-    auto = AutoModelForSequenceClassification
-    model = build(MethodSpec(), base_dir, auto_model=auto, peft_type="SEQ_CLS")
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(".lora_" in name)
-    train(model, lambda m: m(input_ids=IDS % 80, labels=torch.tensor([0, 1, 1])).loss)
-    with pytest.raises(ArtifactInvalidError, match="head is as it was"):
-        finished(MethodSpec(), model, base_dir, tmp_path, loader(auto))
-
-
-def test_a_whole_model_of_another_task_than_its_base(tmp_path: Path) -> None:
-    """The base is a BertForMaskedLM: its cls.predictions are missed by no one, and the pooler is new."""
-    base_dir = make_tiny_encoder(tmp_path / "base", kind="bert-without-pooler")
-    spec, auto = MethodSpec(type=MethodType.FULL), AutoModelForSequenceClassification
-    model = build(spec, base_dir, auto_model=auto)
-    train(model, lambda m: m(input_ids=IDS % 80, labels=torch.tensor([0, 1, 1])).loss)
-    trained, directory, form = finished(spec, model, base_dir, tmp_path, loader(auto))
-    path = directory / "model.safetensors"
-    whole = load_file(path)
-    for change, message in (
-        ({n: t for n, t in whole.items() if "pooler" not in n}, "lacks the weights of bert.pooler.dense"),
-        (whole | {"classifier.bias": torch.full((2,), torch.nan)}, "classifier.bias is not finite"),
-    ):
-        save_file(change, path, metadata={"format": "pt"})
-        with pytest.raises(ArtifactInvalidError, match=message):
-            METHODS[MethodType.FULL].verify(trained, directory, form)
 
 
 @pytest.mark.parametrize("method", ADAPTERS)
