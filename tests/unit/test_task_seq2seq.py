@@ -26,10 +26,12 @@ from transformers import (
     WhisperConfig,
 )
 
+from finetune_api.spec import MethodSpec
 from finetune_api.status import ResolvedValues
 from finetune_api.tasks import Metric
 from finetune_trainer.data.problems import EncodingError, Findings
 from finetune_trainer.errors import UserInputError
+from finetune_trainer.estimate import measure_shape
 from finetune_trainer.evaluation.text_overlap import bleu_tokenizer, text_overlap
 from finetune_trainer.tasks.kind import Facts, HeldOut, TrainerParts
 from finetune_trainer.tasks.seq2seq import Seq2Seq
@@ -195,6 +197,14 @@ def test_targets_that_the_vocabulary_cannot_write_are_counted(targets: list[str]
 # --- models --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_estimate_knows_the_layers_of_both_sides(folders: dict[str, Path], family: str) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(folders[family])
+    shape = measure_shape(folders[family], Seq2Seq(), MethodSpec(), tokenizer, "hf://a/b")
+    assert (shape.layers, shape.width) == (4, 32)
+    assert 0 < shape.trainable < shape.parameters
+
+
 def test_a_model_without_an_encoder_is_refused_with_the_task_that_fits_it(tmp_path: Path) -> None:
     folder = make_tiny_chat_model(tmp_path)
     with pytest.raises(UserInputError, match="no encoder and decoder, it is a llama model") as caught:
@@ -290,6 +300,22 @@ def test_answers_are_those_of_transformers_without_beams_and_alone_as_in_a_batch
             suppress_tokens=[tokenizer.pad_token_id, *range(len(tokenizer), model.config.vocab_size)],
         )
         assert expected[0, len(first) :].tolist() == ids
+
+
+def test_who_has_ended_leaves_the_batch_and_the_others_go_on(folders: dict[str, Path]) -> None:
+    model, tokenizer = loaded(folders["bart"])
+    sources = [tokenizer(text)["input_ids"] for text in ("the red red wolf", "the", "cat sings", "le chat rouge")]
+    before = [write(model, tokenizer, [source], 12)[0] for source in sources]
+    at, end = next(
+        (at, token)
+        for at, token in enumerate(before[1])
+        if at < 11 and all(token not in ids[: at + 1] for ids in before[2:])
+    )
+    model.generation_config.eos_token_id = [tokenizer.eos_token_id, end]
+    together = write(model, tokenizer, sources, 12)
+    assert together[1] == before[1][: at + 1]
+    assert max(map(len, together)) > at + 1, "the others must go on"
+    assert together == [write(model, tokenizer, [source], 12)[0] for source in sources]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -92,7 +92,7 @@ def measure_shape(
     return ModelShape(
         parameters=parameters,
         trainable=trainable,
-        layers=text.num_hidden_layers,
+        layers=_layers(text),
         width=text.hidden_size,
         inner_width=getattr(text, "intermediate_size", None) or 4 * text.hidden_size,
         kv_width=(getattr(text, "num_key_value_heads", None) or heads) * head_width,
@@ -102,6 +102,12 @@ def measure_shape(
         method=method,
         quantised=quantised,
     )
+
+
+def _layers(config: Any) -> int:
+    """Of an encoder-decoder those of both sides: a side of an example has up to max_length tokens."""
+    written = ("num_decoder_layers", "decoder_layers") if config.is_encoder_decoder else ()
+    return int(config.num_hidden_layers + next((getattr(config, name) for name in written if hasattr(config, name)), 0))
 
 
 def _context(config: Any, tokenizer: PreTrainedTokenizerBase, *, decoder: bool) -> int:
