@@ -111,20 +111,11 @@ def tool_tokenizer(
 
 # --- an easy task: the question names a place and what is asked of it ---------------------------------------------
 
-PLACES = ("Lisbon", "Oslo", "Rome")
+PLACES = ("Lisbon", "Oslo", "Rome", "Cork", "Bern", "Graz")
 ASKED = {
-    "{} weather?": ("weather",),
-    "Weather of {}?": ("weather",),
-    "Rain of {}?": ("weather",),
-    "{} rain?": ("weather",),
-    "{} time?": ("time",),
-    "Time of {}?": ("time",),
-    "Hour of {}?": ("time",),
-    "{} hour?": ("time",),
-    "{} both?": ("weather", "time"),
-    "Both of {}?": ("weather", "time"),
-    "All of {}?": ("weather", "time"),
-    "{} all?": ("weather", "time"),
+    **dict.fromkeys(("Weather", "Rain", "Wind", "Sun"), ("weather",)),
+    **dict.fromkeys(("Time", "Hour", "Clock", "Minute"), ("time",)),
+    **dict.fromkeys(("Both", "All", "Each", "Everything"), ("weather", "time")),
 }
 TOOLS: list[dict[str, Any]] = [
     {"type": "function", "function": {"name": name, "parameters": {"properties": {"city": {"type": "string"}}}}}
@@ -132,11 +123,11 @@ TOOLS: list[dict[str, Any]] = [
 ]
 
 
-def asked(question: str, place: str) -> dict[str, Any]:
+def asked(word: str, place: str) -> dict[str, Any]:
     """A conversation that ends with the calls."""
-    calls = [call(name, number, city=place) for number, name in enumerate(ASKED[question])]
+    calls = [call(name, number, city=place) for number, name in enumerate(ASKED[word])]
     messages = [
-        {"role": "user", "content": question.format(place)},
+        {"role": "user", "content": f"{word} {place}"},
         {"role": "assistant", "content": None, "tool_calls": calls},
     ]
     return {"messages": messages, "tools": TOOLS, "parallel_tool_calls": True}
@@ -144,7 +135,7 @@ def asked(question: str, place: str) -> dict[str, Any]:
 
 def answered(place: str) -> dict[str, Any]:
     """A conversation that goes on to what the assistant makes of a result."""
-    calling = asked("{} weather?", place)
+    calling = asked("Weather", place)
     result = {"role": "tool", "tool_call_id": "call00000", "content": f"{place} sun"}
     return {
         **calling,
@@ -153,8 +144,8 @@ def answered(place: str) -> dict[str, Any]:
 
 
 def easy_data() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Training and held-out examples: every place and every question is in both, no pair of them is."""
-    rows = [(n + m, asked(question, place)) for n, question in enumerate(ASKED) for m, place in enumerate(PLACES)]
+    """Training and held-out examples: every place and every word is in both, no pair of them is."""
+    rows = [(n + m, asked(word, place)) for n, word in enumerate(ASKED) for m, place in enumerate(PLACES)]
     held_out = [row for number, row in rows if number % 4 == 3]
     train = [row for number, row in rows if number % 4 != 3]
     return [*train, *(answered(place) for place in PLACES[1:])], [*held_out, answered(PLACES[0])]

@@ -74,7 +74,7 @@ def says(text: str) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": text}]}
 
 
-CALLING = asked("{} weather?", "Oslo")
+CALLING = asked("Weather", "Oslo")
 RESULT = {"role": "tool", "tool_call_id": CALLING["messages"][1]["tool_calls"][0]["id"], "content": "sun"}
 GOES_ON = {**CALLING, "messages": [*CALLING["messages"], RESULT, {"role": "assistant", "content": "Sunny."}]}
 UNASKED = {**CALLING, "messages": CALLING["messages"][1:]}
@@ -111,9 +111,7 @@ def interrupt() -> None:
 def test_shares_are_of_the_first_calls_and_count_what_the_model_wrote(monkeypatch: pytest.MonkeyPatch) -> None:
     """The fault injected: a model that knows the first answer by heart and gives it always."""
     monkeypatch.setattr(tools, "MOST_QUESTIONS", 4)
-    data = held_out(
-        CALLING, asked("{} weather?", "Rome"), asked("{} time?", "Oslo"), asked("{} both?", "Oslo"), CALLING
-    )
+    data = held_out(CALLING, asked("Weather", "Rome"), asked("Time", "Oslo"), asked("Both", "Oslo"), CALLING)
     example = data.examples[0]
     prompt = next(tool_questions(data)).prompt
     whole = encode_rendered(
