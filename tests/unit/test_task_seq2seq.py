@@ -32,10 +32,9 @@ from finetune_api.tasks import Metric
 from finetune_trainer.data.problems import EncodingError, Findings
 from finetune_trainer.errors import UserInputError
 from finetune_trainer.estimate import measure_shape
-from finetune_trainer.evaluation.text_overlap import bleu_tokenizer, text_overlap
 from finetune_trainer.tasks.kind import Facts, HeldOut, TrainerParts
 from finetune_trainer.tasks.seq2seq import Seq2Seq
-from finetune_trainer.tasks.seq2seq_data import Seq2SeqFormat, check_pair
+from finetune_trainer.tasks.seq2seq_data import Seq2SeqFormat
 from finetune_trainer.tasks.seq2seq_scoring import batches, score
 from finetune_trainer.tasks.seq2seq_steps import first_tokens, write
 from finetune_trainer.training.progress import ProgressCallback
@@ -78,46 +77,6 @@ def word_tokenizer(words: str, template: str | None) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=64
     )
-
-
-# --- lines ---------------------------------------------------------------------------------------------------
-
-# (line, check, where, part of the message)
-BAD: list[tuple[dict[str, Any], str, str, str]] = [
-    ({"target": "b"}, "missing_source", "", "no `source`"),
-    ({"source": "a"}, "missing_target", "", "dataset.columns"),
-    ({"source": "a", "target": None}, "target_type", "target", "not null"),
-    ({"source": ["a"], "target": "b"}, "source_type", "source", "not a list"),
-    ({"source": 3, "target": "b"}, "source_type", "source", "not a number"),
-    ({"source": "", "target": "b"}, "empty_source", "source", "nothing to read"),
-    ({"source": "a", "target": " \n"}, "empty_target", "target", "nothing to learn"),
-    ({"messages": []}, "wrong_task", "", "spec.task to Chat"),
-    ({"prompt": "a", "completion": "b"}, "wrong_task", "", "spec.task to Completion"),
-    ({"translation": {"en": "a", "fr": "b"}}, "nested_pair", "", "one direction a line"),
-]
-
-
-@pytest.mark.parametrize(("row", "check", "where", "words"), BAD)
-def test_a_bad_line_is_refused_with_place_and_remedy(row: dict[str, Any], check: str, where: str, words: str) -> None:
-    faults = check_pair(row)
-    assert [(fault.check, fault.where, fault.severity) for fault in faults] == [(check, where, "error")]
-    assert words in faults[0].message
-
-
-def test_both_sides_are_complained_about_at_once() -> None:
-    assert [fault.check for fault in check_pair({})] == ["missing_source", "missing_target"]
-
-
-def test_a_key_beside_the_pair_is_a_warning_and_does_not_reach_the_example() -> None:
-    row = {"source": "a", "target": "b", "id": 7}
-    assert [(fault.check, fault.severity) for fault in check_pair(row)] == [("unknown_key", "warning")]
-    assert Seq2SeqFormat(make_tokenizer("t5"), NO_SPECIAL).normalise(row) == {"source": "a", "target": "b"}
-
-
-def test_what_came_before_in_completion_data_is_named_in_the_columns() -> None:
-    """The remedy that the message names is a valid one."""
-    words = check_pair({"prompt": "a", "completion": "b"})[0].message
-    assert "dataset.columns to {source: prompt, target: completion}" in words
 
 
 # --- tokens --------------------------------------------------------------------------------------------------
@@ -421,46 +380,6 @@ def test_answers_are_read_measured_and_in_order(folders: dict[str, Path]) -> Non
         (ids,) = write(model, tokenizer, [question.row["input_ids"]], answer.length + 1)
         assert tokenizer.decode(ids[: answer.length], skip_special_tokens=True).strip() == answer.text
     assert set(kind.generated(model, data)) == {Metric.BLEU, Metric.CHRF, Metric.ROUGE_L}
-
-
-TEXTS = [
-    "The boats leave before the sun is up.",
-    "Лодки уходят до восхода солнца в море.",
-    "船在太阳升起之前离开港口。",
-]
-
-
-@pytest.mark.parametrize("text", TEXTS)
-def test_the_same_text_has_everything_in_common_in_any_script(text: str) -> None:
-    assert text_overlap([text], [text]) == pytest.approx({Metric.BLEU: 100, Metric.CHRF: 100, Metric.ROUGE_L: 1})
-
-
-def test_overlap_is_that_of_the_libraries_on_plain_english() -> None:
-    outputs = ["the cat sat on the mat today", "dogs run"]
-    references = ["the cat is on the mat today", "dogs run fast"]
-    from rouge_score.rouge_scorer import RougeScorer
-    from sacrebleu import corpus_bleu, corpus_chrf
-
-    stock = RougeScorer(["rougeL"])
-    rouge = [stock.score(r, o)["rougeL"].fmeasure for o, r in zip(outputs, references, strict=True)]
-    assert text_overlap(outputs, references) == pytest.approx(
-        {
-            Metric.BLEU: corpus_bleu(outputs, [references]).score,
-            Metric.CHRF: corpus_chrf(outputs, [references]).score,
-            Metric.ROUGE_L: sum(rouge) / 2,
-        }
-    )
-
-
-@pytest.mark.parametrize(("text", "expected"), [(TEXTS[0], "13a"), (TEXTS[1], "13a"), (TEXTS[2], "char"), ("", "13a")])
-def test_words_are_characters_where_a_script_has_no_spaces(text: str, expected: str) -> None:
-    assert bleu_tokenizer([text]) == expected
-
-
-def test_an_empty_answer_scores_zero_and_no_answers_are_an_error() -> None:
-    assert text_overlap([""], ["a b c d"]) == {Metric.BLEU: 0, Metric.CHRF: 0, Metric.ROUGE_L: 0}
-    with pytest.raises(ValueError, match="0 outputs"):
-        text_overlap([], [])
 
 
 def test_the_toy_language_says_each_thing_once() -> None:
