@@ -129,7 +129,7 @@ class Tenant:
         assert found is not None
         return found
 
-    def wait_ready(self, name: str, seconds: float = 420) -> Job:
+    def wait_ready(self, name: str, seconds: float = 600) -> Job:
         """Ready for the generation that is stored now. A Stalled job is reported at once."""
 
         def settled(job: Job) -> bool:

@@ -13,7 +13,7 @@ from tests.e2e.product import Job, Product, Tenant, condition, failure, run_of
 
 def test_deleted_trainer_pod_resumes(product: Product, tenant: Tenant) -> None:
     tenant.apply(with_epochs(travel_job("travel"), 10))
-    tenant.wait_for("travel", lambda job: (run_of(job).get("progress") or {}).get("step", 0) >= 25, 300, "step 25")
+    tenant.wait_for("travel", lambda job: (run_of(job).get("progress") or {}).get("step", 0) >= 25, 600, "step 25")
     [pod] = [
         p["metadata"]["name"]
         for p in tenant.children("pods", "travel")
@@ -34,12 +34,12 @@ def test_operator_absent_in_every_stage(product: Product, tenant: Tenant) -> Non
     stage_jobs = ["travel-r1-prepare", "travel-r1-train", "travel-r1-evaluate"]
     for stage_job in stage_jobs:
         tenant.kubectl.wait_until(
-            lambda name=stage_job: tenant.kubectl.get("job", name, tenant.name), 300, stage_job, tenant.name
+            lambda name=stage_job: tenant.kubectl.get("job", name, tenant.name), 600, stage_job, tenant.name
         )
         product.kill_operator()
         product.scale(0)
         tenant.kubectl(
-            "wait", f"job/{stage_job}", "--for=condition=Complete", "--timeout=400s", namespace=tenant.name, timeout=420
+            "wait", f"job/{stage_job}", "--for=condition=Complete", "--timeout=600s", namespace=tenant.name, timeout=620
         )
         product.scale(1)
     tenant.kubectl.wait_until(

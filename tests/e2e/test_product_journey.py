@@ -17,7 +17,7 @@ def test_travel_job_reaches_an_answer(product: Product, tenant: Tenant) -> None:
         seen.add((run_of(job).get("progress") or {}).get("percent", 0))
         return condition(job, "Trained") == "True"
 
-    tenant.wait_for("travel", watch, 300, "Trained")
+    tenant.wait_for("travel", watch, 600, "Trained")
     assert any(0 < percent < 100 for percent in seen), f"progress never grew while training: {sorted(seen)}"
 
     job = tenant.wait_ready("travel")
