@@ -1,19 +1,23 @@
 """The commands that the README and the documentation tell a reader to type, and which test runs each.
 
-A command is a line after `$ ` in a `console` block, with what the page shows as its output, or a whole command
-`in backticks` of the prose. Words in capitals stand for what a reader puts there; STANDS_FOR says what a test does.
+A command is a line after `$ ` in a `console` block, with what the page shows as its output (in the block, or in a
+`json` block right below it), or a whole command `in backticks` of the prose. It goes on in the next line after a
+backslash or within quotes. Words in capitals stand for what a reader puts there; STANDS_FOR says what a test does.
 """
 
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+TASK_PAGES = sorted((ROOT / "docs" / "tasks").glob("*.md"))
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")), *TASK_PAGES]
 FENCE = re.compile(r"^ *```(\w*)")
+ANSWER_BELOW = re.compile(r"(^```console\n(?:(?!```).*\n)+)```\n```json\n", re.MULTILINE)
 PROGRAMS = r"(?:\.venv/bin/)?(?:make|finetune|kubectl|helm|git|python3?|pip|curl|docker|source|export|cd)"
 IN_PROSE = re.compile(rf"`({PROGRAMS} [^`]+)`")
 SUBCOMMAND = re.compile(
@@ -21,12 +25,13 @@ SUBCOMMAND = re.compile(
 )  # a sentence speaks of it; alone it does nothing
 DURATION = re.compile(r"(?:\d+[smhd])+")
 
-LOCAL, CLUSTER, CI, NODE = "local", "cluster", "CI", "node"
+LOCAL, CLUSTER, CI, NODE, TASKS = "local", "cluster", "CI", "node", "tasks"
 # The file that runs the commands of each kind, one by one, word for word.
 RUNNERS = {
     LOCAL: "tests/integration/test_documented_local.py",
     CLUSTER: "tests/e2e/test_documented_cluster.py",
     NODE: "tests/e2e/test_cluster_by_hand.py",
+    TASKS: "tests/integration/test_documented_tasks.py",
     CI: ".ci/run",
 }
 BY_PROGRAM = {"finetune": LOCAL, "source": LOCAL, "export": LOCAL, "kubectl": CLUSTER, "helm": CLUSTER, "curl": CLUSTER}
@@ -53,15 +58,18 @@ STANDS_FOR = {"FILE": "job.yaml", "FOLDER": "examples/travel"}
 
 @dataclass(frozen=True)
 class Command:
-    """One command as a page has it; `shown` are the lines that the page prints below it."""
+    """One command as a page has it; `shown` are the lines that the page prints below it, `typed` are all its lines."""
 
     page: str
     text: str
     shown: tuple[str, ...] = ()
+    typed: str = field(default="", compare=False)
 
     @property
     def kind(self) -> str | None:
-        """LOCAL, CLUSTER, NODE or CI; None when no test runs it."""
+        """LOCAL, CLUSTER, NODE, TASKS or CI; None when no test runs it."""
+        if self.text.startswith("curl ") and ROOT / self.page in TASK_PAGES:
+            return TASKS
         return BY_TEXT.get(self.text) or BY_PROGRAM.get(self.text.split()[0])
 
     def meant(self, **names: str) -> Command:
@@ -74,19 +82,25 @@ class Command:
 
 def commands(*kinds: str) -> list[Command]:
     """The commands of these kinds, or all, in the order of the pages; each once, with its output where one is shown."""
-    found: dict[str, Command] = {}
-    for command in (each for page in PAGES for each in of_page(page.name, page.read_text())):
-        known = found.get(command.text)
-        if command.text not in ONLY_NAMED and (known is None or not known.shown):
-            found[command.text] = command
+    found: dict[tuple[str | None, str], Command] = {}
+    for command in said():
+        key = (command.page if command.kind == TASKS else None, command.text)
+        if command.text not in ONLY_NAMED and (key not in found or not found[key].shown):
+            found[key] = command
     return [command for command in found.values() if not kinds or command.kind in kinds]
+
+
+def said() -> Iterator[Command]:
+    """All commands of all pages, also those that are said twice or only named."""
+    for page in PAGES:
+        yield from of_page(page.relative_to(ROOT).as_posix(), page.read_text())
 
 
 def of_page(page: str, text: str) -> Iterator[Command]:
     """The commands of one page, also those that are only named."""
     language: str | None = None
     command: Command | None = None
-    for line in text.replace("\\\n", " ").splitlines():
+    for line in _lines(ANSWER_BELOW.sub(r"\1", text)):
         if fence := FENCE.match(line):
             if command is not None:
                 yield command
@@ -96,9 +110,39 @@ def of_page(page: str, text: str) -> Iterator[Command]:
         elif language == "console" and line.lstrip().startswith("$ "):
             if command is not None:
                 yield command
-            command = Command(page, " ".join(line.partition(" #")[0].split()[1:]))
+            words = line.replace("\\\n", " ").partition(" #")[0].split()[1:]
+            command = Command(page, " ".join(words), typed=line.lstrip().removeprefix("$ "))
         elif command is not None and line.strip():
             command = replace(command, shown=(*command.shown, line.strip()))
+
+
+def _lines(text: str) -> Iterator[str]:
+    """The lines of a page; a command that goes on in the next line is one."""
+    begun: list[str] = []
+    for line in text.splitlines():
+        begun = [*begun, line] if begun or line.lstrip().startswith("$ ") else []
+        if not begun:
+            yield line
+        elif FENCE.match(line):  # a page that leaves a quote open
+            yield from begun
+            begun = []
+        elif _whole(command := "\n".join(begun)):
+            yield command
+            begun = []
+
+
+def _whole(command: str) -> bool:
+    """Whether a shell would run it, or wait for more: after a backslash at the end, or within quotes."""
+    try:
+        return bool(shlex.split(command, comments=True))
+    except ValueError:
+        return False
+
+
+def blocks(text: str, *languages: str) -> list[str]:
+    """What stands in a page's blocks of these languages. What a command answers is the command's: see Command.shown."""
+    found = re.findall(r"^```(\w+)\n(.*?)^```$", ANSWER_BELOW.sub(r"\1", text), re.MULTILINE | re.DOTALL)
+    return [content for language, content in found if language in languages]
 
 
 def lacks(output: str, command: Command) -> list[str]:

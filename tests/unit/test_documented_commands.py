@@ -6,7 +6,7 @@ import re
 
 import pytest
 from tests import documented
-from tests.documented import CI, PAGES, ROOT, RUNNERS, Command
+from tests.documented import CI, CLUSTER, PAGES, ROOT, RUNNERS, TASKS, Command
 
 PAGE = """\
 Type `make this` or `kubectl get x`, not `make`, nor `spec.serving`, nor `kubectl set image`.
@@ -21,6 +21,21 @@ $ finetune run -f FILE
 ```yaml
 a: $ b
 ```
+```console
+$ curl x \\
+    -d '{
+      "a": "b c"}'
+```
+```json
+{"d": 1,
+ "e": 2}
+```
+```json
+{"f": 3}
+```
+```console
+$ echo 'a quote left open
+```
 """
 
 
@@ -30,7 +45,21 @@ def test_commands_are_found_with_their_output() -> None:
         ("kubectl get x", ()),
         ("helm install a b", ("NAME: a", "STATUS   READY")),
         ("finetune run -f FILE", ()),
+        ('curl x -d \'{ "a": "b c"}\'', ('{"d": 1,', '"e": 2}')),
+        ("echo 'a quote left open", ()),
     ]
+
+
+def test_a_command_is_typed_with_all_its_lines_and_answers_are_no_data() -> None:
+    [curl] = [command for command in documented.of_page("page", PAGE) if command.text.startswith("curl")]
+    assert curl.typed == 'curl x \\\n    -d \'{\n      "a": "b c"}\''
+    assert documented.blocks(PAGE, "json", "yaml") == ["a: $ b\n", '{"f": 3}\n']
+
+
+def test_pages_of_tasks_count_and_their_questions_are_asked_of_their_own_models() -> None:
+    asked = "curl -s localhost:8000/v1/classify"
+    assert ROOT / "docs/tasks/classification.md" in PAGES
+    assert [Command(page, asked).kind for page in ("docs/tasks/classification.md", "README.md")] == [TASKS, CLUSTER]
 
 
 @pytest.mark.parametrize("command", documented.commands(), ids=lambda command: command.text)
@@ -49,7 +78,7 @@ def test_what_ci_runs_is_in_its_script_or_in_what_that_makes() -> None:
 
 
 def test_nothing_is_listed_that_no_page_says() -> None:
-    spoken = {command.text for page in PAGES for command in documented.of_page(page.name, page.read_text())}
+    spoken = {command.text for command in documented.said()}
     assert set(documented.BY_TEXT) | documented.ONLY_NAMED <= spoken
 
 
