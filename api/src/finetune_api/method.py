@@ -109,8 +109,8 @@ class Hyperparameters(ApiModel):
     )
     learning_rate_multiplier: Multiplier = Field(
         default="auto",
-        description="Factor on the method's own learning rate (2e-4 for adapters, 2e-5 for Full, a twentieth of it for Preference): `auto` (1), "
-        'a whole number, or a decimal in quotes, for example "1.8".',
+        description="Factor on the method's own learning rate (2e-4 for adapters, 2e-5 for Full; a twentieth of it for "
+        'Preference): `auto` (1), a whole number, or a decimal in quotes, for example "1.8".',
     )
     max_length: Annotated[Int | Auto, IntOrAuto("hyperparameters.maxLength", 16, 131072)] = Field(
         default="auto", description="Longest example, in tokens; what is longer is cut. `auto` or 16 to 131072."

@@ -172,13 +172,14 @@ class Scores(StatusModel):
         default=None, description="Share of the trained-on tokens (or words) that were right, 0 to 1."
     )
     tool_name: float | None = Field(
-        default=None, description="Share of the tool calls that name the right functions, 0 to 1."
+        default=None,
+        description="Share of the held-out turns with calls in which the right functions are called, 0 to 1.",
     )
     tool_valid: float | None = Field(
-        default=None, description="Share of the tool calls whose arguments are valid against the schema, 0 to 1."
+        default=None, description="Share of such turns whose arguments are valid against the tools' schemas, 0 to 1."
     )
     tool_exact: float | None = Field(
-        default=None, description="Share of the tool calls with the right functions and equal arguments, 0 to 1."
+        default=None, description="Share of such turns with the right functions and equal arguments, 0 to 1."
     )
     reward_accuracy: float | None = Field(
         default=None, description="Share of the pairs in which the better answer is preferred, 0 to 1."
