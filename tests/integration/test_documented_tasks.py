@@ -179,6 +179,7 @@ def port_of(folder: Callable[[Task], Path], processes: ForkServerContext) -> Ite
                 tuned_name=names.tuned_name(job.metadata.name, job.spec),
                 host="127.0.0.1",
                 port=port,
+                run=1,
                 threads=1,
             )
             process = processes.Process(target=serve, args=(config, task, FACTS.get(task, Facts())))
