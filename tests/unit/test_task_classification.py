@@ -29,11 +29,9 @@ from finetune_trainer.training.device import Device
 from finetune_trainer.training.inputs import load_model
 
 KIND = Classification()
-SUBJECTS = {
-    "billing": ("invoice", "refund", "charge", "payment"),
-    "delivery": ("parcel", "courier", "box", "shipment"),
-    "login": ("password", "account", "reset", "email"),
-}
+BILLING = ("invoice", "refund", "charge", "payment")
+DELIVERY = ("parcel", "courier", "box", "shipment")
+SUBJECTS = {"billing": BILLING, "delivery": DELIVERY, "login": ("password", "account", "reset", "email")}
 FILLERS = ("the", "my", "is", "was", "late", "please", "today", "again", "not", "here")
 
 
