@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from tests.trained_runs import RESOLVED
+from transformers import LlamaConfig
 
 from finetune_api.conditions import Stage
 from finetune_api.reports import Summary
@@ -87,6 +88,7 @@ def test_one_rule_of_precision(
         asked.append(dtype)
         return torch.nn.Linear(1, 1)
 
+    LlamaConfig().save_pretrained(tmp_path)
     monkeypatch.setattr(weights.AutoModelForCausalLM, "from_pretrained", load)
     monkeypatch.setattr(torch.nn.Module, "to", lambda module, _device: module)
     config = ServerConfig(base_dir=tmp_path, base_name="b", dtype="float32" if wanted == "float32" else "auto")
