@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 import pytest
 import torch
-from tests.encoder_cells import Cell, asked, run_cell, served
+from tests.cells import Cell, asked, run_cell, served
 from tests.prepared_runs import Laptop, lines
 from tests.tiny_encoders import make_tiny_encoder
 from tests.tiny_models import make_tiny_chat_model, make_tiny_tokenizer

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from starlette.testclient import TestClient
-from tests.encoder_cells import Cell, run_cell
+from tests.cells import Cell, run_cell, wait_ready
 from tests.prepared_runs import Laptop, lines
 from tests.tiny_models import make_tiny_chat_model
 from tests.trained_runs import BASE, chats, make_run, one_thread
@@ -39,7 +38,6 @@ from finetune_trainer.training.inputs import load_prepared
 from finetune_trainer.training.sft import SftTrainer
 from finetune_trainer.verification import load_tuned
 
-BOUND = 60.0  # seconds after which a wait is a failure
 ADAPTERS = [MethodType.LORA, MethodType.QLORA, MethodType.DORA]
 CPU = Device("cpu", "float32", "cpu")
 
@@ -62,10 +60,7 @@ def served(cell: Cell) -> Iterator[openai.OpenAI]:
     config = serve.server_config(cell.context, "127.0.0.1", 8000)
     engine = Engine(config, Metrics())
     with TestClient(create_app(config, engine), base_url="http://server") as http:
-        end = time.monotonic() + BOUND
-        while http.get("/readyz").status_code != 200:
-            assert engine.alive, engine.failure
-            assert time.monotonic() < end
+        wait_ready(http, engine)
         yield openai.OpenAI(base_url="http://server/v1", api_key="none", http_client=http, max_retries=0)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import openai
 import pytest
 from starlette.testclient import TestClient
-from tests.encoder_cells import Cell, run_cell
+from tests.cells import Cell, run_cell
 from tests.prepared_runs import Laptop, lines, rows
 from tests.tiny_models import make_tiny_chat_model
 from tests.tiny_seq2seq import make_tiny_seq2seq, pairs

@@ -13,7 +13,7 @@ import openai
 import pytest
 import torch
 from starlette.testclient import TestClient
-from tests.encoder_cells import Cell, run_cell
+from tests.cells import Cell, run_cell
 from tests.tiny_models import make_tiny_chat_model
 from tests.tool_chats import TOOLS, easy_data, easy_tokenizer
 from tests.trained_runs import one_thread

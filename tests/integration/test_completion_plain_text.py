@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tests.encoder_cells import run_cell
+from tests.cells import run_cell
 from tests.tiny_models import make_tiny_chat_model, make_tiny_tokenizer
 from tests.trained_runs import one_thread
 from tokenizers import processors

@@ -17,6 +17,7 @@ from finetune_api.reports import EvaluateReport, Summary
 from finetune_api.spec import Hyperparameters, MethodSpec, MethodType, Task
 from finetune_trainer import frame
 from finetune_trainer.context import StageContext
+from finetune_trainer.serving.engine import Engine
 from finetune_trainer.serving.metrics import Metrics
 from finetune_trainer.serving.predict_app import create_predict_app
 from finetune_trainer.serving.predict_engine import PredictEngine
@@ -96,12 +97,17 @@ def served(context: StageContext) -> Iterator[TestClient]:
         config, Metrics(), PREDICTORS[task], lambda settings: load_predict_model(settings, KINDS[task], facts)
     )
     with TestClient(create_predict_app(config, engine)) as client:
-        end = time.monotonic() + BOUND
-        while client.get("/readyz").status_code != 200:
-            assert engine.alive, engine.failure
-            assert time.monotonic() < end, "waited too long"
-            time.sleep(0.01)
+        wait_ready(client, engine)
         yield client
+
+
+def wait_ready(client: TestClient, engine: Engine | PredictEngine) -> None:
+    """Until the server has loaded its models."""
+    end = time.monotonic() + BOUND
+    while client.get("/readyz").status_code != 200:
+        assert engine.alive, engine.failure
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.01)
 
 
 def asked(client: TestClient, route: str, question: Any) -> list[dict[str, Any]]:
