@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 import yaml
+from rich.console import Console
 from tests.simulator import Cluster, make_job
 
 from finetune_api.conditions import Stage
 from finetune_api.job import FineTuneJob
-from finetune_operator.cli import words
+from finetune_operator.cli import report, words
 from finetune_operator.local.store import Store, find_home
 
 
@@ -25,6 +26,7 @@ def finetune(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         [sys.executable, "-c", code, *arguments],
         env={"FINETUNE_HOME": str(folder / "home"), "PATH": "/usr/bin:/bin", "PYTHONPATH": ":".join(sys.path)},
         cwd=folder,
+        stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
     )
@@ -92,8 +94,28 @@ def test_delete_keeps_models_unless_asked(tmp_path: Path) -> None:
     assert model.exists()
     assert store.load("team-a", "travel") is None
     store.save(job)
+    nobody = finetune(tmp_path, "delete", "travel", "-n", "team-a", "--artifacts")
+    assert nobody.returncode == 2
+    assert "add --yes" in nobody.stderr
+    assert model.exists()
     finetune(tmp_path, "delete", "travel", "-n", "team-a", "--artifacts", "--yes")
     assert not model.exists()
+
+
+@pytest.mark.parametrize(
+    ("example", "shown"),
+    [
+        ({"pieces": [{"trained": False, "text": "Hi"}, {"trained": True, "text": "Hello"}]}, "Hi>>Hello<<"),
+        ({"read": "[CLS] late [SEP]", "example": {"text": "late", "label": "spam"}}, '"label": "spam"'),
+    ],
+)
+def test_an_example_of_every_task_can_be_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], example: dict[str, Any], shown: str
+) -> None:
+    (tmp_path / "dataset").mkdir()
+    (tmp_path / "dataset" / "report.json").write_text(json.dumps({"examples": [example]}))
+    report.show_rendered(Console(width=200), tmp_path)
+    assert shown in capsys.readouterr().out
 
 
 def scaled_down(job: FineTuneJob) -> FineTuneJob:

@@ -261,12 +261,14 @@ def delete(name: str, namespace: str | None, *, artifacts: bool, yes: bool) -> N
     job = store.require(namespace or "default", name)
     with store.lock(job.metadata.namespace, name):
         paths = jobs.removable(store, job, artifacts=artifacts)
+        if artifacts and not yes and not sys.stdin.isatty():
+            raise BadInput("models are removed only when somebody says so", "there is no terminal to ask: add --yes")
         for path in paths:
             console.print(f"removes {escape(str(path))}", highlight=False, soft_wrap=True)
         kept = store.artifacts / job.metadata.namespace / name
         if kept.exists() and not artifacts:
             console.print(f"keeps   {escape(str(kept))} (--artifacts removes it, too)", highlight=False, soft_wrap=True)
-        if artifacts and not yes and sys.stdin.isatty() and console.input("Remove them? [y/N] ").strip() != "y":
+        if artifacts and not yes and console.input("Remove them? [y/N] ").strip() != "y":
             console.print("Nothing was removed.")
             return
         jobs.remove(paths)

@@ -205,6 +205,9 @@ def show_rendered(console: Console, folder: Path) -> None:
         return
     if not examples:
         return
+    if "pieces" not in examples[0]:
+        _show_read(console, examples[0])
+        return
     text = Text()
     colour = console.is_terminal and not console.no_color
     for piece in examples[0]["pieces"]:
@@ -213,6 +216,13 @@ def show_rendered(console: Console, folder: Path) -> None:
     marks = "in green" if colour else "between >> and <<"
     console.print(f"\n[bold]An example as the model sees it[/] (what stands {marks} is learnt, the rest is only read)")
     console.print(text, soft_wrap=not console.is_terminal)
+
+
+def _show_read(console: Console, example: dict[str, Any]) -> None:
+    """An example of which not the words are learnt, but a label, tags, a place or another text."""
+    console.print("\n[bold]An example[/], as the data has it, and as the model reads it")
+    console.print(Text(json.dumps(example.get("example"), ensure_ascii=False)), soft_wrap=not console.is_terminal)
+    console.print(Text(str(example.get("read", "")), style="dim"), soft_wrap=not console.is_terminal)
 
 
 def show_plan(console: Console, run: RunStatus) -> None:

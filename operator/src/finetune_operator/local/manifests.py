@@ -87,7 +87,9 @@ def parse_job(document: Document, namespace: str | None = None) -> FineTuneJob:
     except ValidationError as error:
         problems += [_problem(document, detail) for detail in error.errors(include_url=False)]
     if problems:
-        raise BadInput("\n".join(problems), f"every field is described by `kubectl explain {KIND}.spec`")
+        raise BadInput(
+            "\n".join(problems), f"every field is described in docs/reference.md and by `kubectl explain {KIND}.spec`"
+        )
     name, space = meta["name"], namespace or meta.get("namespace") or "default"
     labels = {str(key): str(value) for key, value in (meta.get("labels") or {}).items()}
     return FineTuneJob.model_validate({"metadata": {"name": name, "namespace": space, "labels": labels}, "spec": spec})
