@@ -14,7 +14,8 @@ from pydantic import BaseModel, Field
 from finetune_api.__main__ import FILES, main
 from finetune_api.conditions import ConditionType, ExitCode, FailureReason, Stage
 from finetune_api.crd import chart_template, crd_yaml, job_schema, run_schema_json
-from finetune_api.meanings import CONDITION_MEANINGS, EXIT_CODES, REASON_MEANINGS, STAGE_MEANINGS
+from finetune_api.meanings import CONDITION_MEANINGS, EXIT_CODES, STAGE_MEANINGS
+from finetune_api.reasons import REASONS
 from finetune_api.reference import reference_page
 from finetune_api.schema import Schema, SchemaError, structural_schema
 
@@ -165,7 +166,7 @@ def test_reference_names_every_field_reason_and_condition() -> None:
     page = reference_page()
     for path, _ in nodes(job_schema()["properties"]["spec"], "spec"):
         assert f"`{path.rstrip('[]').rpartition('.')[2]}`" in page or path == "spec"
-    assert set(REASON_MEANINGS) == set(FailureReason)
+    assert set(REASONS) == set(FailureReason)
     assert set(CONDITION_MEANINGS) == set(ConditionType)
     assert set(STAGE_MEANINGS) == set(Stage)
     assert set(EXIT_CODES) == {value for name, value in vars(ExitCode).items() if name.isupper()}

@@ -9,8 +9,9 @@ import pytest
 
 from finetune_api.conditions import FailureReason as Reason
 from finetune_api.conditions import Stage
+from finetune_api.reasons import REASONS
 from finetune_api.reports import StageFailure, Summary
-from finetune_operator.advice import ADVICE, advice_for
+from finetune_operator.advice import advice_for
 from finetune_operator.diagnose import (
     Finding,
     deployment_trouble,
@@ -107,7 +108,7 @@ def test_a_fact_has_its_reason(fact: Pod, reason: Reason | None, words: str) -> 
 @pytest.mark.parametrize("reason", list(Reason))
 def test_every_reason_has_one_sentence_of_advice(reason: Reason) -> None:
     text = advice_for(reason)
-    assert text == ADVICE[reason] or reason is Reason.UNSCHEDULABLE
+    assert text == REASONS[reason].advice
     assert text.endswith(".")
     assert 20 < len(text) < 300
 

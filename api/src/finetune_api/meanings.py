@@ -1,8 +1,8 @@
-"""What the words of the status mean, for the reference. Complete by test."""
+"""What the words of the status mean, for the reference. Complete by test. Those of failures are in `reasons.py`."""
 
 from __future__ import annotations
 
-from finetune_api.conditions import ConditionType, ExitCode, FailureReason, Stage
+from finetune_api.conditions import ConditionType, ExitCode, Stage
 from finetune_api.tasks import Metric
 
 STAGE_MEANINGS = {
@@ -20,33 +20,6 @@ CONDITION_MEANINGS = {
     ConditionType.EVALUATED: "The newest run was measured against the base.",
     ConditionType.PROMOTED: "The newest run passed its gate.",
     ConditionType.SERVING: "A promoted model answers at `status.endpoint`.",
-}
-REASON_MEANINGS = {
-    FailureReason.DATASET_INVALID: "The data has errors, or too much of it would be cut; the lines are in the status.",
-    FailureReason.MODEL_ACCESS: "The hub refuses the model: no such model, a licence to accept, or a wrong token.",
-    FailureReason.MODEL_INVALID: "The folder is no model that can be tuned, or it has no safetensors weights.",
-    FailureReason.SOURCE_UNAVAILABLE: "A source cannot be read: not found, not allowed, not reachable, or too large.",
-    FailureReason.SPEC_INVALID: "The specification cannot be carried out as it stands.",
-    FailureReason.CUDA_OUT_OF_MEMORY: "The GPU's memory does not suffice, even with a halved micro batch.",
-    FailureReason.LOSS_NOT_FINITE: "The training diverged.",
-    FailureReason.ARTIFACT_INVALID: "The trained model failed its verification, or files on the volume were changed.",
-    FailureReason.OUT_OF_MEMORY: "A container passed its memory limit.",
-    FailureReason.UNSCHEDULABLE: "No node fits. Waits.",
-    FailureReason.IMAGE_PULL: "An image cannot be pulled. Waits.",
-    FailureReason.STORAGE_UNBOUND: "A PersistentVolumeClaim does not exist or is not bound. Waits.",
-    FailureReason.STORAGE_FULL: "The volume is full.",
-    FailureReason.CONFIG_MISSING: "A Secret or ConfigMap that the job names does not exist. Waits.",
-    FailureReason.CONFIG_UNREADABLE: "A run's snapshot (run.json) was written by a version that this one cannot read.",
-    FailureReason.EVICTED: "The node put the pod out too often.",
-    FailureReason.INTERRUPTED: "The pod was interrupted and starts again from its checkpoint. Waits.",
-    FailureReason.DEADLINE_EXCEEDED: "The training took longer than `compute.activeDeadlineSeconds`.",
-    FailureReason.QUOTA_EXCEEDED: "The namespace's quota leaves no room. Waits.",
-    FailureReason.POD_REFUSED: "The cluster admits no such pod: a LimitRange, Pod Security or a webhook. Waits.",
-    FailureReason.NAME_CONFLICT: "An object of the name that is needed belongs to somebody else. Waits.",
-    FailureReason.FORMER_POD: "A pod that an earlier Job left still runs and may write to the run's folder. Waits.",
-    FailureReason.NOT_READY: "The server does not become ready. Waits.",
-    FailureReason.RUN_NOT_FOUND: "`serving.run` names a run that has no model.",
-    FailureReason.SYSTEM_FAULT: "A stage failed for a reason of its own, and the retries are used up.",
 }
 EXIT_CODES = {
     ExitCode.DONE: "Done.",

@@ -8,7 +8,8 @@ from typing import Any
 from finetune_api import API_VERSION, KIND
 from finetune_api.conditions import ExitCode
 from finetune_api.crd import job_schema, printer_columns
-from finetune_api.meanings import CONDITION_MEANINGS, EXIT_CODES, METRIC_MEANINGS, REASON_MEANINGS, STAGE_MEANINGS
+from finetune_api.meanings import CONDITION_MEANINGS, EXIT_CODES, METRIC_MEANINGS, STAGE_MEANINGS
+from finetune_api.reasons import REASONS
 from finetune_api.schema import Schema
 from finetune_api.tasks import TASKS, MethodType
 
@@ -153,8 +154,16 @@ def _conditions() -> str:
 
 
 def _reasons() -> str:
-    rows = "".join(f"| `{reason}` | {text} |\n" for reason, text in REASON_MEANINGS.items())
-    return "## Reasons of a failure\n\n| reason | meaning |\n|---|---|\n" + rows + "\n"
+    rows = "".join(
+        f"| `{reason}` | {facts.blame} | {facts.meaning}{' Waits.' if facts.waits else ''} | {facts.advice} |\n"
+        for reason, facts in REASONS.items()
+    )
+    return (
+        "## Reasons of a failure\n\nThe status has the advice, too, sharpened where the message says more. "
+        "*Input* and *Training* are for the job's author, *Cluster* for who runs the cluster. *Waits*: it is told "
+        "while it lasts; the others end the run.\n\n"
+        "| reason | whose | meaning | what to do |\n|---|---|---|---|\n" + rows + "\n"
+    )
 
 
 def _exit_codes() -> str:

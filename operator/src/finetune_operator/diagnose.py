@@ -12,6 +12,7 @@ from typing import Any
 
 from finetune_api.conditions import ExitCode, Stage
 from finetune_api.conditions import FailureReason as Reason
+from finetune_api.reasons import EXIT_REASONS, FINAL_CODES
 from finetune_api.reports import Summary, parse_summary
 from finetune_api.status import Failure
 from finetune_operator.admission import refusal_finding
@@ -29,20 +30,6 @@ MOUNT_SECONDS = 60.0
 IMAGE_REASONS = {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError",
                  "RegistryUnavailable"}  # fmt: skip
 KILLED = 128 + 9
-
-FINAL_CODES = (
-    ExitCode.USER_INPUT,
-    ExitCode.GPU_OUT_OF_MEMORY,
-    ExitCode.LOSS_NOT_FINITE,
-    ExitCode.ARTIFACT_INVALID,
-)
-EXIT_REASONS = {
-    ExitCode.USER_INPUT: Reason.SPEC_INVALID,
-    ExitCode.GPU_OUT_OF_MEMORY: Reason.CUDA_OUT_OF_MEMORY,
-    ExitCode.LOSS_NOT_FINITE: Reason.LOSS_NOT_FINITE,
-    ExitCode.ARTIFACT_INVALID: Reason.ARTIFACT_INVALID,
-    ExitCode.INTERRUPTED: Reason.INTERRUPTED,
-}
 
 
 def to_failure(finding: Finding, stage: Stage, now: str, *, waiting: bool, previous: Failure | None) -> Failure:

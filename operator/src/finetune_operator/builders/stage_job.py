@@ -8,12 +8,12 @@ from typing import Any
 from finetune_api.conditions import ExitCode, Stage
 from finetune_api.job import FineTuneJob, canonical, evaluation_hash, evaluation_inputs
 from finetune_api.placement import ResourceList, Resources
+from finetune_api.reasons import FINAL_CODES
 from finetune_api.status import RunStatus
 from finetune_operator import names
 from finetune_operator.builders import pod
 from finetune_operator.builders.metadata import digest, metadata, sealed
 from finetune_operator.builders.run_config_map import CA_CRT
-from finetune_operator.diagnose import FINAL_CODES
 from finetune_operator.plan import Manifest
 from finetune_operator.settings import Settings
 
