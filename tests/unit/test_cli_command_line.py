@@ -80,8 +80,8 @@ def test_status_prints_what_is_stored(tmp_path: Path) -> None:
     result = finetune(tmp_path, "status", "travel", "-n", "team-a", "-o", "json")
     assert json.loads(result.stdout)["metadata"]["name"] == "travel"
     table = finetune(tmp_path, "status").stdout.splitlines()
-    assert table[0].split()[:5] == ["NAMESPACE", "NAME", "TASK", "MODEL", "STAGE"]
-    assert table[1].split()[:9] == ["team-a", "travel", "Chat", "tiny-base", "Serve", "100%", "1", "Passed", "True"]
+    assert table[0].split()[:4] == ["NAMESPACE", "NAME", "STATE", "STAGE"]
+    assert table[1].split()[:8] == ["team-a", "travel", "finished", "Serve", "Chat", "tiny-base", "1", "Passed"]
 
 
 def test_delete_keeps_models_unless_asked(tmp_path: Path) -> None:

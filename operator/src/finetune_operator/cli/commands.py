@@ -23,6 +23,7 @@ from finetune_operator.cli import objects, report, words
 from finetune_operator.cli.asking import route_of
 from finetune_operator.cli.output import Output
 from finetune_operator.cli.screen import Screen, newest_log
+from finetune_operator.cli.state import state_of
 from finetune_operator.local import jobs, machine, manifests
 from finetune_operator.local.backend import Backend
 from finetune_operator.local.errors import BadInput, LocalError
@@ -101,9 +102,8 @@ def drive(store: Store, console: Console, job: FineTuneJob) -> FineTuneJob:
 def show_end(console: Console, store: Store, job: FineTuneJob) -> None:
     """The result, and what to do with it."""
     report.show_run(console, store, job)
-    name = job.metadata.name
-    console.print(f"\nTalk to it:   finetune chat {name}{_space(job)}", highlight=False)
-    console.print(f"Serve it:     finetune serve {name}{_space(job)}", highlight=False)
+    console.print(f"\nTalk to it:   finetune chat {words.named(job)}", highlight=False)
+    console.print(f"Serve it:     finetune serve {words.named(job)}", highlight=False)
     if job.status.model:
         folder = store.artifacts / job.status.model.uri.removeprefix("pvc://").split("/", 1)[1]
         console.print(f"The model:    {escape(str(folder))}", highlight=False, soft_wrap=True)
@@ -117,7 +117,7 @@ def status(name: str | None, namespace: str | None, output: Output) -> None:
         if output is not Output.TABLE:
             objects.write(objects.listing(found), output)
         elif found:
-            objects.show_table(console, found)
+            objects.show_table(console, [(job, state_of(job, driven=_driven(store, job))) for job in found])
         else:
             console.print(f"No jobs in {escape(str(store.home))}. Make one with: finetune run -f FILE", soft_wrap=True)
         return
@@ -125,7 +125,11 @@ def status(name: str | None, namespace: str | None, output: Output) -> None:
     if output is not Output.TABLE:
         objects.write(job.to_wire(), output)
     else:
-        objects.show_details(console, job, driven=store.is_driven(job.metadata.namespace, name))
+        objects.show_details(console, job, driven=_driven(store, job))
+
+
+def _driven(store: Store, job: FineTuneJob) -> bool:
+    return store.is_driven(job.metadata.namespace, job.metadata.name)
 
 
 def logs(name: str, stage: str | None, follow: bool, namespace: str | None) -> None:
@@ -250,7 +254,7 @@ def _invite(console: Console, job: FineTuneJob, endpoint: EndpointStatus) -> Non
             f'client = OpenAI(base_url="{endpoint.url}", api_key="none")',
             f"print({route.python.format(name=endpoint.model)})\n",
         ]
-    lines.append(f"finetune chat {job.metadata.name}{_space(job)}")
+    lines.append(f"finetune chat {words.named(job)}")
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
@@ -320,7 +324,3 @@ def _like_this(command: str | None = None) -> str:
     if command and arguments:
         arguments[0] = command
     return shlex.join(["finetune", *arguments])
-
-
-def _space(job: FineTuneJob) -> str:
-    return "" if job.metadata.namespace == "default" else f" -n {job.metadata.namespace}"

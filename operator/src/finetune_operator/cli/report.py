@@ -16,15 +16,13 @@ from finetune_api.conditions import FailureReason, GateVerdict
 from finetune_api.job import FineTuneJob
 from finetune_api.meanings import METRIC_MEANINGS, PLAIN_METRICS
 from finetune_api.reports import EvaluateReport, SampleAnswer
-from finetune_api.status import DatasetStatus, EvaluationStatus, Interval, Problem, RunStatus
+from finetune_api.status import FEWEST_EXAMPLES, DatasetStatus, EvaluationStatus, Interval, Problem, RunStatus
 from finetune_api.tasks import Metric
 from finetune_operator import names
 from finetune_operator.cli import words
 from finetune_operator.local.store import Store
 
 SAMPLES = 4
-# Fewer draws than this say little about their own spread: a bootstrap interval of three is far too narrow.
-FEWEST_EXAMPLES = 10
 SEVERITIES = {"error": "bold red", "warning": "yellow"}
 
 

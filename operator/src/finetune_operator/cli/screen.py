@@ -20,6 +20,7 @@ from finetune_api.job import FineTuneJob
 from finetune_operator.cli import words
 from finetune_operator.local.loop import Stop
 from finetune_operator.local.store import Store
+from finetune_operator.runs import is_done
 
 TAIL_BYTES = 4096
 LOG_LINE = re.compile(r" INFO .*?stage=\w+ (?P<text>.+)$")
@@ -89,7 +90,7 @@ class Screen:
             return "failed"
         if stage is Stage.SERVE and words.condition(job, ConditionType.SERVING) == "True":
             return "done"
-        if run and words.is_done(run, stage):
+        if run and is_done(run, stage):
             return "done"
         return "now" if job.status.stage is stage else "later"
 

@@ -64,10 +64,6 @@ def stage_seconds(run: RunStatus, stage: Stage) -> float | None:
     return (parse_time(entry.completion_time, now) - parse_time(entry.start_time, now)).total_seconds()
 
 
-def is_done(run: RunStatus, stage: Stage) -> bool:
-    return any(entry.stage is stage and entry.completion_time for entry in run.stages)
-
-
 def result_of(run: RunStatus, stage: Stage) -> str:
     """What a finished stage found, in a line."""
     if stage is Stage.PREPARE and run.dataset:
@@ -96,6 +92,12 @@ def training(run: RunStatus) -> str:
     elif progress.remaining_seconds is not None:
         parts.append(f"about {duration(progress.remaining_seconds)} left")
     return ", ".join(parts)
+
+
+def named(job: FineTuneJob) -> str:
+    """The job as a command line names it."""
+    space = job.metadata.namespace
+    return job.metadata.name if space == "default" else f"{job.metadata.name} -n {space}"
 
 
 def condition(job: FineTuneJob, kind: ConditionType) -> str:
