@@ -14,16 +14,19 @@ from finetune_api.reports import StageFailure, Summary
 from finetune_operator.advice import advice_for
 from finetune_operator.diagnose import (
     Finding,
+    current,
     deployment_trouble,
     first_finding,
     job_failure,
     last_summary,
     mount_check_after,
-    newest,
     pod_trouble,
+    refused_pod,
+    spent,
     summary_of,
     to_failure,
 )
+from finetune_operator.plan import PodRefusal
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 Pod = dict[str, Any]
@@ -137,12 +140,64 @@ def test_long_texts_are_cut_to_the_bounds_of_the_status() -> None:
 
 def test_the_newest_pod_speaks() -> None:
     pods = [ended(1, created=1), ended(137, "OOMKilled", created=3), ended(1, created=2)]
-    found = newest(pods)
-    assert found is not None
-    assert found["metadata"]["name"] == "p3"
+    assert [pod["metadata"]["name"] for pod in current(pods)] == ["p3"]
     trouble = pod_trouble(pods, NOW)
     assert trouble is not None
     assert trouble.reason is Reason.OUT_OF_MEMORY
+
+
+def of_gang(index: int, fact: Pod) -> Pod:
+    labels = {"batch.kubernetes.io/job-completion-index": str(index)}
+    return {**fact, "metadata": {**fact["metadata"], "labels": labels}}
+
+
+LOST = ended(1, message="NCCL: a peer is gone")
+
+
+@pytest.mark.parametrize(
+    ("fact", "reason"),
+    [
+        (ended(137, "OOMKilled"), Reason.OUT_OF_MEMORY),
+        (waiting("ErrImagePull"), Reason.IMAGE_PULL),
+        (unscheduled("1 Insufficient nvidia.com/gpu."), Reason.UNSCHEDULABLE),
+        (ended(75), Reason.SYSTEM_FAULT),  # both are consequences: that which does not wait
+    ],
+)
+def test_of_a_gang_the_cause_speaks_and_not_what_it_did_to_the_others(fact: Pod, reason: Reason) -> None:
+    gang = [of_gang(0, LOST), of_gang(1, fact), of_gang(2, LOST)]
+    trouble = pod_trouble(gang, NOW)
+    assert trouble is not None
+    assert trouble.reason is reason
+
+
+def test_of_a_gang_each_members_newest_pod_counts() -> None:
+    old = [of_gang(index, ended(137, "OOMKilled", created=1)) for index in range(11)]
+    new = [of_gang(index, pod(created=2, phase="Running")) for index in range(11)]
+    assert current([*new, *old]) == new
+    assert pod_trouble([*new, *old], NOW) is None
+
+
+def test_a_gang_that_fell_together_is_one_attempt() -> None:
+    first = [of_gang(index, ended(1, created=1)) for index in range(3)]
+    assert spent(first, failed=3) == 1
+    assert spent([*first, of_gang(1, ended(1, created=2)), of_gang(0, pod(created=3))], failed=4) == 2
+    assert spent([], failed=2) == 2  # the pods are gone: one pod a generation is what is known
+    assert spent([pod()], failed=0) == 0
+
+
+def test_a_final_code_of_one_member_is_left_to_the_jobs_own_end() -> None:
+    gang = [of_gang(0, LOST), of_gang(1, ended(11))]
+    assert pod_trouble(gang, NOW) is None
+    finding = job_failure(job("PodFailurePolicy", "exit code 11 "), gang, NOW)
+    assert finding.reason is Reason.CUDA_OUT_OF_MEMORY
+
+
+def test_a_member_that_is_refused_is_told_while_the_others_wait() -> None:
+    refusal = PodRefusal("Error creating: exceeded quota: gpus", "2026-01-01T11:30:00Z")
+    told = refused_pod(refusal, [of_gang(0, pod(created=1, phase="Running"))], NOW)
+    assert told is not None
+    assert told.reason is Reason.QUOTA_EXCEEDED
+    assert refused_pod(refusal, [pod(created=1, phase="Running")], NOW) is None
 
 
 @pytest.mark.parametrize("code", [10, 11, 12, 13])

@@ -13,16 +13,16 @@ from finetune_operator.builders.run_config_map import run_config_map
 from finetune_operator.builders.stage_job import inputs_hash, stage_job
 from finetune_operator.diagnose import (
     Finding,
+    current,
     ever_ran,
-    has_failed,
     is_over,
     job_condition,
     job_failure,
     last_summary,
     mount_check_after,
-    newest,
     pod_trouble,
     refused_pod,
+    spent,
     summary_of,
     to_failure,
 )
@@ -183,8 +183,8 @@ def _pods_lag(view: View, job: Manifest, pods: list[Manifest]) -> bool:
     conditions = (job.get("status") or {}).get("conditions") or ()
     ended = max((str(condition.get("lastTransitionTime") or "") for condition in conditions), default="")
     fresh = (view.now - parse_time(ended, view.now)).total_seconds() < GRACE_SECONDS
-    last = newest(pods)
-    return fresh and (last is None or not is_over(last))
+    members = current(pods)
+    return fresh and (not members or not all(is_over(pod) for pod in members))
 
 
 def _fail(view: View, run: RunStatus, stage: JobStage, job: Manifest) -> Step:
@@ -229,11 +229,10 @@ def _is_outdated(view: View, run: RunStatus, stage: Stage, job: Manifest) -> boo
 
 
 def _attempt(run: RunStatus, job: Manifest, pods: list[Manifest]) -> int:
-    """The Job's own attempt and one more for each of its pods that failed or is being deleted."""
+    """The Job's own attempt and one more for each generation of its pods that failed or is being deleted."""
     first = names.number(names.label(job, names.LABEL_ATTEMPT)) or 1
-    spent = sum(1 for pod in pods if is_deleting(pod) or has_failed(pod))
     failed = int((job.get("status") or {}).get("failed") or 0)
-    return max(run.attempt, first + max(spent, failed))
+    return max(run.attempt, first + spent(pods, failed))
 
 
 def soonest(*times: float | None) -> float | None:

@@ -1,0 +1,34 @@
+"""From the facts of Jobs and pods to (reason, message): what is wrong, in the cluster's own words."""
+
+from finetune_operator.diagnose.chain import first_finding, mount_check_after
+from finetune_operator.diagnose.facts import (
+    current,
+    ever_ran,
+    has_failed,
+    is_over,
+    job_condition,
+    last_summary,
+    spent,
+    summary_of,
+)
+from finetune_operator.diagnose.verdict import deployment_trouble, job_failure, pod_trouble, refused_pod, to_failure
+from finetune_operator.finding import Finding
+
+__all__ = [
+    "Finding",
+    "current",
+    "deployment_trouble",
+    "ever_ran",
+    "first_finding",
+    "has_failed",
+    "is_over",
+    "job_condition",
+    "job_failure",
+    "last_summary",
+    "mount_check_after",
+    "pod_trouble",
+    "refused_pod",
+    "spent",
+    "summary_of",
+    "to_failure",
+]
