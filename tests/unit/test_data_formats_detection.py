@@ -169,6 +169,7 @@ SEEDS = [ROW, b"[" + ROW + b"]", TABLE, PARQUET, gzip.compress(ROW), b'{"data": 
 )
 @example(content=b'[{"a": 1}', name="")
 @example(content=b'{"data": [', name="")
+@example(content=PARQUET.replace(b"label", b"\x80abel", 1), name="")
 def test_any_bytes_are_read_or_explained(tmp_path_factory: pytest.TempPathFactory, content: bytes, name: str) -> None:
     """Whatever the bytes: rows and faults have numbers from 1, or the whole file is refused with a remedy."""
     refusal = None

@@ -16,7 +16,7 @@ from finetune_trainer.data.formats.form import MAX_ROW_BYTES, Form, Numbered, Op
 from finetune_trainer.data.problems import Fault, FileName, Findings, plain_word
 
 BATCH_ROWS = 16  # read at once, at most: a small file can unpack to large rows
-BROKEN = (pa.ArrowException, OSError)
+BROKEN = (pa.ArrowException, OSError, UnicodeDecodeError)  # the last: of a name of a column
 
 
 class ColumnReader(Protocol):
