@@ -19,6 +19,7 @@ from finetune_operator.builders.metadata import digest, owner_reference
 from finetune_operator.builders.pod import resources
 from finetune_operator.builders.run_config_map import parse_run_config, run_config, run_config_map
 from finetune_operator.builders.server import answers_for_base, engine, serving_gpus, vllm_rank
+from finetune_operator.builders.shape import SHAPES
 from finetune_operator.builders.stage_job import inputs_hash, stage_job
 from finetune_operator.control.permissions import WATCHED_NAMESPACES
 from finetune_operator.plan import Manifest
@@ -130,7 +131,7 @@ def test_who_answers_for_the_base(gpus: int, kind: Any, answers: bool) -> None:
     ],
 )
 def test_our_requests_are_never_above_the_users_limits(wanted: dict[str, Any], expected: dict[str, Any]) -> None:
-    assert resources(Resources.model_validate(wanted), Stage.TRAIN) == expected
+    assert resources(Resources.model_validate(wanted), SHAPES[Stage.TRAIN].requests) == expected
 
 
 def test_owner_references_need_no_right_on_finalizers() -> None:

@@ -12,8 +12,11 @@ from hypothesis import strategies as st
 from tests.simulator import Cluster, Manifest, good_summary, make_job, succeed
 
 from finetune_api.status import Checkpoint, FineTuneJobStatus, Progress
+from finetune_operator.builders.shape import SHAPES
 from finetune_operator.plan import ProgressReport
+from finetune_operator.runs import JOB_STAGES
 from finetune_operator.settings import Settings
+from finetune_operator.stages.pipeline import PIPELINE, STAGES
 
 CHILDREN = [
     "ConfigMap/travel-r1",
@@ -38,6 +41,11 @@ def final(cluster: Cluster) -> dict[str, Any]:
     wire: dict[str, Any] = timeless(cluster.job.status.to_wire())
     wire["run"].pop("attempt")  # a second look at a lost summary is an honest second attempt
     return wire
+
+
+def test_every_stage_that_runs_as_a_job_has_its_row_and_its_pod() -> None:
+    assert tuple(STAGES) == tuple(SHAPES) == JOB_STAGES
+    assert len({stage.words.condition for stage in PIPELINE}) == len(PIPELINE)
 
 
 def test_a_job_passes_through_all_stages_to_an_endpoint() -> None:

@@ -19,7 +19,7 @@ from finetune_operator.settings import Settings
 from finetune_operator.stages.claim import with_claim
 from finetune_operator.stages.job_stage import advance, soonest
 from finetune_operator.stages.measurement import measures_otherwise, with_measurement
-from finetune_operator.stages.pipeline import PIPELINE
+from finetune_operator.stages.pipeline import PIPELINE, STAGES
 from finetune_operator.stages.promote import Promotion, promote
 from finetune_operator.stages.serve import Serving, serve
 from finetune_operator.stages.view import Step, View, is_deleting, own_children, reference
@@ -80,7 +80,7 @@ def _status(view: View, run: RunStatus, stage: Stage, promotion: Promotion, serv
     return FineTuneJobStatus(
         observed_generation=job.metadata.generation,
         conditions=conditions,
-        stage=stage if stage is not Stage.SERVE or promotion.wanted else Stage.EVALUATE,
+        stage=stage if stage is not Stage.SERVE or promotion.wanted else PIPELINE[-1].stage,
         model_name=names.base_name(spec),
         percent=_percent(run, stage),
         run=run,
@@ -91,11 +91,7 @@ def _status(view: View, run: RunStatus, stage: Stage, promotion: Promotion, serv
 
 
 def _percent(run: RunStatus, stage: Stage) -> str:
-    if stage is Stage.PREPARE:
-        return "0%"
-    if stage is Stage.TRAIN:
-        return f"{run.progress.percent if run.progress else 0}%"
-    return "100%"
+    return f"{STAGES[stage].percent(run) if stage in STAGES else 100}%"
 
 
 def _leftovers(view: View, run: RunStatus, status: FineTuneJobStatus) -> tuple[ObjectRef, ...]:

@@ -15,7 +15,7 @@ from finetune_operator.plan import Manifest, Observed
 STATUS_RECORDS = 20  # status.runs' own bound
 RECORD_MESSAGE = 512
 FINISHED = (RunResult.PROMOTED, RunResult.GATE_FAILED)
-JOB_STAGES = (Stage.PREPARE, Stage.TRAIN, Stage.EVALUATE)
+JOB_STAGES = tuple(stage for stage in Stage if stage is not Stage.SERVE)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,15 +10,9 @@ from finetune_api.status import FineTuneJobStatus
 from finetune_operator.conditions import find, is_true, shorten
 from finetune_operator.plan import Event
 from finetune_operator.runs import is_done, stage_time
+from finetune_operator.stages.pipeline import PIPELINE
 
 EVENT_MESSAGE = 1024  # the API server refuses longer notes
-
-REACHED = (
-    (Type.DATASET_VALID, "DatasetChecked"),
-    (Type.TRAINED, "TrainingFinished"),
-    (Type.EVALUATED, "Evaluated"),
-    (Type.PROMOTED, "Promoted"),
-)
 
 
 def events(old: FineTuneJobStatus, new: FineTuneJobStatus) -> tuple[Event, ...]:
@@ -43,13 +37,21 @@ def _all(old: FineTuneJobStatus, new: FineTuneJobStatus) -> Iterator[Event]:
 
 
 def _reached(old: FineTuneJobStatus, new: FineTuneJobStatus, same_run: bool) -> Iterator[Event]:
-    """Conditions that became true for this run."""
-    for kind, reason in REACHED:
-        condition = find(new.conditions, kind)
-        if condition and condition.status == "True" and not (same_run and is_true(old.conditions, kind)):
-            yield _normal(reason, condition.message)
-        if kind is Type.DATASET_VALID and _training(new) and not (same_run and _training(old)):
-            yield _normal("TrainingStarted", f"Run {new.run.number if new.run else 0} trains.")
+    """Stages that began, and conditions that became true, for this run."""
+    for stage in PIPELINE:
+        begun = stage.words.begun
+        if begun and _has_begun(new, stage.stage) and not (same_run and _has_begun(old, stage.stage)):
+            yield _normal(begun[0], f"Run {new.run.number if new.run else 0} {begun[1]}.")
+        yield from _became_true(old, new, stage.words.condition, stage.words.event, same_run)
+    yield from _became_true(old, new, Type.PROMOTED, "Promoted", same_run)
+
+
+def _became_true(
+    old: FineTuneJobStatus, new: FineTuneJobStatus, kind: Type, reason: str, same_run: bool
+) -> Iterator[Event]:
+    condition = find(new.conditions, kind)
+    if condition and condition.status == "True" and not (same_run and is_true(old.conditions, kind)):
+        yield _normal(reason, condition.message)
 
 
 def _trouble(old: FineTuneJobStatus, new: FineTuneJobStatus, same_run: bool) -> Iterator[Event]:
@@ -67,8 +69,8 @@ def _trouble(old: FineTuneJobStatus, new: FineTuneJobStatus, same_run: bool) -> 
         yield Event("Warning", reason, shorten(text, EVENT_MESSAGE))
 
 
-def _training(status: FineTuneJobStatus) -> bool:
-    entry = stage_time(status.run, Stage.TRAIN) if status.run else None
+def _has_begun(status: FineTuneJobStatus, stage: Stage) -> bool:
+    entry = stage_time(status.run, stage) if status.run else None
     return entry is not None and entry.start_time is not None
 
 

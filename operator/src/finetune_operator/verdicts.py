@@ -9,15 +9,9 @@ from finetune_api.conditions import GateVerdict, Stage
 from finetune_api.status import Failure, ModelStatus, RunStatus
 from finetune_operator.conditions import Judgement
 from finetune_operator.runs import ended_with_failure, is_done
+from finetune_operator.stages.job_stage import JobStage
+from finetune_operator.stages.pipeline import PIPELINE, STAGES
 from finetune_operator.stages.serve import Serving
-
-WORDS = {Stage.PREPARE: "Preparing", Stage.TRAIN: "Training", Stage.EVALUATE: "Evaluating", Stage.SERVE: "RollingOut"}
-DOING = {
-    Stage.PREPARE: "is being prepared: model and data are fetched and checked",
-    Stage.TRAIN: "is training",
-    Stage.EVALUATE: "is being measured against the base model",
-    Stage.SERVE: "is being rolled out",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +32,7 @@ def judgements(outcome: Outcome) -> list[Judgement]:
     run = outcome.run
     return [
         *_summary(outcome),
-        _stage(run, Type.DATASET_VALID, Stage.PREPARE, "Checked", _dataset_words(run)),
-        _stage(run, Type.TRAINED, Stage.TRAIN, "Verified", f"Run {run.number} made a model that passed verification."),
-        _evaluated(run),
+        *(_stage(run, stage) for stage in PIPELINE),
         _promoted(outcome),
         _serving(outcome),
     ]
@@ -58,7 +50,7 @@ def _verdict(outcome: Outcome) -> tuple[str, str, str]:
     if failure is not None and not failure.waiting:
         return "Stalled", failure.reason, _failed_words(outcome, failure)
     if outcome.stage is not Stage.SERVE or not outcome.serving.settled:
-        return "Reconciling", WORDS[outcome.stage], _going_words(outcome, failure)
+        return "Reconciling", _doing(outcome.stage)[0], _going_words(outcome, failure)
     if outcome.wanted is None:
         return "Stalled", "GateFailed", f"{_gate_words(outcome.run)} No earlier run can serve."
     if outcome.replicas == 0:
@@ -66,6 +58,13 @@ def _verdict(outcome: Outcome) -> tuple[str, str, str]:
         return "Ready", "Trained", text.strip()
     text = f"Run {outcome.wanted.run} answers as {outcome.wanted.name!r}. {_beside(outcome)}"
     return "Ready", "Serving", text.strip()
+
+
+def _doing(stage: Stage) -> tuple[str, str]:
+    """What goes on, in a word and in a sentence."""
+    if stage is Stage.SERVE:
+        return "RollingOut", "is being rolled out"
+    return STAGES[stage].words.doing, STAGES[stage].words.sentence
 
 
 def _claim_words(outcome: Outcome) -> str:
@@ -96,7 +95,7 @@ def _failed_words(outcome: Outcome, failure: Failure) -> str:
 
 def _going_words(outcome: Outcome, failure: Failure | None) -> str:
     run = outcome.run.number if outcome.stage is not Stage.SERVE or outcome.wanted is None else outcome.wanted.run
-    text = f"Run {run} {DOING[outcome.stage]}."
+    text = f"Run {run} {_doing(outcome.stage)[1]}."
     if failure is not None:
         # Trouble of the old run's server is told, but it is not what a new run waits for.
         elsewhere = failure.stage is Stage.SERVE and outcome.stage is not Stage.SERVE
@@ -127,37 +126,14 @@ def _gate_words(run: RunStatus) -> str:
     return f"Run {run.number} did not pass its gate: {reasons}."
 
 
-def _stage(run: RunStatus, kind: Type, stage: Stage, reason: str, text: str) -> Judgement:
-    if is_done(run, stage):
-        return kind, "True", reason, text
-    failure = run.failure
-    if ended_with_failure(run) and failure is not None and failure.stage is stage:
-        return kind, "False", failure.reason, failure.message
-    return kind, "Unknown", "Pending", f"{stage} of run {run.number} has not ended."
-
-
-def _evaluated(run: RunStatus) -> Judgement:
-    judgement = _stage(run, Type.EVALUATED, Stage.EVALUATE, "Measured", _score_words(run))
-    if run.evaluation is None or judgement[1] != "Unknown":
-        return judgement
-    text = f"Run {run.number} is measured again, because spec.evaluation changed; until then the former figures count."
-    return Type.EVALUATED, "Unknown", "MeasuredAgain", text
-
-
-def _dataset_words(run: RunStatus) -> str:
-    data = run.dataset
-    if data is None:
-        return f"The data of run {run.number} was checked."
-    counts = f"{data.train_examples} training and {data.validation_examples} held-out examples"
-    return f"{counts}, {data.to_learn}, {len(data.problems)} kinds of problem."
-
-
-def _score_words(run: RunStatus) -> str:
-    scores = run.evaluation
-    if scores is None or scores.tuned is None:
-        return f"Run {run.number} was measured."
-    base = f", base {scores.base.loss:.4g}" if scores.base else ""
-    return f"Held-out loss {scores.tuned.loss:.4g}{base}, on {scores.examples} examples."
+def _stage(run: RunStatus, stage: JobStage) -> Judgement:
+    words, failure = stage.words, run.failure
+    if is_done(run, stage.stage):
+        return words.condition, "True", words.reached, words.result(run)
+    if ended_with_failure(run) and failure is not None and failure.stage is stage.stage:
+        return words.condition, "False", failure.reason, failure.message
+    pending = ("Pending", f"{stage.stage} of run {run.number} has not ended.")
+    return words.condition, "Unknown", *(words.again(run) or pending)
 
 
 def _promoted(outcome: Outcome) -> Judgement:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from finetune_api.conditions import Stage
@@ -14,15 +15,6 @@ ARTIFACTS_PATH = "/artifacts"
 SOURCES_PATH = "/sources"
 TOKEN_PATH = "/var/run/secrets/finetune"
 TOKEN_SECONDS = 3600  # the kubelet renews it at 80 % of its life
-
-# What a pod asks for when the user says nothing. Small enough for a test cluster, large enough that the
-# scheduler does not put ten of them on one node. No limits: only the user knows what is too much.
-DEFAULT_REQUESTS: dict[Stage, dict[str, str]] = {
-    Stage.PREPARE: {"cpu": "250m", "memory": "512Mi"},
-    Stage.TRAIN: {"cpu": "500m", "memory": "1Gi"},
-    Stage.EVALUATE: {"cpu": "500m", "memory": "1Gi"},
-    Stage.SERVE: {"cpu": "250m", "memory": "1Gi"},
-}
 
 BASE_ENV = {
     "HOME": "/tmp",
@@ -42,11 +34,11 @@ def env(values: dict[str, str]) -> list[dict[str, str]]:
     return [{"name": name, "value": value} for name, value in values.items()]
 
 
-def resources(wanted: Resources, stage: Stage, gpus: int = 0, gpu_resource: str = "") -> dict[str, Any]:
-    """resources of a container. What the user leaves open gets our request, never above the user's limit."""
+def resources(wanted: Resources, default: Mapping[str, str], gpus: int = 0, gpu_resource: str = "") -> dict[str, Any]:
+    """resources of a container. What the user leaves open gets our default request, never above the user's limit."""
     limits: dict[str, str] = wanted.limits.to_wire() if wanted.limits else {}
     requests: dict[str, str] = wanted.requests.to_wire() if wanted.requests else {}
-    for name, amount in DEFAULT_REQUESTS[stage].items():
+    for name, amount in default.items():
         if name not in limits:  # Kubernetes itself makes a limit the request where there is none
             requests.setdefault(name, amount)
     if gpus:
@@ -155,9 +147,7 @@ def tmp_volume(wanted: Resources) -> dict[str, Any]:
     return {"name": "tmp", "emptyDir": {"sizeLimit": limit or TMP_LIMIT}}
 
 
-def command(stage: Stage) -> dict[str, list[str]]:
+def command(stage: Stage, *more: str) -> dict[str, list[str]]:
     """command and args of the trainer image."""
     flags = ["--config", f"{CONFIG_PATH}/run.json", "--artifacts", ARTIFACTS_PATH, "--sources", SOURCES_PATH]
-    if stage is Stage.SERVE:
-        flags += ["--host", "0.0.0.0", "--port", str(names.PORT)]
-    return {"command": ["finetune-trainer"], "args": [stage.value.lower(), *flags]}
+    return {"command": ["finetune-trainer"], "args": [stage.value.lower(), *flags, *more]}

@@ -22,6 +22,8 @@ MIN_READY_SECONDS = 2  # a server that falls over at once never counts as availa
 PROGRESS_DEADLINE_SECONDS = 600
 STARTUP_SECONDS = 1800  # loading tens of gigabytes from network storage
 STARTUP_PERIOD = 2
+REQUESTS = {"cpu": "250m", "memory": "1Gi"}  # when the user says nothing; see shape.py
+ADDRESS = ("--host", "0.0.0.0", "--port", str(names.PORT))
 
 # vllm/config/lora.py, MaxLoRARanks. 1 is left out: it saves nothing, and rank 1 fits into 8.
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -93,7 +95,7 @@ def _pod(job: FineTuneJob, model: ModelStatus, config: RunConfig, settings: Sett
         "imagePullPolicy": settings.image_pull_policy,
         **(_vllm(model, config, settings) if vllm else _native(settings)),
         "ports": [{"name": "http", "containerPort": names.PORT, "protocol": "TCP"}],
-        "resources": pod.resources(spec.serving.resources, Stage.SERVE, serving_gpus(spec), spec.compute.gpu_resource),
+        "resources": pod.resources(spec.serving.resources, REQUESTS, serving_gpus(spec), spec.compute.gpu_resource),
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "lifecycle": {"preStop": {"sleep": {"seconds": PRE_STOP_SECONDS}}},
         **_probes("/health" if vllm else "/readyz", "/health" if vllm else "/healthz"),
@@ -122,7 +124,7 @@ def _pod(job: FineTuneJob, model: ModelStatus, config: RunConfig, settings: Sett
 def _native(settings: Settings) -> dict[str, Any]:
     return {
         "image": settings.trainer_image,
-        **pod.command(Stage.SERVE),
+        **pod.command(Stage.SERVE, *ADDRESS),
         "env": pod.env({**pod.BASE_ENV, **pod.OFFLINE_ENV}),
     }
 
@@ -130,13 +132,12 @@ def _native(settings: Settings) -> dict[str, Any]:
 def _vllm(model: ModelStatus, config: RunConfig, settings: Settings) -> dict[str, Any]:
     own = f"{pod.ARTIFACTS_PATH}/{names.path_of(model.uri)}"
     base = f"{pod.ARTIFACTS_PATH}/{names.path_of(model.base_uri or model.uri)}"
-    address = ["--host", "0.0.0.0", "--port", str(names.PORT)]
     if model.kind == "Adapter":
         lora = ["--enable-lora", "--lora-modules", f"{model.name}={own}"]
         rank = ["--max-lora-rank", str(vllm_rank(config.method.resolved_rank))]
-        args = [base, "--served-model-name", config.base_name, *lora, *rank, *address]
+        args = [base, "--served-model-name", config.base_name, *lora, *rank, *ADDRESS]
     else:
-        args = [own, "--served-model-name", model.name, *address]
+        args = [own, "--served-model-name", model.name, *ADDRESS]
     caches = {"VLLM_CACHE_ROOT": "/tmp/vllm", "VLLM_NO_USAGE_STATS": "1"}
     return {
         "image": settings.vllm_image,

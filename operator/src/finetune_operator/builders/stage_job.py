@@ -14,10 +14,11 @@ from finetune_operator import names
 from finetune_operator.builders import pod
 from finetune_operator.builders.metadata import digest, metadata, sealed
 from finetune_operator.builders.run_config_map import CA_CRT
+from finetune_operator.builders.shape import SHAPES
 from finetune_operator.plan import Manifest
 from finetune_operator.settings import Settings
 
-PREPARE_GRACE_SECONDS = 30  # a download is begun again by the next attempt; nothing has to be saved
+GRACE_SECONDS = 30  # where nothing has to be saved: a download is begun again by the next attempt
 
 
 def stage_job(job: FineTuneJob, run: RunStatus, stage: Stage, settings: Settings) -> Manifest:
@@ -32,14 +33,14 @@ def stage_job(job: FineTuneJob, run: RunStatus, stage: Stage, settings: Settings
         "podFailurePolicy": {"rules": failure_rules()},
         "template": {"metadata": {"labels": dict(labels)}, "spec": _pod(job, run, stage, settings)},
     }
-    if stage is Stage.TRAIN and job.spec.compute.active_deadline_seconds:
+    if SHAPES[stage].bounded and job.spec.compute.active_deadline_seconds:
         spec["activeDeadlineSeconds"] = job.spec.compute.active_deadline_seconds
     annotations = {
         names.ANNOTATION_RUN_HASH: run.hash,
         names.ANNOTATION_INPUTS_HASH: inputs_hash(job),
         names.ANNOTATION_CLAIM: run_claim(job, run),
     }
-    if stage is Stage.EVALUATE:
+    if SHAPES[stage].measures:
         annotations[names.ANNOTATION_EVALUATION_HASH] = evaluation_hash(job.spec.evaluation)
     name = names.stage_name(job.metadata.name, run.number, stage)
     return sealed(
@@ -93,7 +94,7 @@ def _pod(job: FineTuneJob, run: RunStatus, stage: Stage, settings: Settings) -> 
             *extra_mounts,
         ],
     }
-    secrets = _secrets(job) if stage is Stage.PREPARE else []
+    secrets = _secrets(job) if SHAPES[stage].fetches else []
     if secrets:
         container["envFrom"] = [{"secretRef": {"name": name, "optional": False}} for name in secrets]
     return pod.pod_spec(
@@ -105,7 +106,7 @@ def _pod(job: FineTuneJob, run: RunStatus, stage: Stage, settings: Settings) -> 
             pod.tmp_volume(_amounts(job, stage)),
             *extra_volumes,
         ],
-        grace_seconds=settings.train_grace_seconds if stage is Stage.TRAIN else PREPARE_GRACE_SECONDS,
+        grace_seconds=settings.train_grace_seconds if SHAPES[stage].saves else GRACE_SECONDS,
         # Prepare goes where training will: it is the first consumer of the volume and so chooses its zone.
         where=pod.placement(job.spec.compute, job.spec.compute.priority_class_name),
         restart_policy="Never",
@@ -114,15 +115,15 @@ def _pod(job: FineTuneJob, run: RunStatus, stage: Stage, settings: Settings) -> 
 
 def _resources(job: FineTuneJob, stage: Stage) -> dict[str, Any]:
     compute = job.spec.compute
-    gpus = 0 if stage is Stage.PREPARE else compute.gpus
-    return pod.resources(_amounts(job, stage), stage, gpus, compute.gpu_resource)
+    gpus = 0 if SHAPES[stage].fetches else compute.gpus
+    return pod.resources(_amounts(job, stage), SHAPES[stage].requests, gpus, compute.gpu_resource)
 
 
 def _amounts(job: FineTuneJob, stage: Stage) -> Resources:
-    """What the user gives the stage. Prepare needs no GPU machine's CPUs and memory, but a quota of scratch space asks
-    each pod for an amount."""
+    """What the user gives the stage. Who only fetches needs no GPU machine's CPUs and memory, but a quota of scratch
+    space asks each pod for an amount."""
     given = job.spec.compute.resources
-    return _scratch_only(given) if stage is Stage.PREPARE else given
+    return _scratch_only(given) if SHAPES[stage].fetches else given
 
 
 def _scratch_only(given: Resources) -> Resources:
@@ -135,14 +136,15 @@ def _scratch_only(given: Resources) -> Resources:
 
 def _environment(job: FineTuneJob, run: RunStatus, stage: Stage, settings: Settings) -> dict[str, str]:
     result = dict(pod.BASE_ENV)
-    if stage is Stage.PREPARE:
+    shape = SHAPES[stage]
+    if shape.fetches:
         result |= pod.DOWNLOAD_ENV
     else:
         result |= pod.OFFLINE_ENV
         result["FINETUNE_GPUS"] = str(job.spec.compute.gpus)  # run.json may be older than compute
-    if stage is Stage.EVALUATE:
+    if shape.measures:
         result["FINETUNE_EVALUATION"] = canonical(evaluation_inputs(job.spec.evaluation))  # as with GPUs
-    if stage is Stage.TRAIN and settings.progress_url:
+    if shape.reports and settings.progress_url:
         meta = job.metadata
         path = f"/progress/v1alpha1/namespaces/{meta.namespace}/jobs/{meta.name}/runs/{run.number}"
         result["KUBEFLOW_TRAINER_SERVER_URL"] = settings.progress_url.rstrip("/") + path
@@ -161,10 +163,10 @@ Volumes = tuple[list[dict[str, Any]], list[dict[str, Any]]]
 
 def _extras(job: FineTuneJob, run: RunStatus, stage: Stage, settings: Settings) -> Volumes:
     """Volumes and mounts beside configuration, artifacts and /tmp."""
-    if stage is Stage.PREPARE:
+    if SHAPES[stage].fetches:
         return _source_volumes(job, run)
     volumes, mounts = [pod.SHM_VOLUME], [pod.mount("shm", "/dev/shm")]
-    if stage is Stage.TRAIN and settings.progress_url:
+    if SHAPES[stage].reports and settings.progress_url:
         volumes.append(_token_volume(settings))
         mounts.append(pod.mount("progress-token", pod.TOKEN_PATH, read_only=True))
     return volumes, mounts

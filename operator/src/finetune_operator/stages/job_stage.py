@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from finetune_api.conditions import FailureReason, Stage
+from finetune_api.conditions import ConditionType, FailureReason, Stage
 from finetune_api.reports import Summary
 from finetune_api.status import Failure, RunStatus
 from finetune_operator import names
@@ -38,11 +38,30 @@ FOREIGN_SECONDS = 5.0  # how soon to look again whether the garbage collector ha
 
 
 @dataclass(frozen=True, slots=True)
+class Words:
+    """How a stage is told: the reason and the sentence while it goes on; the condition that it makes true, the reason
+    and the sentence of that, and the Event. `begun` is an Event of its beginning; `again` the reason and the sentence
+    while its result, which is there, is being made anew."""
+
+    doing: str
+    sentence: str
+    condition: ConditionType
+    reached: str
+    result: Callable[[RunStatus], str]
+    event: str
+    begun: tuple[str, str] | None = None
+    again: Callable[[RunStatus], tuple[str, str] | None] = lambda run: None
+
+
+@dataclass(frozen=True, slots=True)
 class JobStage:
-    """A stage as data: its name, what its summary brings (None: it lacks the stage's part), what is live while
-    it runs, and what of a failed stage's summary is worth keeping."""
+    """A stage as data: its name, its words, how much of the training is done in it (percent), what its summary brings
+    (None: it lacks the stage's part), what is live while it runs, and what of a failed stage's summary is worth
+    keeping. In what its pod differs says `builders/shape.py`."""
 
     stage: Stage
+    words: Words
+    percent: Callable[[RunStatus], int]
     absorb: Callable[[View, RunStatus, Summary], RunStatus | None]
     live: Callable[[View, RunStatus], tuple[RunStatus, float | None]] | None = None
     salvage: Callable[[RunStatus, Summary], RunStatus] | None = None

@@ -1,4 +1,4 @@
-"""The stages that run as Jobs, in order, and what each one's summary brings into the status."""
+"""The stages that run as Jobs, in order: how each is told, and what its summary brings into the status."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import math
 
 from pydantic import BaseModel
 
-from finetune_api.conditions import Stage
+from finetune_api.conditions import ConditionType, Stage
 from finetune_api.job import evaluation_hash
 from finetune_api.reports import Summary, model_status
 from finetune_api.status import Progress, RunStatus
 from finetune_operator import names
 from finetune_operator.builders.stage_job import run_claim
 from finetune_operator.conditions import shorten
-from finetune_operator.stages.job_stage import JobStage
+from finetune_operator.stages.job_stage import JobStage, Words
 from finetune_operator.stages.view import View
 from finetune_operator.times import parse_time
 
@@ -116,8 +116,75 @@ def _finite(progress: Progress) -> Progress:
     return progress.model_copy(update=dict.fromkeys([*dropped, "update_time"]))
 
 
+def checked(run: RunStatus) -> str:
+    """What the data is, in a sentence."""
+    data = run.dataset
+    if data is None:
+        return f"The data of run {run.number} was checked."
+    counts = f"{data.train_examples} training and {data.validation_examples} held-out examples"
+    return f"{counts}, {data.to_learn}, {len(data.problems)} kinds of problem."
+
+
+def measured(run: RunStatus) -> str:
+    """What was measured, in a sentence."""
+    scores = run.evaluation
+    if scores is None or scores.tuned is None:
+        return f"Run {run.number} was measured."
+    base = f", base {scores.base.loss:.4g}" if scores.base else ""
+    return f"Held-out loss {scores.tuned.loss:.4g}{base}, on {scores.examples} examples."
+
+
+def measured_again(run: RunStatus) -> tuple[str, str] | None:
+    """That there are figures already."""
+    if run.evaluation is None:
+        return None
+    text = f"Run {run.number} is measured again, because spec.evaluation changed; until then the former figures count."
+    return "MeasuredAgain", text
+
+
 PIPELINE = (
-    JobStage(Stage.PREPARE, prepared, salvage=kept_dataset),
-    JobStage(Stage.TRAIN, trained, live=training_progress),
-    JobStage(Stage.EVALUATE, evaluated),
+    JobStage(
+        Stage.PREPARE,
+        Words(
+            doing="Preparing",
+            sentence="is being prepared: model and data are fetched and checked",
+            condition=ConditionType.DATASET_VALID,
+            reached="Checked",
+            result=checked,
+            event="DatasetChecked",
+        ),
+        percent=lambda run: 0,
+        absorb=prepared,
+        salvage=kept_dataset,
+    ),
+    JobStage(
+        Stage.TRAIN,
+        Words(
+            doing="Training",
+            sentence="is training",
+            condition=ConditionType.TRAINED,
+            reached="Verified",
+            result=lambda run: f"Run {run.number} made a model that passed verification.",
+            event="TrainingFinished",
+            begun=("TrainingStarted", "trains"),
+        ),
+        percent=lambda run: run.progress.percent if run.progress else 0,
+        absorb=trained,
+        live=training_progress,
+    ),
+    JobStage(
+        Stage.EVALUATE,
+        Words(
+            doing="Evaluating",
+            sentence="is being measured against the base model",
+            condition=ConditionType.EVALUATED,
+            reached="Measured",
+            result=measured,
+            event="Evaluated",
+            again=measured_again,
+        ),
+        percent=lambda run: 100,
+        absorb=evaluated,
+    ),
 )
+STAGES = {stage.stage: stage for stage in PIPELINE}
