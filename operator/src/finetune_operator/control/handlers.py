@@ -63,10 +63,8 @@ def take_event(cache: Cache, resource: Resource, kind: str | None, body: Manifes
         enqueue(job)
 
 
-def make_registry(
-    configuration: Configuration, cache: Cache, enqueue: Enqueue, settle: Enqueue
-) -> kopf.OperatorRegistry:
-    """kopf's registry with one event handler a kind: `enqueue` for what users change, `settle` for what follows."""
+def make_registry(configuration: Configuration, cache: Cache, enqueue: Enqueue) -> kopf.OperatorRegistry:
+    """kopf's registry with one event handler a kind."""
     registry = kopf.OperatorRegistry()
 
     @kopf.on.login(registry=registry)
@@ -74,7 +72,7 @@ def make_registry(
         return await kopf_credentials(configuration)
 
     for resource in WATCHED:
-        _register(registry, resource, cache, enqueue if resource is FINE_TUNE_JOB else settle)
+        _register(registry, resource, cache, enqueue)
     return registry
 
 

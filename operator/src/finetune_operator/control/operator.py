@@ -117,7 +117,7 @@ class Operator:
     async def _watching(self) -> AsyncIterator[None]:
         """kopf's tasks. Its own runner is not used: on exit it cancels every task of the process."""
         namespaces = self._environment.watch_namespaces
-        registry = make_registry(self._configuration, self._cache, self._queue.add, self._queue.settle)
+        registry = make_registry(self._configuration, self._cache, self._queue.add)
         self._watch_tasks = await kopf.spawn_tasks(
             registry=registry,
             settings=kopf_settings(),

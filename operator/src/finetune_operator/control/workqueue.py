@@ -1,7 +1,7 @@
 """A queue of keys: each at most once in it, never worked on twice at the same time, failures later and later.
 
-Two lanes: what a user has changed goes before what follows from our own writes, so that in a burst every job gets its
-first pass before any gets its fourth. Neither lane waits for the other to be empty.
+First come, first served. In a burst that is fair: what follows from a first pass waits behind the first passes of the
+others, and all of it that happens meanwhile is one more pass.
 """
 
 from __future__ import annotations
@@ -16,8 +16,6 @@ Key = TypeVar("Key")
 
 FIRST_BACKOFF = 0.5  # seconds
 LAST_BACKOFF = 300.0  # seconds; a job that cannot be helped costs one pass in five minutes
-SETTLE = 0.1  # seconds; a Job, its pod and their statuses change in flurries, and one pass sees them all
-TURN = 4  # of so many passes one is the slow lane's, when something waits there
 
 
 class WorkQueue(Generic[Key]):
@@ -25,10 +23,7 @@ class WorkQueue(Generic[Key]):
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._urgent: dict[Key, None] = {}  # ordered sets
-        self._routine: dict[Key, None] = {}
-        self._turn = 0
-        self._since: dict[Key, float] = {}  # waiting keys -> when they were added
+        self._since: dict[Key, float] = {}  # waiting keys -> when they were added; in this order
         self._running: dict[Key, float] = {}  # -> when the pass began
         self._again: dict[Key, float] = {}  # added while running -> when
         self._timers: dict[Key, asyncio.TimerHandle] = {}
@@ -37,18 +32,13 @@ class WorkQueue(Generic[Key]):
         self._closed = False
 
     def add(self, key: Key) -> None:
-        """A pass over the key is wanted now. Adding what already waits only makes it urgent."""
+        """A pass over the key is wanted now. Adding what already waits changes nothing; of what is being worked on
+        one more pass follows."""
         if key in self._running:
             self._again.setdefault(key, self._clock())
             return
         self._since.setdefault(key, self._clock())
-        self._routine.pop(key, None)
-        self._urgent.setdefault(key)
         self._wake.set()
-
-    def settle(self, key: Key) -> None:
-        """A pass is wanted when the flurry of events that this is one of is over."""
-        self.add_after(key, SETTLE)
 
     def add_after(self, key: Key, seconds: float) -> None:
         """A pass is wanted in so many seconds. Of several delays of a key the earliest counts."""
@@ -104,12 +94,7 @@ class WorkQueue(Generic[Key]):
 
     def _fire(self, key: Key) -> None:
         self._timers.pop(key, None)
-        if key in self._running:
-            self._again.setdefault(key, self._clock())
-        elif key not in self._since:
-            self._since[key] = self._clock()
-            self._routine[key] = None
-            self._wake.set()
+        self.add(key)
 
     async def _worker(self, work: Callable[[Key], Awaitable[None]]) -> None:
         while (key := await self._next()) is not None:
@@ -121,27 +106,17 @@ class WorkQueue(Generic[Key]):
     async def _next(self) -> Key | None:
         while not self._closed:
             if self._since:
-                key = self._take()
-                self._since.pop(key)
+                key = next(iter(self._since))
+                del self._since[key]
                 self._running[key] = self._clock()
                 return key
             self._wake.clear()
             await self._wake.wait()
         return None
 
-    def _take(self) -> Key:
-        """The key whose turn it is. One waits in one of the lanes."""
-        self._turn = (self._turn + 1) % TURN
-        lanes = (self._routine, self._urgent) if self._turn == 0 else (self._urgent, self._routine)
-        lane = lanes[0] or lanes[1]
-        key = next(iter(lane))
-        del lane[key]
-        return key
-
     def _done(self, key: Key) -> None:
         self._running.pop(key, None)
         since = self._again.pop(key, None)
         if since is not None:
             self._since[key] = since
-            self._routine[key] = None
             self._wake.set()
