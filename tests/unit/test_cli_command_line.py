@@ -48,7 +48,10 @@ def test_help_imports_nothing_heavy(tmp_path: Path, module: str) -> None:
     ("arguments", "words"),
     [
         (["run"], "no job was named"),
-        (["run", "-f", "none.yaml"], "none.yaml: No such file"),
+        (["run", "-f", "none.yaml"], "none.yaml: there is no such file"),
+        (["check", "jbo.yaml"], "jbo.yaml: there is no such file What to do: did you mean job.yaml?"),
+        (["check", "job.yaml"], "does not know the claim models"),
+        (["check", "faqs.csv"], "faqs.csv is data, not a job"),
         (["run", "travel"], "there is no job default/travel"),
         (["run", "-f", "job.yaml", "--claim", "sources"], "not NAME=FOLDER"),
         (["run", "-f", "job.yaml", "--claim", "sources=none"], "there is no such folder"),
@@ -67,6 +70,7 @@ def test_wrong_input_ends_with_2_and_says_what(tmp_path: Path, arguments: list[s
     del wire["status"]
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(wire))
     head = "apiVersion: finetune-operator.io/v1alpha1\nkind: FineTuneJob\nmetadata: {name: a}\nspec:\n"
+    (tmp_path / "faqs.csv").write_text("question,answer\nWhere?,Here\n")
     (tmp_path / "wrong.yaml").write_text(f"{head}  baseModl: {{}}\n")
     result = finetune(tmp_path, *arguments)
     assert result.returncode == 2, result.stderr

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from finetune_operator.local import machine, manifests
 from finetune_operator.local.errors import BadInput
@@ -26,6 +28,7 @@ spec:
   output:
     claimName: models
 """
+ADVICE = "give the file of a FineTuneJob with -f"
 DATA = """\
 ---
 apiVersion: v1
@@ -67,6 +70,11 @@ def test_a_name_is_good_where_the_api_server_takes_it(tmp_path: Path, name: str)
         ("baseModel:", "base_model:", 6, "spec.base_model: unknown field; did you mean baseModel?"),
         ("  output:\n    claimName: models\n", "", 5, "spec.output: missing"),
         ("claimName: models", "claimName: Models!", 14, "spec.output.claimName: 'Models!': "),
+        ("  baseModel:", "  task: chat\n  baseModel:", 6, "spec.task: 'chat': write one of 'Chat', 'Completion', "),
+        ("  baseModel:", "  task: chat\n  baseModel:", 6, "'QuestionAnswering'; did you mean Chat?"),
+        ("  output:", "  method: {type: lora}\n  output:", 13, "did you mean LoRA?"),
+        ("  output:", "  method: LoRA\n  output:", 13, "spec.method: 'LoRA': write fields below it: type, "),
+        ("pvc://sources/tiny", "./tiny", 7, "'./tiny': write pvc://CLAIM/PATH for what lies on this machine"),
         ("pvc://sources/tiny", "https://host/model", 6, "use hf://, pvc:// or s3://"),
         ("pvc://sources/tiny", "ftp://host/model", 7, "spec.baseModel.source: "),
         ("name: travel", "name: Travel Assistant", 4, "metadata.name: 'Travel Assistant'; write lower-case"),
@@ -113,9 +121,51 @@ def test_a_job_is_chosen_by_name(tmp_path: Path) -> None:
     assert read(tmp_path, two, "other").job.metadata.name == "other"
 
 
-def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(BadInput, match="No such file"):
-        manifests.read([str(tmp_path / "none.yaml")])
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ("examples/travle/demo.yaml", "examples/travel/demo.yaml"),
+        ("exmaples/travle/dmeo.yaml", "examples/travel/demo.yaml"),
+        ("examples/travel/demo.yml", "examples/travel/demo.yaml"),
+        ("examples/travel/none.yaml", None),  # demo.yaml has the same ending, and nothing else in common
+        ("examples/travel/demo.yaml/more", None),
+    ],
+)
+def test_a_file_that_is_not_there(tmp_path: Path, wrong: str, right: str | None) -> None:
+    (tmp_path / "examples" / "travel").mkdir(parents=True)
+    for name in ("demo.yaml", "demo.jsonl"):
+        (tmp_path / "examples" / "travel" / name).touch()
+    with pytest.raises(BadInput) as caught:
+        manifests.read([str(tmp_path / wrong)])
+    assert caught.value.advice == (f"did you mean {tmp_path / right}?" if right else ADVICE)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("faqs.csv", "question;answer\nWhere?;Here\n", "columns: {prompt: question, completion: answer}"),
+        ("faqs.csv", '"What was asked",answer\n', 'columns: {prompt: "What was asked", completion: answer}'),
+        ("chats.jsonl", '{"messages": []}\n', "task: Chat "),
+        ("mails.json", '[{"text": "a", "label": "b"}, {"text": "c"}]', "task: Classification "),
+        ("train.parquet", "PAR1", "train: {source: pvc://data/train.parquet}"),
+        ("german.jsonl", '{"source": "a", "target": "b"}\n', "source: hf://google/flan-t5-base"),
+    ],
+)
+def test_data_in_place_of_a_job_is_answered_with_a_job(tmp_path: Path, name: str, text: str, words: str) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(BadInput) as caught:
+        manifests.read([str(tmp_path / name)])
+    assert f"{name} is data, not a job" in caught.value.message
+    assert words in caught.value.advice
+    job = tmp_path / "job.yaml"
+    job.write_text(caught.value.advice.split("\n\n", 1)[1])
+    given = manifests.read([str(job)])  # what is offered is right
+    assert given.job.spec.dataset.train.source == f"pvc://data/{name}"
+
+
+def test_a_job_in_json_is_a_job(tmp_path: Path) -> None:
+    (tmp_path / "job.json").write_text(json.dumps(yaml.safe_load(GOOD)))
+    assert manifests.read([str(tmp_path / "job.json")]).job.metadata.name == "travel"
 
 
 def test_a_folder_is_read_whole(tmp_path: Path) -> None:

@@ -72,6 +72,14 @@ def test_prepare_may_use_the_network(tmp_path: Path, places: pods.Places) -> Non
     assert "HF_HUB_OFFLINE" not in pods.launch(pod_spec(Stage.PREPARE), tmp_path / "root", places).environment
 
 
+@pytest.mark.parametrize(("user", "seen"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
+def test_threads_that_wait_leave_the_processors_to_others(
+    tmp_path: Path, places: pods.Places, user: dict[str, str], seen: str
+) -> None:
+    plan = pods.launch(pod_spec(Stage.TRAIN), tmp_path / "root", places)
+    assert pods.environment(plan, user)["OMP_WAIT_POLICY"] == seen
+
+
 @pytest.mark.parametrize(
     ("gpus", "user", "seen"),
     [

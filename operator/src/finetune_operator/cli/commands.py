@@ -24,7 +24,7 @@ from finetune_operator.cli.asking import route_of
 from finetune_operator.cli.output import Output
 from finetune_operator.cli.screen import Screen, newest_log
 from finetune_operator.cli.state import state_of
-from finetune_operator.local import jobs, machine, manifests
+from finetune_operator.local import data_files, jobs, machine, manifests
 from finetune_operator.local.backend import Backend
 from finetune_operator.local.errors import BadInput, LocalError
 from finetune_operator.local.loop import Ending, stop_on_signals
@@ -283,6 +283,8 @@ def _wanted(
 ) -> FineTuneJob:
     """The job that the command line asks for, fit for this machine."""
     folders = [_claim(text) for text in claims]
+    if name is not None and not files and _is_path(name):
+        files, name = [name], None
     if not files:
         if name is None:
             raise BadInput("no job was named", "give its file with -f FILE, or the name of one that was run here")
@@ -295,6 +297,11 @@ def _wanted(
     for note in notes:
         report.say(console, f"Note: {escape(note)}")
     return job
+
+
+def _is_path(word: str) -> bool:
+    """No job has such a name, so the file is meant, although it stands without -f."""
+    return "/" in word or Path(word).is_file() or word.endswith((*manifests.SUFFIXES, *data_files.SUFFIXES))
 
 
 def _claim(text: str) -> tuple[str, Path]:

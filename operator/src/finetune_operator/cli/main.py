@@ -32,7 +32,13 @@ class StageName(StrEnum):
 
 Files = Annotated[
     list[str] | None,
-    typer.Option("-f", "--file", help="YAML file or folder, or - for standard input. May be repeated."),
+    typer.Option(
+        "-f",
+        "--file",
+        metavar="FILE",
+        help="File of the job or of its data in a ConfigMap (YAML), a folder of such files, or - for standard input. "
+        "May be repeated.",
+    ),
 ]
 Claims = Annotated[
     list[str] | None,
@@ -40,7 +46,11 @@ Claims = Annotated[
 ]
 Namespace = Annotated[str | None, typer.Option("-n", "--namespace", help="Namespace; the file's own, or default.")]
 Name = Annotated[str, typer.Argument(help="Name of the job.")]
-MaybeName = Annotated[str | None, typer.Argument(help="Name of the job.")]
+MaybeName = Annotated[str | None, typer.Argument(help="Name of the job; all jobs without one.")]
+Job = Annotated[
+    str | None,
+    typer.Argument(metavar="[JOB]", help="The job's file, or the name of a job that was run here before."),
+]
 Format = Annotated[Output, typer.Option("-o", "--output", help="For people, or the object for machines.")]
 Port = Annotated[int | None, typer.Option("--port", min=1, max=65535, help="Port to listen on; 8000, or a free one.")]
 
@@ -63,7 +73,7 @@ def _options(
 
 
 @app.command()
-def check(files: Files = None, name: MaybeName = None, claim: Claims = None, namespace: Namespace = None,
+def check(files: Files = None, name: Job = None, claim: Claims = None, namespace: Namespace = None,
           output: Format = Output.TABLE) -> None:  # fmt: skip
     """Check the job and every example of its data; show what would be trained, and what it would need."""
     from finetune_operator.cli import commands
@@ -72,7 +82,7 @@ def check(files: Files = None, name: MaybeName = None, claim: Claims = None, nam
 
 
 @app.command()
-def run(name: MaybeName = None, files: Files = None, claim: Claims = None, namespace: Namespace = None,
+def run(name: Job = None, files: Files = None, claim: Claims = None, namespace: Namespace = None,
         output: Format = Output.TABLE) -> None:  # fmt: skip
     """Check, train, evaluate. Ctrl-C saves a checkpoint, and the same command goes on from there."""
     from finetune_operator.cli import commands

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,13 +15,19 @@ from pydantic import ValidationError
 from finetune_api import API_VERSION, KIND
 from finetune_api.job import FineTuneJob
 from finetune_api.spec import FineTuneJobSpec
+from finetune_operator.local.data_files import refuse_data
 from finetune_operator.local.errors import BadInput
+from finetune_operator.local.suggestions import meant, nearest, nearest_path
 
 SUFFIXES = (".yaml", ".yml", ".json")
 KINDS = "FineTuneJob and ConfigMap"
 # What the API server takes as an object's name: an RFC 1123 subdomain.
 SUBDOMAIN = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*"
 NAME_LENGTH = 253
+SOURCE_FORMS = (
+    "write pvc://CLAIM/PATH for what lies on this machine (--claim CLAIM=FOLDER says where), or hf://OWNER/NAME, "
+    "s3://BUCKET/KEY"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +86,7 @@ def parse_job(document: Document, namespace: str | None = None) -> FineTuneJob:
     meta: dict[str, Any] = content["metadata"] if isinstance(content.get("metadata"), dict) else {}
     unknown = [key for key in content if key not in ("apiVersion", "kind", "metadata", "spec", "status")]
     known = ["apiVersion", "kind", "metadata", "spec"]
-    problems += [f"{document.place([key])}: {key}: unknown field{_meant(str(key), known)}" for key in unknown]
+    problems += [f"{document.place([key])}: {key}: unknown field{meant(str(key), known)}" for key in unknown]
     try:
         spec = FineTuneJobSpec.model_validate(content.get("spec") or {}, by_alias=True, by_name=False)
     except ValidationError as error:
@@ -107,12 +112,20 @@ def _documents(file: str) -> Iterator[Document]:
         for entry in inside:
             yield from _parse(str(entry), entry.read_text(encoding="utf-8"))
         return
+    refuse_data(file)
+    yield from _parse(file, _text(path, file))
+
+
+def _text(path: Path, file: str) -> str:
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        near = nearest_path(file)
+        advice = f"did you mean {near}?" if near else "give the file of a FineTuneJob with -f"
+        raise BadInput(f"{file}: there is no such file", advice) from error
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "is not text in UTF-8"
         raise BadInput(f"{file}: {reason}", "give the file of a FineTuneJob with -f") from error
-    yield from _parse(file, text)
 
 
 def _parse(file: str, text: str) -> Iterator[Document]:
@@ -226,12 +239,20 @@ def _yaml_path(document: Document, loc: Sequence[str | int]) -> list[str | int]:
 def _words(detail: Mapping[str, Any], path: Sequence[str | int]) -> str:
     kind, message = detail["type"], str(detail["msg"]).removeprefix("Value error, ")
     if kind == "extra_forbidden":
-        return f"unknown field{_meant(str(path[-1]), _fields(path[:-1]))}"
+        return f"unknown field{meant(str(path[-1]), _fields(path[:-1]))}"
     if kind == "missing":
         return "missing; it has no default"
     if kind in ("value_error", "assertion_error"):
         return message
-    return f"{detail['input']!r}: {message[:1].lower()}{message[1:]}"
+    given = f"{detail['input']!r}: "
+    if kind == "enum":
+        near = nearest(str(detail["input"]), re.findall("'([^']+)'", detail["ctx"]["expected"]))
+        return f"{given}write one of {detail['ctx']['expected']}" + (f"; did you mean {near}?" if near else "")
+    if kind == "model_type":
+        return f"{given}write fields below it: {', '.join(_fields(path))}"
+    if kind == "string_pattern_mismatch" and path[-1] == "source":
+        return f"{given}{SOURCE_FORMS}"
+    return f"{given}{message[:1].lower()}{message[1:]}"
 
 
 def _fields(path: Sequence[str | int]) -> list[str]:
@@ -248,14 +269,6 @@ def _resolved(part: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
     options = [part, *part.get("anyOf", ()), *part.get("allOf", ())]
     reference = next((option["$ref"] for option in options if "$ref" in option), None)
     return schema["$defs"][reference.rsplit("/", 1)[-1]] if reference else part
-
-
-def _meant(word: str, known: Sequence[str]) -> str:
-    lower = {name.lower(): name for name in known}
-    close = difflib.get_close_matches(word.lower().replace("_", ""), lower, n=1, cutoff=0.6)
-    if close:
-        return f"; did you mean {lower[close[0]]}?"
-    return f"; known here: {', '.join(known)}" if known else ""
 
 
 def _child(node: yaml.Node, step: str | int) -> tuple[int, yaml.Node] | None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from finetune_operator.builders.pod import ARTIFACTS_PATH
+from finetune_operator.local.processes import POLITE
 from finetune_operator.plan import Manifest
 
 # The pod's own settings for a user without a home folder; on a laptop the user's own caches are better.
@@ -92,7 +93,7 @@ def environment(plan: Launch, user: Mapping[str, str]) -> dict[str, str]:
     """The user's environment with the pod's on top. Tokens come from the user's shell: no Secret is read here."""
     quiet = {"PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
     kept = {k: v for k, v in user.items() if k not in NEVER}
-    return {**kept, **_visible_devices(plan.gpus, user), **quiet, **plan.environment}
+    return {**POLITE, **kept, **_visible_devices(plan.gpus, user), **quiet, **plan.environment}
 
 
 def _visible_devices(gpus: int, user: Mapping[str, str]) -> dict[str, str]:

@@ -25,6 +25,7 @@ from typing import Any
 from finetune_api.job import FineTuneJob
 from finetune_operator import names
 from finetune_operator.local.errors import BadInput, Busy
+from finetune_operator.local.suggestions import meant
 
 FOLDER = ".finetune"
 LONGEST_STEM = 200
@@ -83,9 +84,9 @@ class Store:
         job = self.load(namespace, name)
         if job is not None:
             return job
-        known = ", ".join(sorted({job.metadata.name for job in self.jobs(namespace)})) or "none"
+        known = sorted({job.metadata.name for job in self.jobs(namespace)})
         raise BadInput(
-            f"there is no job {namespace}/{name} in {self.home}; known here: {known}",
+            f"there is no job {namespace}/{name} in {self.home}{meant(name, known) or '; there is none at all'}",
             "make one with `finetune run -f FILE`, or set FINETUNE_HOME to where it was made",
         )
 
