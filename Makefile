@@ -8,8 +8,11 @@ export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 export PYTHONDONTWRITEBYTECODE = 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 PYTEST := $(BIN)/python -m pytest
+# A process a core; a file's tests stay together, for they share what it has trained.  WORKERS=0: in this process, for a debugger.
+WORKERS ?= auto
+PARALLEL := -n $(WORKERS) --dist loadfile
 
-.PHONY: help setup lint verify generate unit integration local test e2e images demo bench lock cluster clean
+.PHONY: help setup lint verify generate unit integration local test soak e2e images demo bench lock cluster clean
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -42,12 +45,16 @@ verify: setup ## What is generated is what the code says
 	@$(BIN)/python -m finetune_api generate --check && $(BIN)/python charts/generate_rbac.py --check
 
 unit: setup ## Tests without any server
-	@echo "==> unit tests"; $(PYTEST) tests/unit
+	@echo "==> unit tests"; $(PYTEST) tests/unit $(PARALLEL)
 
 integration: setup ## Tests on a real API server and the local loop with real training
-	@echo "==> integration tests (the first time, the test Kubernetes is compiled: about 6 minutes)"; $(PYTEST) tests/integration
+	@echo "==> the test Kubernetes (compiled the first time: about 6 minutes)"; $(BIN)/python -m tests.cluster assets
+	@echo "==> integration tests"; $(PYTEST) tests/integration $(PARALLEL)
 
 test: lint verify unit integration ## Everything that needs neither root nor a node
+
+soak: setup ## Property tests with new random cases
+	@echo "==> property tests"; $(PYTEST) tests/unit $(PARALLEL) -m hypothesis --hypothesis-profile=search
 
 e2e: setup ## The whole product on a real node: kubelet, containerd, images (root, Debian; or KUBECONFIG_E2E)
 	@echo "==> end-to-end tests on a real cluster"; $(PYTEST) tests/e2e --timeout=2400

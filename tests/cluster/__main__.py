@@ -1,6 +1,7 @@
 """The test cluster by hand.
 
 python -m tests.cluster build     compile what is missing (Go; about 10 minutes the first time on 2 cores)
+python -m tests.cluster assets    compile what `make test` needs of these, as far as this machine can
 python -m tests.cluster images    build the product's images (root)
 python -m tests.cluster up        a one-node Kubernetes that stays, with the images loaded (root)
 python -m tests.cluster env       print the line that points kubectl to it:  eval "$(python -m tests.cluster env)"
@@ -22,6 +23,15 @@ def build() -> None:
     """Compiles what is missing."""
     for name, path in binaries.everything().items():
         print(f"{name}\t{path}")
+
+
+def assets() -> None:
+    """Compiles what tests without a node need. What cannot be had is named; the tests that need it say the same."""
+    for make in (binaries.kube_assets, binaries.helm, binaries.versitygw):
+        try:
+            make()
+        except Unavailable as error:
+            say(str(error))
 
 
 def build_images() -> None:
@@ -59,7 +69,7 @@ def down() -> None:
 
 def main(arguments: list[str]) -> int:
     """Runs one command; returns 0, or 1 with the reason on the error stream."""
-    commands = {"build": build, "images": build_images, "up": up, "env": env, "down": down}
+    commands = {"build": build, "assets": assets, "images": build_images, "up": up, "env": env, "down": down}
     parser = argparse.ArgumentParser(
         prog="python -m tests.cluster", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
