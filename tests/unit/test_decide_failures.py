@@ -217,9 +217,11 @@ def test_what_a_pod_waits_for_shows_while_it_waits(state: dict[str, Any], reason
     assert failure.since == stamp(cluster.now)
     assert hint in failure.advice
     cluster.execute(plan)
-    assert cluster.condition("Reconciling") == ("True", "Training")
-    assert cluster.condition("Ready") == ("False", "Training")
+    assert cluster.condition("Reconciling") == ("True", reason.value)
+    assert cluster.condition("Ready") == ("False", reason.value)  # `kubectl get` shows it
     assert failure.message in cluster.job.status.conditions[0].message
+    assert "  " not in plan.events[0].message
+    assert plan.events[0].message.endswith(f". {failure.advice}")
     assert [event.reason for event in plan.events] == [reason.value]
     cluster.now = cluster.now.replace(minute=7)
     assert cluster.plan().status == cluster.job.status  # `since` does not move

@@ -20,7 +20,7 @@ STANDARD_FIELDS: Schema = {
 
 
 def printer_columns() -> list[dict[str, Any]]:
-    """What `kubectl get finetunejobs` shows; the reason with `-o wide`."""
+    """What `kubectl get finetunejobs` shows: the reason, too, or nobody could tell what waits from what works."""
     ready = '.status.conditions[?(@.type=="Ready")]'
     columns = (
         ("Task", "string", ".spec.task", "What the model learns."),
@@ -30,14 +30,10 @@ def printer_columns() -> list[dict[str, Any]]:
         ("Run", "integer", ".status.run.number", "Number of the newest run."),
         ("Gate", "string", ".status.run.gate.verdict", "Verdict on the newest run."),
         ("Ready", "string", f"{ready}.status", "Whether the job is done and its model answers."),
-        ("Reason", "string", f"{ready}.reason", "Why it is ready or not."),
+        ("Reason", "string", f"{ready}.reason", "Why it is ready, or what it does or waits for."),
         ("Age", "date", ".metadata.creationTimestamp", "Age of the job."),
     )
-    return [
-        {"name": name, "type": kind, "jsonPath": path, "description": text}
-        | ({"priority": 1} if name == "Reason" else {})
-        for name, kind, path, text in columns
-    ]
+    return [{"name": name, "type": kind, "jsonPath": path, "description": text} for name, kind, path, text in columns]
 
 
 def job_schema() -> Schema:

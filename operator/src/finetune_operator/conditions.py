@@ -46,3 +46,11 @@ def is_true(conditions: Sequence[Condition], kind: ConditionType) -> bool:
 def shorten(text: str, length: int) -> str:
     """At most so many characters, with an ellipsis where something is missing."""
     return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def sentence(text: str, *, capital: bool = False) -> str:
+    """The original words, ended, and begun with a capital where they stand alone: reports and the API server write
+    their texts as they like."""
+    text = text.strip()
+    text = text[:1].upper() + text[1:] if capital else text
+    return text if not text or text[-1] in ".!?:" else f"{text}."

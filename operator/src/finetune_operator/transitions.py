@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from finetune_api.conditions import ConditionType as Type
 from finetune_api.conditions import Stage
 from finetune_api.status import FineTuneJobStatus
-from finetune_operator.conditions import find, is_true, shorten
+from finetune_operator.conditions import find, is_true, sentence, shorten
 from finetune_operator.plan import Event
 from finetune_operator.runs import is_done, stage_time
 from finetune_operator.stages.pipeline import PIPELINE
@@ -65,7 +65,7 @@ def _trouble(old: FineTuneJobStatus, new: FineTuneJobStatus, same_run: bool) -> 
     known = same_run and before is not None and (before.reason, before.waiting) == (failure.reason, failure.waiting)
     if not known:
         reason = failure.reason.value if failure.waiting else "Failed"
-        text = f"{failure.reason}: {failure.message} {failure.advice}"
+        text = f"{sentence(f'{failure.reason}: {failure.message}')} {sentence(failure.advice, capital=True)}"
         yield Event("Warning", reason, shorten(text, EVENT_MESSAGE))
 
 

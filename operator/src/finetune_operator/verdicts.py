@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from finetune_api.conditions import ConditionType as Type
 from finetune_api.conditions import GateVerdict, Stage
 from finetune_api.status import Failure, ModelStatus, RunStatus
-from finetune_operator.conditions import Judgement
+from finetune_operator.conditions import Judgement, sentence
 from finetune_operator.runs import ended_with_failure, is_done
 from finetune_operator.stages.job_stage import JobStage
 from finetune_operator.stages.pipeline import PIPELINE, STAGES
@@ -50,7 +50,9 @@ def _verdict(outcome: Outcome) -> tuple[str, str, str]:
     if failure is not None and not failure.waiting:
         return "Stalled", failure.reason, _failed_words(outcome, failure)
     if outcome.stage is not Stage.SERVE or not outcome.serving.settled:
-        return "Reconciling", _doing(outcome.stage)[0], _going_words(outcome, failure)
+        waits = failure is not None and not _is_elsewhere(outcome, failure)
+        reason = failure.reason if failure is not None and waits else _doing(outcome.stage)[0]
+        return "Reconciling", reason, _going_words(outcome, failure)
     if outcome.wanted is None:
         return "Stalled", "GateFailed", f"{_gate_words(outcome.run)} No earlier run can serve."
     if outcome.replicas == 0:
@@ -89,7 +91,7 @@ def _failed_words(outcome: Outcome, failure: Failure) -> str:
     where = f"{failure.stage} of run {outcome.run.number}" if failure.stage else f"Run {outcome.run.number}"
     if failure.stage is Stage.SERVE:
         where = "Serving"
-    parts = (_sentence(f"{where}: {failure.message}"), _advice(failure), _still(outcome))
+    parts = (sentence(f"{where}: {failure.message}"), sentence(failure.advice, capital=True), _still(outcome))
     return " ".join(part for part in parts if part)
 
 
@@ -97,11 +99,14 @@ def _going_words(outcome: Outcome, failure: Failure | None) -> str:
     run = outcome.run.number if outcome.stage is not Stage.SERVE or outcome.wanted is None else outcome.wanted.run
     text = f"Run {run} {_doing(outcome.stage)[1]}."
     if failure is not None:
-        # Trouble of the old run's server is told, but it is not what a new run waits for.
-        elsewhere = failure.stage is Stage.SERVE and outcome.stage is not Stage.SERVE
-        words = f"{failure.reason}: {_sentence(failure.message)} {_advice(failure)}".rstrip()
-        text += f" {'Serving has trouble' if elsewhere else 'It waits'}: {words}"
+        words = f"{failure.reason}: {sentence(failure.message)} {sentence(failure.advice, capital=True)}".rstrip()
+        text += f" {'Serving has trouble' if _is_elsewhere(outcome, failure) else 'It waits'}: {words}"
     return " ".join(part for part in (text, _still(outcome)) if part)
+
+
+def _is_elsewhere(outcome: Outcome, failure: Failure) -> bool:
+    """Whether it is trouble of the old run's server, which is told, but is not what a new run waits for."""
+    return failure.stage is Stage.SERVE and outcome.stage is not Stage.SERVE
 
 
 def _still(outcome: Outcome) -> str:
@@ -161,14 +166,3 @@ def _serving(outcome: Outcome) -> Judgement:
     reason = serving.finding.reason if serving.finding else "NotAvailable"
     text = serving.finding.message if serving.finding else f"No server of run {outcome.wanted.run} is available yet."
     return Type.SERVING, "False", reason, text
-
-
-def _sentence(text: str) -> str:
-    """The original words, ended: reports and the API server end their texts as they like."""
-    text = text.strip()
-    return text if not text or text[-1] in ".!?:" else f"{text}."
-
-
-def _advice(failure: Failure) -> str:
-    """Advice as a sentence of its own."""
-    return _sentence(failure.advice[:1].upper() + failure.advice[1:])
