@@ -13,6 +13,7 @@ from finetune_trainer.data.problems import Fault, json_type, plain_word
 from finetune_trainer.data.tools import check_calls, check_tools
 from finetune_trainer.messages import TemplateAbilities, template_message, template_tools
 
+CONVERSATION = '{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello!"}]}'
 ROLES = ("system", "developer", "user", "assistant", "tool")
 EXAMPLE_KEYS = {"messages", "tools", "parallel_tool_calls"}
 MESSAGE_KEYS = {"role", "content", "name", "tool_calls", "tool_call_id", "weight"}
@@ -49,7 +50,11 @@ def _no_messages(example: Mapping[str, Any]) -> Fault:
         return Fault("wrong_task", "the line has prompt and completion; set spec.task to Completion")
     if "conversations" in example:
         return Fault("missing_messages", "the line is in ShareGPT form; write OpenAI's form: a list `messages`")
-    return Fault("missing_messages", "the line has no list `messages` with at least one message")
+    return Fault(
+        "missing_messages",
+        "the line has no list `messages` with at least one message; every line must be a conversation, such as "
+        f"{CONVERSATION}, and in CSV the column `messages` holds such a list",
+    )
 
 
 def _example_keys(example: Mapping[str, Any]) -> Iterator[Fault]:

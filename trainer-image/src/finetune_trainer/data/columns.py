@@ -56,10 +56,11 @@ class ColumnMapping:
         near = difflib.get_close_matches(theirs.lower(), [name.lower() for name in self._known], n=1, cutoff=0.5)
         nearest = next((name for name in self._known if near and name.lower() == near[0]), None)
         meant = f" (is {plain_words([nearest])} meant?)" if nearest and plain_words([nearest]).startswith("'") else ""
+        likely = f" (columns: {{{spelled}: {nearest}}})" if meant else ""
         refuse(
             f"{file} data: dataset.columns says that `{spelled}` is called '{theirs}', and {why}{meant}; "
             f"the data has {plain_words(self._known)}",
-            f"correct dataset.columns.{spelled}, or remove it if the data calls it `{ours}` already",
+            f"correct dataset.columns.{spelled}{likely}, or remove it if the data calls it `{ours}` already",
         )
 
 

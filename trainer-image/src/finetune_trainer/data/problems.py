@@ -64,6 +64,7 @@ class Findings:
         self._kinds: dict[tuple[str, str], Finding] = {}
         self._units: dict[str, str] = {}
         self._keys: dict[str, tuple[str, ...]] = {}
+        self._names: dict[str, str] = {}
 
     def count_in(self, file: FileName, unit: str) -> None:
         """Say what the file's numbers count, where that is not lines: `row`, `item`. Before anything is added."""
@@ -71,6 +72,13 @@ class Findings:
 
     def unit(self, file: FileName) -> str:
         return self._units.get(file, "line")
+
+    def note_name(self, file: FileName, name: str) -> None:
+        """Remember what the user calls the file: its own name, or its key in a ConfigMap."""
+        self._names[file] = name
+
+    def name(self, file: FileName) -> str:
+        return self._names.get(file, "")
 
     def note_keys(self, file: FileName, keys: Iterable[str]) -> None:
         """Remember what the data calls its columns, to name them where one is missing."""

@@ -11,7 +11,8 @@ from typing import Any, Protocol
 from finetune_api.status import DatasetStatus, LabelCount, LengthStats
 from finetune_trainer import artifacts
 from finetune_trainer.data.examples import Example
-from finetune_trainer.data.problems import Finding, Findings, line_list, plain_words
+from finetune_trainer.data.problems import Finding, Findings, line_list
+from finetune_trainer.data.remedy import remedy
 from finetune_trainer.data.tokens import Cut
 from finetune_trainer.errors import UserInputError
 from finetune_trainer.masking import IGNORED
@@ -41,14 +42,7 @@ def refuse_errors(findings: Findings) -> None:
         return
     texts = [f"{_place(e, limit=10)}: {e.message}" for e in errors[:3]]
     more = f"; and {len(errors) - 3} more kinds of problem" if len(errors) > 3 else ""
-    missing = next((e.file for e in errors if e.fault.check.startswith("missing_")), None)
-    has = (
-        f" (the {missing} data has {plain_words(findings.keys(missing))})" if missing and findings.keys(missing) else ""
-    )
-    raise UserInputError(
-        "; ".join(texts) + more,
-        advice=f"correct these lines{has}; reports/{PROBLEMS_FILE} in the run's folder and the log have all of them",
-    )
+    raise UserInputError("; ".join(texts) + more, advice=remedy(errors, findings))
 
 
 def refusal(error: UserInputError, findings: Findings, run_dir: Path) -> UserInputError:
@@ -57,6 +51,9 @@ def refusal(error: UserInputError, findings: Findings, run_dir: Path) -> UserInp
         log_problems(findings)
         text = json.dumps({"error": error.message, "problems": findings.for_report()}, ensure_ascii=False, indent=1)
         artifacts.write_json(run_dir / "reports" / PROBLEMS_FILE, text)
+        # As one finds it on the output claim, whatever the claim is mounted as.
+        place = "/".join((*run_dir.parts[-4:], "reports", PROBLEMS_FILE))
+        error.advice = f"{error.advice}; every problem with every line: {place}"
     error.dataset = DatasetStatus(problems=findings.for_status())
     return error
 

@@ -31,6 +31,7 @@ class RowReading:
         `name` is what the user calls the file. Raises UserInputError when the file as a whole cannot be read, or does
         not have what `dataset.columns` names.
         """
+        findings.note_name(file, name)
         mapping, conversions = ColumnMapping(self.columns), Conversions(self.task)
         opened = open_file(path, name, file, findings, max_bytes=self.max_bytes)
         if opened.columns is not None:
