@@ -136,7 +136,7 @@ def test_a_report_of_the_jobs_own_pod_reaches_the_status(setting: Setting) -> No
     assert "remainingSeconds" not in found, "one report has no speed; what the trainer computes is not believed"
     run = status_of(setting.plane, setting.namespace, "travel")["run"]
     assert run["checkpoint"]["step"] == 30
-    assert setting.replicas[0].metric("finetune_training_percent", job="travel") == 40
+    assert setting.replicas[0].metric("finetune_training_percent", name="travel") == 40
 
 
 def test_the_follower_passes_a_report_on(setting: Setting) -> None:

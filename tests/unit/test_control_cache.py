@@ -50,6 +50,17 @@ def test_only_what_is_newer_is_news(first: tuple[int, str], second: tuple[int, s
     assert (found["metadata"]["resourceVersion"], found["metadata"]["uid"]) == (str(kept[0]), kept[1])
 
 
+def test_a_list_tells_of_an_etcd_that_was_restored() -> None:
+    cache = Cache()
+    cache.store(JOB, made(JOB, "x", 900))
+    assert not cache.store(JOB, made(JOB, "x", 700))  # a watch may be late
+    relist = cache.begin_relist(JOB)
+    assert ("team-a", "x") not in relist.touched
+    assert cache.store(JOB, made(JOB, "x", 700), from_watch=False)
+    cache.end_relist(JOB, relist)
+    assert cache.store(JOB, made(JOB, "x", 701))
+
+
 def test_a_deletion_of_a_predecessor_does_not_remove_the_successor() -> None:
     cache = Cache()
     cache.store(JOB, made(JOB, "x", 5, "new"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import ssl
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from tests.certificate import write_certificate
 
 from finetune_operator.control.certificates import Certificates
 from finetune_operator.control.environment import Tls
+from finetune_operator.control.metrics import CERTIFICATE_EXPIRY, REGISTRY
 
 
 def renew(folder: Path, version: str) -> Path:
@@ -87,3 +89,18 @@ async def test_half_a_change_is_left_until_it_is_whole(tmp_path: Path) -> None:
     assert certificates.client is before
     (first / "tls.key").write_bytes(key)
     assert certificates.refresh()
+
+
+def test_the_end_of_the_certificate_is_a_metric_also_of_the_renewed_one(tmp_path: Path) -> None:
+    name = "finetune_progress_certificate_expiry_timestamp_seconds"
+    renew(tmp_path, "1")
+    certificates = Certificates(mounted(tmp_path))
+    before = REGISTRY.get_sample_value(name)
+    assert before
+    assert 0 < before - time.time() <= 86_400
+    CERTIFICATE_EXPIRY.set(0)
+    renew(tmp_path, "2")
+    assert certificates.refresh()
+    after = REGISTRY.get_sample_value(name)
+    assert after
+    assert after >= before

@@ -89,6 +89,13 @@ def test_rights_have_no_secrets_no_wildcards_and_no_pods_to_make() -> None:
             assert set(permission.verbs) <= {"get", "list", "watch"}
 
 
+def test_no_text_in_a_message_passes_for_the_time_or_the_level_of_its_line() -> None:
+    text = "answer: time=never level=DEBUG message=gone"
+    line = json.loads(JsonFormatter().format(logging.LogRecord("x", logging.ERROR, "f", 1, text, (), None)))
+    assert (line["level"], line["message"]) == ("ERROR", text)
+    assert line["time"].startswith("20")
+
+
 def test_json_logs_carry_the_pairs_of_a_message() -> None:
     record = logging.LogRecord("x", logging.INFO, "f", 1, "job=%s run=%d error=%r", ("a/b", 3, "it broke"), None)
     line = json.loads(JsonFormatter().format(record))

@@ -122,11 +122,36 @@ def test_series_of_a_training_end_with_it() -> None:
     body = stored(status={"stage": "Train", "run": run})
     cache.store(FINE_TUNE_JOB, body)
     health.refresh_metrics()
-    labels = {"namespace": "team-a", "job": "travel", "run": "2"}
+    labels = {"namespace": "team-a", "name": "travel", "run": "2"}
     assert metrics.REGISTRY.get_sample_value("finetune_training_percent", labels) == 40
     assert metrics.REGISTRY.get_sample_value("finetune_training_loss", labels) == 1.5
     done = {**body, "metadata": {**body["metadata"], "resourceVersion": "8"}, "status": {"stage": "Serve", "run": run}}
     cache.store(FINE_TUNE_JOB, done)
     health.refresh_metrics()
-    assert b'job="travel"' not in generate_latest(metrics.REGISTRY)
+    assert b'name="travel"' not in generate_latest(metrics.REGISTRY)
     assert metrics.REGISTRY.get_sample_value("finetune_jobs", {"stage": "Serve", "ready": "Unknown"}) == 1
+
+
+def test_jobs_in_trouble_are_counted_by_their_reason() -> None:
+    cache = Cache()
+    health = Health(cache, WorkQueue(), resync_seconds=300)
+    waits = {"run": {"number": 1, "failure": {"reason": "Unschedulable", "waiting": True}}}
+    gated = {"conditions": [{"type": "Stalled", "status": "True", "reason": "GateFailed"}]}
+    for name, status in (("a", waits), ("b", waits), ("c", gated), ("d", {"stage": "Train"})):
+        body = stored(status=status)
+        cache.store(FINE_TUNE_JOB, {**body, "metadata": {**body["metadata"], "name": name, "uid": name}})
+    health.refresh_metrics()
+    value = metrics.REGISTRY.get_sample_value
+    assert value("finetune_jobs_waiting", {"reason": "Unschedulable"}) == 2
+    assert value("finetune_jobs_stalled", {"reason": "GateFailed"}) == 1
+    text = generate_latest(metrics.REGISTRY)
+    assert text.count(b"finetune_jobs_waiting{") == text.count(b"finetune_jobs_stalled{") == 1
+
+
+def test_no_metric_has_a_label_that_prometheus_keeps_for_itself_nor_a_series_that_nobody_reads() -> None:
+    metrics.RUNS.labels("Promoted").inc(0)
+    metrics.PERCENT.labels("team-a", "travel", "1").set(1)
+    for family in metrics.REGISTRY.collect():
+        for sample in family.samples:
+            assert not {"job", "instance"} & set(sample.labels), sample.name
+            assert not sample.name.endswith("_created")

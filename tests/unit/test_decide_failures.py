@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -205,6 +206,18 @@ WAITING = [
     (waiting_for("InvalidImageName", "couldn't parse"), Reason.IMAGE_PULL, "image"),
     (waiting_for("CreateContainerConfigError", 'secret "hf" not found'), Reason.CONFIG_MISSING, "Secret"),
 ]
+
+
+def test_a_clock_that_was_put_back_does_not_hold_a_failure_up() -> None:
+    cluster = started("Train")
+    end = {"type": "Failed", "status": "True", "reason": "BackoffLimitExceeded", "message": "limit"}
+    cluster.objects["Job", "travel-r1-train"]["status"] = {
+        "conditions": [{**end, "lastTransitionTime": stamp(cluster.now)}]
+    }
+    cluster.pods = []
+    assert cluster.plan().requeue_after  # its pod may still be seen
+    cluster.now -= timedelta(hours=3)
+    assert not failure_of(cluster.plan().status).waiting
 
 
 @pytest.mark.parametrize(("state", "reason", "hint"), WAITING)

@@ -165,7 +165,11 @@ class Cache:
         return None
 
     def store(self, resource: Resource, body: Manifest, *, from_watch: bool = True) -> bool:
-        """Remembers an object; False when nothing new was learnt."""
+        """Remembers an object; False when nothing new was learnt.
+
+        Watches and answers to our own writes may come late, a list of an object that neither has told of meanwhile does
+        not: an older version there is the truth of an API server whose etcd was restored from a backup.
+        """
         name = name_of(body)
         if resource is POD_REFUSAL and self.job_of(body) is None:
             return False  # about a Job of others: an Event that comes before its Job comes again
@@ -174,9 +178,9 @@ class Cache:
         known = self._objects[resource.kind].get(name)
         if known is not None:
             same = known["metadata"].get("uid") == body["metadata"].get("uid")
-            if same and _version(body) <= _version(known):
+            if same and _version(body) == _version(known):
                 return False
-            if not same and _version(body) < _version(known):
+            if from_watch and _version(body) < _version(known):
                 return False
             self._forget(resource, name)
         self._remember(resource, name, slim(body))

@@ -11,7 +11,10 @@ import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from cryptography import x509  # pyjwt[crypto] brings it
+
 from finetune_operator.control.environment import Tls
+from finetune_operator.control.metrics import CERTIFICATE_EXPIRY
 
 logger = logging.getLogger(__name__)
 
@@ -75,10 +78,19 @@ class Certificates:
 
     def _load(self) -> Loaded:
         client = ssl.create_default_context(cafile=str(self._tls.ca))
-        return Loaded(_server_context(self._tls), client, self._tls.ca.read_text())
+        loaded = Loaded(_server_context(self._tls), client, self._tls.ca.read_text())
+        CERTIFICATE_EXPIRY.set(expiry(self._tls))
+        return loaded
 
     def _hand_over(self, connection: ssl.SSLSocket | ssl.SSLObject, _name: str | None, _context: object) -> None:
         connection.context = self._loaded.server
+
+
+def expiry(tls: Tls) -> float:
+    """When the first of the certificates ends, the authority's included: Unix time. After that no new training reports
+    its progress; the trainings themselves go on."""
+    found = [each for path in (tls.cert, tls.ca) for each in x509.load_pem_x509_certificates(path.read_bytes())]
+    return min(each.not_valid_after_utc.timestamp() for each in found)
 
 
 def _server_context(tls: Tls) -> ssl.SSLContext:

@@ -54,12 +54,13 @@ class Health:
         """Brings the gauges up to date. Series of jobs that are gone or done go away."""
         metrics.QUEUE_DEPTH.set(self._queue.depth)
         metrics.QUEUE_OLDEST_SECONDS.set(self._queue.oldest_seconds())
-        for gauge in (metrics.JOBS, metrics.PERCENT, metrics.LOSS):
+        for gauge in (metrics.JOBS, metrics.WAITING, metrics.STALLED, metrics.PERCENT, metrics.LOSS):
             gauge.clear()
         counts: Counter[tuple[str, str]] = Counter()
         for body in self._cache.objects(FINE_TUNE_JOB):
             status = body.get("status") or {}
             counts[status.get("stage") or "None", _condition(status, ConditionType.READY)] += 1
+            _export_trouble(status)
             _export_training(body, status)
         for (stage, ready), count in counts.items():
             metrics.JOBS.labels(stage, ready).set(count)
@@ -85,8 +86,16 @@ class Health:
         return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
-def _condition(status: Manifest, kind: ConditionType) -> str:
-    return next((str(each["status"]) for each in status.get("conditions") or () if each["type"] == kind), "Unknown")
+def _condition(status: Manifest, kind: ConditionType, part: str = "status") -> str:
+    return next((str(each[part]) for each in status.get("conditions") or () if each["type"] == kind), "Unknown")
+
+
+def _export_trouble(status: Manifest) -> None:
+    """One more of its reason, where a job is stalled or waits."""
+    if _condition(status, ConditionType.STALLED) == "True":
+        metrics.STALLED.labels(_condition(status, ConditionType.STALLED, "reason")).inc()
+    elif (failure := (status.get("run") or {}).get("failure") or {}).get("waiting"):
+        metrics.WAITING.labels(str(failure.get("reason"))).inc()
 
 
 def _export_training(body: Manifest, status: Manifest) -> None:

@@ -18,11 +18,11 @@ class JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         text = record.getMessage()
         line = {
+            **{key: value.strip("'\"") for key, value in PAIR.findall(text)},  # first: no text may pass for our fields
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname,
             "logger": record.name,
             "message": text,
-            **{key: value.strip("'\"") for key, value in PAIR.findall(text)},
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)

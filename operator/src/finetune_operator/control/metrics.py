@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.process_collector import ProcessCollector
 
+# A second series beside each counter and histogram, which nobody reads.
+disable_created_metrics()  # type: ignore[no-untyped-call]
 # A registry of our own: several operators can run in one test process, and nothing foreign is exported.
 REGISTRY = CollectorRegistry()
 ProcessCollector(registry=REGISTRY)
@@ -25,6 +27,15 @@ API_REQUESTS = Counter(
     registry=REGISTRY,
 )
 JOBS = Gauge("finetune_jobs", "FineTuneJobs by stage and readiness.", ["stage", "ready"], registry=REGISTRY)
+WAITING = Gauge(
+    "finetune_jobs_waiting",
+    "FineTuneJobs that wait for something, by reason; it may right itself.",
+    ["reason"],
+    registry=REGISTRY,
+)
+STALLED = Gauge(
+    "finetune_jobs_stalled", "FineTuneJobs that do not go on by themselves, by reason.", ["reason"], registry=REGISTRY
+)
 STAGE_SECONDS = Histogram(
     "finetune_stage_seconds",
     "Duration of succeeded stages, seconds.",
@@ -33,12 +44,10 @@ STAGE_SECONDS = Histogram(
     registry=REGISTRY,
 )
 RUNS = Counter("finetune_runs_total", "Runs that ended, by result.", ["result"], registry=REGISTRY)
-PERCENT = Gauge(
-    "finetune_training_percent", "Progress of running trainings.", ["namespace", "job", "run"], registry=REGISTRY
-)
-LOSS = Gauge(
-    "finetune_training_loss", "Last training loss of running trainings.", ["namespace", "job", "run"], registry=REGISTRY
-)
+# Not `job`: Prometheus gives that label to every target, and would rename ours.
+TRAINING = ["namespace", "name", "run"]
+PERCENT = Gauge("finetune_training_percent", "Progress of running trainings.", TRAINING, registry=REGISTRY)
+LOSS = Gauge("finetune_training_loss", "Last training loss of running trainings.", TRAINING, registry=REGISTRY)
 EVENTS_SEEN = Counter("finetune_watch_events_total", "Watch events, by resource.", ["resource"], registry=REGISTRY)
 WATCH_MISSED = Counter(
     "finetune_watch_missed_total",
@@ -49,6 +58,11 @@ WATCH_MISSED = Counter(
 RESYNC_TIME = Gauge("finetune_resync_timestamp_seconds", "When the last relist ended, Unix time.", registry=REGISTRY)
 LEADER = Gauge("finetune_leader", "1 when this replica acts.", registry=REGISTRY)
 PROGRESS_POSTS = Counter("finetune_progress_posts_total", "Progress reports, by answer.", ["code"], registry=REGISTRY)
+CERTIFICATE_EXPIRY = Gauge(
+    "finetune_progress_certificate_expiry_timestamp_seconds",
+    "When the progress receiver's certificate or its authority ends, whichever is first, Unix time.",
+    registry=REGISTRY,
+)
 APPLY_FAILURES = Counter(
     "finetune_apply_failures_total", "Writes that the API server refused, by reason.", ["reason"], registry=REGISTRY
 )

@@ -34,6 +34,7 @@ from finetune_operator.times import parse_time
 
 # Jobs and pods come over different watches: the Job's end may be seen before its pod's. So long the pod is waited for.
 GRACE_SECONDS = 10.0
+SKEW_SECONDS = 60.0  # by which the clocks of two machines may differ
 FOREIGN_SECONDS = 5.0  # how soon to look again whether the garbage collector has removed a predecessor's child
 
 
@@ -201,7 +202,8 @@ def _pods_lag(view: View, job: Manifest, pods: list[Manifest]) -> bool:
     """Whether the end of a pod may only not have been seen yet."""
     conditions = (job.get("status") or {}).get("conditions") or ()
     ended = max((str(condition.get("lastTransitionTime") or "") for condition in conditions), default="")
-    fresh = (view.now - parse_time(ended, view.now)).total_seconds() < GRACE_SECONDS
+    # An end that lies far in the future is the work of a clock that was put back: it must not be waited for.
+    fresh = -SKEW_SECONDS <= (view.now - parse_time(ended, view.now)).total_seconds() < GRACE_SECONDS
     members = current(pods)
     return fresh and (not members or not all(is_over(pod) for pod in members))
 
