@@ -146,5 +146,5 @@ def test_durations(seconds: float, text: str) -> None:
 
 def test_a_stage_says_what_it_found() -> None:
     run: Any = served_job().status.run
-    assert words.result_of(run, Stage.PREPARE).startswith("180 examples to learn from, 20 held out")
-    assert words.result_of(run, Stage.EVALUATE) == "held-out loss: 2.00 of the base, 1.00 tuned"
+    assert words.result_of(run, Stage.PREPARE).startswith("180 examples to learn from, 20 held out to test it; ")
+    assert words.result_of(run, Stage.EVALUATE) == "loss on the held-out examples: 2.00 before training, 1.00 after"

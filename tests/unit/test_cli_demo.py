@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
+import subprocess
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from finetune_operator.cli import demo
 from finetune_operator.local import machine, manifests
@@ -65,3 +68,32 @@ def test_a_folder_becomes_a_claim(tmp_path: Path) -> None:
 def test_a_wrong_source_is_refused(source: str) -> None:
     with pytest.raises(BadInput):
         demo._with_model(given().job, source)
+
+
+def test_the_last_screen_can_be_copied_into_a_fresh_shell(tmp_path: Path) -> None:
+    checkout = tmp_path / "my checkout"
+    (checkout / ".venv" / "bin").mkdir(parents=True)
+    (checkout / ".venv" / "bin" / "activate").write_text(f'PATH="{checkout}/.venv/bin:$PATH"\n')
+    program = checkout / ".venv" / "bin" / "finetune"
+    program.write_text("#!/bin/sh\necho asked: $*\n")
+    program.chmod(0o755)
+    file = io.StringIO()
+    demo._next(Console(file=file, width=60), checkout, given().job, 90)
+    indented = [line.strip() for line in file.getvalue().splitlines() if line.startswith("  ")]
+    commands = [line.split("    ")[0] for line in indented]
+    assert [line.split()[0] for line in commands[:2]] == ["cd", "source"]
+    script = "\n".join(commands)
+    shell = subprocess.run(["bash", "-ec", script], cwd="/", capture_output=True, text=True)
+    assert shell.returncode == 0, shell.stderr
+    assert "asked: chat travel-demo --prompt What should I eat in Porto?" in shell.stdout
+    assert "asked: run -f examples/travel/demo.yaml -f examples/travel/dataset.yaml" in shell.stdout
+
+
+def test_the_base_is_made_without_bars_and_beside_other_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = tmp_path / "examples" / "tiny-base" / "tiny_base.py"
+    script.parent.mkdir(parents=True)
+    script.write_text("import json, os, sys\njson.dump(dict(os.environ), open(sys.argv[1], 'w'))\n")
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    demo.make_base(Console(file=io.StringIO()), tmp_path, tmp_path / "claims" / "seen")
+    seen = json.loads((tmp_path / "claims" / "seen").read_text())
+    assert (seen["HF_HUB_DISABLE_PROGRESS_BARS"], seen["OMP_WAIT_POLICY"]) == ("1", "PASSIVE")

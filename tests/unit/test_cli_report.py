@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-import pytest
+import io
+from pathlib import Path
+from typing import Any
 
-from finetune_api.status import Interval
+import pytest
+from rich.console import Console
+from tests.simulator import Cluster, make_job
+
+from finetune_api.conditions import FailureReason, Stage
+from finetune_api.status import DatasetStatus, Failure, Interval, Problem
+from finetune_operator.cli import report, words
 from finetune_operator.cli.report import certainty
+from finetune_operator.local.store import Store
 
 
 @pytest.mark.parametrize(
@@ -20,3 +29,57 @@ from finetune_operator.cli.report import certainty
 )
 def test_an_interval_is_as_certain_as_its_examples(low: float, high: float, examples: int, words: str) -> None:
     assert certainty(Interval(low=low, high=high), examples).endswith(words)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "range_"),
+    [(50, "1 min 20 s to 4 min"), (1, "30 s to 1 min"), (600, "10 min to 31 min"), (36000, "10 h to 30 h")],
+)
+def test_a_promised_time_has_room_for_what_stands_around_the_steps(seconds: float, range_: str) -> None:
+    assert words.time_range(seconds) == range_.replace("30 h", "1 d 6 h")
+
+
+def refused_job(advice: str) -> Any:
+    """Ended in Prepare, with a problem in each file."""
+    cluster = Cluster(make_job("travel"))
+    cluster.run()
+    job: Any = cluster.job
+    problems = [
+        Problem(check="no_text", count=2, lines=[4, 8], file=file, message="error: the line has no text")
+        for file in ("train", "validation")
+    ]
+    failure = Failure(reason=FailureReason.DATASET_INVALID, stage=Stage.PREPARE, message="no", advice=advice)
+    run = job.status.run.model_copy(update={"dataset": DatasetStatus(problems=problems), "failure": failure})
+    return job.model_copy(update={"status": job.status.model_copy(update={"run": run})})
+
+
+def test_problems_are_told_with_the_file_as_the_job_names_it_and_with_the_place_of_the_rest(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    job = refused_job("")
+    path = report.run_folder(store, job, job.status.run) / "reports" / "dataset-problems.json"
+    relative = path.relative_to(store.artifacts)
+    job = refused_job(f"correct these lines; every problem with every line: {relative}")
+    file = io.StringIO()
+    report.show_failure(Console(file=file, width=200), store, job, None)
+    assert f"every line: {relative}" in file.getvalue()  # as the status has it, where there is no such file
+    path.parent.mkdir(parents=True)
+    path.touch()
+    report.show_failure(Console(file=file, width=200), store, job, None)
+    shown = file.getvalue()
+    assert f"every problem with every line: {path}" in shown
+    assert "Prepare failed: DatasetInvalid." in shown
+    train = job.spec.dataset.train
+    assert f"In the training data, {report.source_of(job, 'train')}:" in shown
+    assert (train.source or train.config_map_ref.name) in report.source_of(job, "train")
+    assert "lines 4, 8" in shown
+
+
+def test_words_that_a_newcomer_does_not_know_are_explained_where_they_stand() -> None:
+    job: Any = refused_job("")
+    file = io.StringIO()
+    report.show_scores(Console(file=file, width=200), job.status.run.evaluation)
+    shown = file.getvalue()
+    assert "how wrong its guesses are; lower is better" in shown
+    assert "held-out examples, which it was not trained on" in shown
+    assert "(before)" in shown
+    assert "(after)" in shown

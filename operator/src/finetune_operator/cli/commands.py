@@ -56,11 +56,11 @@ def check(files: Sequence[str], name: str | None, claims: Sequence[str], namespa
         sys.exit(INTERRUPTED)
     if result.ending is not Ending.REACHED:
         # The folder stays until the next check: the list of all problems is in it.
-        report.show_failure(console, result.job, newest_log(jobs.checks(store), result.job, Stage.PREPARE))
+        report.show_failure(console, store, result.job, newest_log(jobs.checks(store), result.job, Stage.PREPARE))
         sys.exit(_exit_code(result.job))
     run = result.job.status.run
     if run and run.dataset:
-        report.show_dataset(console, run.dataset, details=True)
+        report.show_dataset(console, job, run.dataset, details=True)
         report.show_rendered(console, folder)
         report.show_plan(console, run)
     shutil.rmtree(folder, ignore_errors=True)
@@ -94,7 +94,7 @@ def drive(store: Store, console: Console, job: FineTuneJob) -> FineTuneJob:
     if result.ending is not Ending.READY:
         if job.status.run and job.status.run.evaluation:
             report.show_run(console, store, job)
-        report.show_failure(console, job, newest_log(store, job))
+        report.show_failure(console, store, job, newest_log(store, job))
         sys.exit(_exit_code(job))
     return job
 
@@ -206,7 +206,7 @@ def endpoint_of(store: Store, console: Console, job: FineTuneJob) -> Iterator[En
             if result.ending is Ending.INTERRUPTED:
                 sys.exit(INTERRUPTED)
             if result.job.status.endpoint is None or result.ending is not Ending.READY:
-                report.show_failure(console, result.job, newest_log(store, result.job, Stage.SERVE))
+                report.show_failure(console, store, result.job, newest_log(store, result.job, Stage.SERVE))
                 sys.exit(1)
             yield result.job.status.endpoint
         finally:
@@ -234,7 +234,7 @@ def serve(name: str, port: int | None, namespace: str | None) -> None:
                 backend.close()
             jobs.settle(store, job.metadata.namespace, name)
     if result.ending is not Ending.INTERRUPTED:
-        report.show_failure(console, result.job, newest_log(store, result.job, Stage.SERVE))
+        report.show_failure(console, store, result.job, newest_log(store, result.job, Stage.SERVE))
         sys.exit(1)
     console.print("Stopped.")
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -34,9 +36,12 @@ LEARNT = (
 )
 HELD_OUT = ("It is raining in Marseille. Where do I go?", "I am hungry in Hong Kong. What do I order?")
 RANDOM_HELD_OUT = 2
+QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1"}  # transformers' bar for each file that it writes
 INTRODUCTION = """\
-[bold]Fine-tuning on this machine[/]: a small model learns how an old harbour pilot answers travel questions.
-About 5 minutes the first time on two processors, 2 minutes after that. Everything is kept in {home}
+[bold]Fine-tuning on this machine[/]: a small language model, the base, learns how an old harbour pilot answers travel
+questions. What comes out is the tuned model; at the end both answer the same questions.
+At most 5 minutes the first time on two processors that do nothing else, and less than 2 after that.
+Everything is kept in {home}
 """
 FRANK = (
     "[bold]Be frank:[/] this base has one million parameters, a hundredth of the smallest usual chat models. It learns "
@@ -60,10 +65,11 @@ def demo(model: str | None, *, fresh: bool, folder: Path) -> None:
     console.print(INTRODUCTION.format(home=escape(str(store.home))), highlight=False)
     if model is None:
         make_base(console, checkout, store.claims / "sources" / "tiny-base")
-    console.print(f"[bold]{'2 of 3' if model is None else '1 of 2'}  Check the data, train, evaluate[/]")
+    step = "2 of 3" if model is None else "1 of 2"
+    console.print(f"\n[bold]Step {step}: the data is checked, the model learns, and is measured[/]")
     job = commands.drive(store, console, _job(store, console, checkout, model))
     report.show_run(console, store, job, samples=0)
-    console.print(f"\n[bold]{'3 of 3' if model is None else '2 of 2'}  Ask both models[/]")
+    console.print(f"\n[bold]Step {'3 of 3' if model is None else '2 of 2'}: both models are asked[/]")
     with commands.endpoint_of(store, console, job) as endpoint:
         held_out = [*HELD_OUT, *_more_held_out(checkout)]
         console.print("The models answer ...", highlight=False)
@@ -73,7 +79,7 @@ def demo(model: str | None, *, fresh: bool, folder: Path) -> None:
     console.print()
     if model is None:
         report.say(console, FRANK)
-    _next(console, job, time.monotonic() - started)
+    _next(console, checkout, job, time.monotonic() - started)
 
 
 def find_checkout(folder: Path) -> Path:
@@ -87,13 +93,13 @@ def find_checkout(folder: Path) -> Path:
 def make_base(console: Console, checkout: Path, folder: Path) -> None:
     """The tiny base, unless it is there; its recipe says itself how far it is. Raises DemoFailed."""
     console.print(
-        "[bold]1 of 3  A small language model, made on the spot[/] from the English in Python's documentation"
+        "[bold]Step 1 of 3: a small language model is made[/] from the English in Python's documentation (once)"
     )
     script = checkout / "examples" / "tiny-base" / "tiny_base.py"
     folder.parent.mkdir(parents=True, exist_ok=True)
     # In a session of its own: on Ctrl-C we end it, and its stack trace does not hide what we say.
     command = processes.tethered([sys.executable, str(script), str(folder)])
-    process = subprocess.Popen(command, start_new_session=True)
+    process = subprocess.Popen(command, start_new_session=True, env={**processes.POLITE, **os.environ, **QUIET})
     try:
         code = process.wait()
     except KeyboardInterrupt:
@@ -158,15 +164,37 @@ def _forget(console: Console, store: Store) -> None:
     console.print("Forgotten: what an earlier demo made.")
 
 
-def _next(console: Console, job: FineTuneJob, seconds: float) -> None:
+def _next(console: Console, checkout: Path, job: FineTuneJob, seconds: float) -> None:
+    """Whole commands, for this shell or a fresh one in any folder."""
     name = job.metadata.name
     lines = [
-        f"[bold]Done in {words.duration(seconds)}.[/] Next, in this folder:",
-        f"  finetune chat {name}                  ask it yourself",
-        f"  finetune serve {name}                 an OpenAI-compatible server on this machine",
-        f"  finetune status {name} -o yaml        all that is known of the job",
-        "  examples/travel/demo.yaml                the job itself: change it, and finetune run it",
+        f"[bold]Done in {words.duration(seconds)}.[/] What to type next:",
+        "",
+        *(escape(f"  {line}") for line in shell_lines(checkout)),
+        f'  finetune chat {name} --prompt "What should I eat in Porto?"',
+        f"  finetune chat {name}                 questions and answers, until Ctrl-D",
+        f"  finetune serve {name}                an OpenAI-compatible server on this machine, until Ctrl-C",
+        f"  finetune status {name} -o yaml       all that is known of the job",
+        "",
+        "The job is examples/travel/demo.yaml, its data examples/travel/dataset.yaml. Change a setting, and train anew",
+        "(where only the data has changed, write a new spec.rerunToken):",
+        "",
+        "  finetune run -f examples/travel/demo.yaml -f examples/travel/dataset.yaml",
     ]
-    program = "" if shutil.which("finetune") else "(finetune is in .venv/bin: `source .venv/bin/activate` first)"
-    for line in [*lines, program]:
+    for line in lines:
         console.print(line, highlight=False, soft_wrap=True)
+
+
+def shell_lines(checkout: Path) -> list[str]:
+    """What a fresh shell needs before `finetune`: the folder, and the virtual environment where there is one."""
+    activate = checkout / ".venv" / "bin" / "activate"
+    other = Path(sys.executable).parent / "activate"
+    found = next((path for path in (activate, other) if path.is_file()), None)
+    return [
+        f"cd {shlex.quote(str(checkout))}",
+        *([f"source {shlex.quote(str(_short(found, checkout)))}"] if found else []),
+    ]
+
+
+def _short(path: Path, folder: Path) -> Path:
+    return path.relative_to(folder) if path.is_relative_to(folder) else path

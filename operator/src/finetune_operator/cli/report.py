@@ -23,6 +23,13 @@ from finetune_operator.cli import words
 from finetune_operator.local.store import Store
 
 SAMPLES = 4
+CLAIM_DEPTH = 6  # NAMESPACE/NAME/runs/RUN/reports/FILE
+# For who sees these words for the first time.
+EXPLAINED = {
+    Metric.LOSS: "how wrong its guesses are; lower is better",
+    Metric.PERPLEXITY: "among how many tokens it wavers; lower is better, 1 is certain",
+    Metric.TOKEN_ACCURACY: "how often it guesses the next token; higher is better",
+}
 SEVERITIES = {"error": "bold red", "warning": "yellow"}
 
 
@@ -31,7 +38,7 @@ def say(console: Console, text: str) -> None:
     console.print(text, highlight=False, soft_wrap=not console.is_terminal)
 
 
-def show_dataset(console: Console, data: DatasetStatus, *, details: bool = False) -> None:
+def show_dataset(console: Console, job: FineTuneJob, data: DatasetStatus, *, details: bool = False) -> None:
     """Problems always; with `details` the figures, too."""
     if details:
         table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
@@ -39,7 +46,7 @@ def show_dataset(console: Console, data: DatasetStatus, *, details: bool = False
             table.add_row(name, value)
         console.print("\n[bold]The data[/]")
         console.print(table)
-    show_problems(console, data.problems)
+    show_problems(console, job, data.problems)
     if details and not data.problems:
         console.print("  no problems found")
 
@@ -59,25 +66,39 @@ def _figures(data: DatasetStatus) -> Iterator[tuple[str, str]]:
             yield name, f"{count:,}"
 
 
-def show_problems(console: Console, problems: Sequence[Problem]) -> None:
-    """A line a kind of problem: how bad, where, what."""
-    table = Table.grid(padding=(0, 2))
-    table.add_column(no_wrap=True)
-    table.add_column(max_width=36)
-    table.add_column(overflow="fold")
-    for problem in problems:
-        severity, separator, text = problem.message.partition(": ")
-        if severity not in SEVERITIES or not separator:
-            severity, text = "warning", problem.message
-        table.add_row(Text(f"  {severity}", style=SEVERITIES[severity]), Text(_where(problem)), Text(text))
-    if problems:
+def show_problems(console: Console, job: FineTuneJob, problems: Sequence[Problem]) -> None:
+    """The file, and a line a kind of problem: how bad, where, what."""
+    for file in dict.fromkeys(problem.file for problem in problems):
+        say(console, f"\nIn the {_role(file)}, {escape(source_of(job, file))}:")
+        table = Table.grid(padding=(0, 2))
+        table.add_column(no_wrap=True)
+        table.add_column(max_width=36)
+        table.add_column(overflow="fold")
+        for problem in (each for each in problems if each.file == file):
+            severity, separator, text = problem.message.partition(": ")
+            if severity not in SEVERITIES or not separator:
+                severity, text = "warning", problem.message
+            table.add_row(Text(f"  {severity}", style=SEVERITIES[severity]), Text(_where(problem)), Text(text))
         console.print(table, highlight=False)
+
+
+def _role(file: str) -> str:
+    return "held-out data" if file == "validation" else "training data"
+
+
+def source_of(job: FineTuneJob, file: str) -> str:
+    """Where the job says that the data lies, in words. Held out of the training data is what has no file of its own."""
+    data = job.spec.dataset
+    own = data.validation if file == "validation" and data.validation.fraction is None else data.train
+    if own.config_map_ref is not None:
+        return f"key {own.config_map_ref.key} of ConfigMap {own.config_map_ref.name}"
+    return own.source or file
 
 
 def _where(problem: Problem) -> str:
     lines = ", ".join(map(str, problem.lines))
     more = f" and {problem.count - len(problem.lines)} more" if problem.count > len(problem.lines) else ""
-    return f"{problem.file}, line{'s' if problem.count > 1 else ''} {lines}{more}" if lines else problem.file
+    return f"line{'s' if problem.count > 1 else ''} {lines}{more}" if lines else "as a whole"
 
 
 def show_run(console: Console, store: Store, job: FineTuneJob, *, samples: int = SAMPLES) -> None:
@@ -86,13 +107,14 @@ def show_run(console: Console, store: Store, job: FineTuneJob, *, samples: int =
     if run is None:
         return
     if run.dataset:
-        show_dataset(console, run.dataset)
+        show_dataset(console, job, run.dataset)
     if run.evaluation:
         show_scores(console, run.evaluation)
     if run.gate:
         passed = run.gate.verdict is GateVerdict.PASSED
-        text = "passed: the model is promoted" if passed else "failed: the model is kept, but not promoted"
-        say(console, f"Gate [bold {'green' if passed else 'red'}]{text}[/]. {escape('; '.join(run.gate.reasons))}")
+        text = "passed: the model is promoted, so chat and serve use it" if passed else "failed: the model is not used"
+        say(console, f"\nGate (what the job asks of a model) [bold {'green' if passed else 'red'}]{text}[/].")
+        say(console, escape("; ".join(run.gate.reasons)))
     for note in run.notes:
         say(console, f"Note: {escape(note)}")
     answers = sample_answers(store, job, run)
@@ -103,8 +125,9 @@ def show_run(console: Console, store: Store, job: FineTuneJob, *, samples: int =
 def show_scores(console: Console, evaluation: EvaluationStatus) -> None:
     """Base against tuned, and how sure that is, in plain words."""
     base, few, tuned = evaluation.base, evaluation.few_shot, evaluation.tuned
-    columns = [("base", base), ("base with examples", few), ("tuned", tuned)]
-    table = Table(title=f"\nOn {evaluation.examples} held-out examples", title_justify="left", title_style="bold")
+    columns = [("base (before)", base), ("base with examples", few), ("tuned (after)", tuned)]
+    title = f"\nOn {evaluation.examples} held-out examples, which it was not trained on"
+    table = Table(title=title, title_justify="left", title_style="bold")
     table.add_column("")
     shown = [(name, scores) for name, scores in columns if scores is not None]
     for name, _ in shown:
@@ -112,7 +135,9 @@ def show_scores(console: Console, evaluation: EvaluationStatus) -> None:
     table.add_column("")
     for metric, (word, hint) in METRIC_MEANINGS.items():
         if any(scores.value(metric) is not None for _, scores in shown):
-            table.add_row(word, *(_figure(metric, scores.value(metric)) for _, scores in shown), hint)
+            table.add_row(
+                word, *(_figure(metric, scores.value(metric)) for _, scores in shown), EXPLAINED.get(metric, hint)
+            )
     console.print(table, highlight=False)
     if evaluation.loss_difference is not None:
         console.print(certainty(evaluation.loss_difference, evaluation.examples), highlight=False)
@@ -174,7 +199,7 @@ def run_folder(store: Store, job: FineTuneJob, run: RunStatus) -> Path:
     return store.artifacts / names.run_folder(meta.namespace, meta.name, run.number, run.hash)
 
 
-def show_failure(console: Console, job: FineTuneJob, log: Path | None) -> None:
+def show_failure(console: Console, store: Store, job: FineTuneJob, log: Path | None) -> None:
     """What went wrong, where, and the remedy."""
     run = job.status.run
     failure = run.failure if run else None
@@ -182,17 +207,32 @@ def show_failure(console: Console, job: FineTuneJob, log: Path | None) -> None:
         say(console, f"[red]{escape(words.message(job))}[/]")
         return
     problems = run.dataset.problems if run and run.dataset else []
-    where = f"{failure.stage.value}: " if failure.stage else ""
+    head = f"[red bold]{failure.stage or 'The run'} failed: {failure.reason}.[/]"
     if problems and failure.reason is FailureReason.DATASET_INVALID:
-        say(console, f"[red bold]{where}{failure.reason}[/] The data cannot be trained on:")
-        show_problems(console, problems)
+        say(console, f"{head} The data cannot be trained on.")
+        show_problems(console, job, problems)
+        console.print()
     else:
-        show_problems(console, problems)
-        say(console, f"[red bold]{where}{failure.reason}[/] {escape(failure.message)}")
+        show_problems(console, job, problems)
+        say(console, f"{head} {escape(failure.message)}")
     if failure.advice:
-        say(console, f"What to do: {escape(failure.advice)}")
+        say(console, f"What to do: {escape(_with_whole_path(failure.advice, all_problems(store, job)))}")
     if log:
-        say(console, f"The log: {escape(str(log))}")
+        console.print(f"The log: {escape(str(log))}", highlight=False, soft_wrap=True)
+
+
+def _with_whole_path(advice: str, path: Path | None) -> str:
+    """The advice names the file as it lies on the output claim; here that is a folder of this machine."""
+    if path is None:
+        return advice
+    return advice.replace("/".join(path.parts[-CLAIM_DEPTH:]), str(path))
+
+
+def all_problems(store: Store, job: FineTuneJob) -> Path | None:
+    """The file with every problem of data that was refused, where there is one."""
+    run = job.status.run
+    path = run_folder(store, job, run) / "reports" / "dataset-problems.json" if run else None
+    return path if path and path.is_file() else None
 
 
 def show_rendered(console: Console, folder: Path) -> None:
@@ -236,9 +276,10 @@ def show_plan(console: Console, run: RunStatus) -> None:
             f"{epochs} of {values.batch_size} examples, learning rate {values.learning_rate:g}{rank}: {trained}",
         )
     if needs:
-        time = words.duration(needs.train_seconds)
-        console.print(
-            f"Expected: {words.size(needs.memory_bytes)} of memory, about {time} of training", highlight=False
+        say(
+            console,
+            f"Expected: {words.size(needs.memory_bytes)} of memory, {words.time_range(needs.train_seconds)} until the "
+            "model is trained and measured; longer beside other work",
         )
     for note in run.notes:
         say(console, f"Note: {escape(note)}")

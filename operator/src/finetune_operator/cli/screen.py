@@ -24,6 +24,8 @@ from finetune_operator.runs import is_done
 
 TAIL_BYTES = 4096
 LOG_LINE = re.compile(r" INFO .*?stage=\w+ (?P<text>.+)$")
+# Lines of the log that are for machines, or say what the screen says in its own words.
+RAW_LINE = re.compile(r"\w+=|done in |starts$|was done before")
 PLAIN_PERCENT = 10  # a plain line each so many percent
 ASKED_TO_STOP = "stopping: what was learnt is being saved (Ctrl-C again: stop at once, and lose what is not saved)"
 
@@ -118,22 +120,23 @@ class Screen:
         path = newest_log(self._store, job, stage) if run else None
         lines = tail(path) if path else []
         found = [match["text"] for line in lines if (match := LOG_LINE.search(line))]
-        return found[-1][:160] if found and found[-1] != "starts" else ""
+        said = [text for text in found if not RAW_LINE.match(text)]
+        return said[-1][:160] if said else ""
 
     def _plain(self, job: FineTuneJob, stop: Stop) -> None:
         run = job.status.run
-        for number, stage in enumerate(self._stages, 1):
+        for stage in self._stages:
             state = self._state(job, stage)
             if state == "later" or run is None:
                 continue
-            head = f"[{number}/{len(self._stages)}] {stage.value}"
             if state == "now":
-                self._say((run.number, stage, "now"), f"{head}: {words.DOES[stage]}")
+                self._say((run.number, stage, "now"), f"{stage}: {words.DOES[stage]}")
                 self._plain_progress(job, stage)
             else:
+                ended = "done" if state == "done" else "FAILED"
                 seconds = words.stage_seconds(run, stage)
                 taken = f" ({words.duration(seconds)})" if seconds is not None and state == "done" else ""
-                self._say((run.number, stage, state), f"{head}: {self._text(job, stage)}{taken}")
+                self._say((run.number, stage, state), f"{stage} {ended}: {self._text(job, stage)}{taken}")
         if stop:
             self._say("stop", ASKED_TO_STOP)
 
