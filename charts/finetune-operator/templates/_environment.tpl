@@ -13,9 +13,9 @@
 - name: FINETUNE_WATCH_NAMESPACES
   value: {{ join "," .Values.watchNamespaces | quote }}
 - name: FINETUNE_TRAINER_IMAGE
-  value: {{ include "finetune-operator.image" (dict "image" .Values.trainer.image "tag" .Chart.AppVersion) | quote }}
+  value: {{ include "finetune-operator.image" (dict "root" . "image" .Values.trainer.image "tag" .Chart.AppVersion) | quote }}
 - name: FINETUNE_VLLM_IMAGE
-  value: {{ include "finetune-operator.image" (dict "image" .Values.vllm.image "tag" "latest") | quote }}
+  value: {{ include "finetune-operator.image" (dict "root" . "image" .Values.vllm.image "tag" "") | quote }}
 - name: FINETUNE_IMAGE_PULL_POLICY
   value: {{ .Values.trainer.image.pullPolicy | quote }}
 - name: FINETUNE_IMAGE_PULL_SECRETS

@@ -33,12 +33,21 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end }}
 {{- end }}
 
-{{/* Of (dict "image" ... "tag" default tag). */}}
+{{/* Of (dict "root" $ "image" ... "tag" default tag). The first part of a repository is a registry when it looks like a
+host: it has a dot or a port, or is localhost. */}}
 {{- define "finetune-operator.image" -}}
+{{- $repository := .image.repository }}
+{{- with .root.Values.imageRegistry }}
+{{- $parts := splitList "/" $repository }}
+{{- if and (gt (len $parts) 1) (regexMatch "[.:]|^localhost$" (first $parts)) }}
+{{- $repository = join "/" (rest $parts) }}
+{{- end }}
+{{- $repository = printf "%s/%s" (trimSuffix "/" .) $repository }}
+{{- end }}
 {{- if .image.digest }}
-{{- printf "%s@%s" .image.repository .image.digest }}
+{{- printf "%s@%s" $repository .image.digest }}
 {{- else }}
-{{- printf "%s:%s" .image.repository (toString (default .tag .image.tag)) }}
+{{- printf "%s:%s" $repository (toString (default .tag .image.tag)) }}
 {{- end }}
 {{- end }}
 
