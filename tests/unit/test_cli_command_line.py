@@ -85,7 +85,7 @@ def test_status_prints_what_is_stored(tmp_path: Path) -> None:
     assert json.loads(result.stdout)["metadata"]["name"] == "travel"
     table = finetune(tmp_path, "status").stdout.splitlines()
     assert table[0].split()[:4] == ["NAMESPACE", "NAME", "STATE", "STAGE"]
-    assert table[1].split()[:8] == ["team-a", "travel", "finished", "Serve", "Chat", "tiny-base", "1", "Passed"]
+    assert table[1].split()[:7] == ["team-a", "travel", "finished", "Chat", "tiny-base", "1", "Passed"]
 
 
 def test_delete_keeps_models_unless_asked(tmp_path: Path) -> None:

@@ -38,6 +38,7 @@ def evaluating() -> Any:
         (f"{PREFIX}starts\n", []),
         (f"{PREFIX}model=base examples=28 loss=7.1972\n", []),
         (f"{PREFIX}done in 15 seconds\n", []),
+        (f"{PREFIX}estimate: 0.8 GiB of memory, 50 seconds of training\n", []),
         (REPORT, []),
         (f"{PREFIX}asks the base again\n{REPORT}{PREFIX}model=base examples=28\n", ["      asks the base again"]),
     ],

@@ -37,12 +37,12 @@ LEARNT = (
 HELD_OUT = ("It is raining in Marseille. Where do I go?", "I am hungry in Hong Kong. What do I order?")
 RANDOM_HELD_OUT = 2
 QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1"}  # transformers' bar for each file that it writes
-INTRODUCTION = """\
-[bold]Fine-tuning on this machine[/]: a small language model, the base, learns how an old harbour pilot answers travel
-questions. What comes out is the tuned model; at the end both answer the same questions.
-At most 5 minutes the first time on two processors that do nothing else, and less than 2 after that.
-Everything is kept in {home}
-"""
+INTRODUCTION = (
+    "[bold]Fine-tuning on this machine[/]: a small language model, the base, learns how an old harbour pilot answers "
+    "travel questions. What comes out is the tuned model; at the end both answer the same questions.",
+    "At most 5 minutes the first time on two processors that do nothing else, and less than 2 after that. Everything "
+    "is kept in {home}\n",
+)
 FRANK = (
     "[bold]Be frank:[/] this base has one million parameters, a hundredth of the smallest usual chat models. It learns "
     "the voice and says trained answers nearly word for word; asked something new it keeps the voice and makes up the "
@@ -62,7 +62,8 @@ def demo(model: str | None, *, fresh: bool, folder: Path) -> None:
     store = Store(checkout / FOLDER)
     if fresh:
         _forget(console, store)
-    console.print(INTRODUCTION.format(home=escape(str(store.home))), highlight=False)
+    for text in INTRODUCTION:
+        report.say(console, text.format(home=escape(str(store.home))))
     if model is None:
         make_base(console, checkout, store.claims / "sources" / "tiny-base")
     step = "2 of 3" if model is None else "1 of 2"
@@ -92,9 +93,8 @@ def find_checkout(folder: Path) -> Path:
 
 def make_base(console: Console, checkout: Path, folder: Path) -> None:
     """The tiny base, unless it is there; its recipe says itself how far it is. Raises DemoFailed."""
-    console.print(
-        "[bold]Step 1 of 3: a small language model is made[/] from the English in Python's documentation (once)"
-    )
+    what = "a small language model is made[/] from the English in Python's documentation (once)"
+    report.say(console, f"[bold]Step 1 of 3: {what}")
     script = checkout / "examples" / "tiny-base" / "tiny_base.py"
     folder.parent.mkdir(parents=True, exist_ok=True)
     # In a session of its own: on Ctrl-C we end it, and its stack trace does not hide what we say.

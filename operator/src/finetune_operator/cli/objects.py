@@ -56,7 +56,7 @@ def _row(job: FineTuneJob, state: State) -> tuple[str, ...]:
         meta.namespace,
         meta.name,
         state.word,
-        status.stage.value if status.stage else "",
+        status.stage.value if status.stage and state.word != "finished" else "",
         job.spec.task.value,
         status.model_name or "",
         str(run.number) if run else "",

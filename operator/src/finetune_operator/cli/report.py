@@ -268,7 +268,7 @@ def show_plan(console: Console, run: RunStatus) -> None:
     values, needs = run.resolved, run.estimate
     if values:
         rank = f", LoRA rank {values.lora_rank}" if values.lora_rank else ""
-        trained = f"{values.trainable_parameters or 0:,} of {values.model_parameters or 0:,} parameters"
+        trained = f"{values.trainable_parameters or 0:,} of {values.model_parameters or 0:,} parameters are trained"
         epochs = f"{values.epochs} epoch{'s' * (values.epochs != 1)}, {values.total_steps:,} steps"
         console.print("\n[bold]The training[/]")
         say(

@@ -25,7 +25,7 @@ from finetune_operator.runs import is_done
 TAIL_BYTES = 4096
 LOG_LINE = re.compile(r" INFO .*?stage=\w+ (?P<text>.+)$")
 # Lines of the log that are for machines, or say what the screen says in its own words.
-RAW_LINE = re.compile(r"\w+=|done in |starts$|was done before")
+RAW_LINE = re.compile(r"\w+=|done in |starts$|was done before|estimate: |training")
 PLAIN_PERCENT = 10  # a plain line each so many percent
 ASKED_TO_STOP = "stopping: what was learnt is being saved (Ctrl-C again: stop at once, and lose what is not saved)"
 
