@@ -132,6 +132,23 @@ def test_upgrade_keeps_certificate_and_takes_new_values(installed: Release) -> N
     assert variables(deployment)["FINETUNE_LOG_LEVEL"] == "DEBUG"
 
 
+def test_rollback_brings_the_former_values_and_neither_another_certificate_nor_another_definition(
+    installed: Release,
+) -> None:
+    certificate = installed.get("secret", f"{NAME}-progress-tls")["data"]
+    definition = installed.plane.kubectl.get("crd", CRD_NAME)
+    installed.install("logs.level=DEBUG", "replicas=1")
+    installed.run("rollback", NAME)
+    deployment = installed.get("deployment")
+    assert (deployment["spec"]["replicas"], variables(deployment)["FINETUNE_LOG_LEVEL"]) == (2, "INFO")
+    assert installed.get("poddisruptionbudget")
+    assert installed.get("secret", f"{NAME}-progress-tls")["data"] == certificate
+    after = installed.plane.kubectl.get("crd", CRD_NAME)
+    assert after
+    assert definition
+    assert after["metadata"]["uid"] == definition["metadata"]["uid"]
+
+
 def test_service_selects_the_pods_and_names_their_ports(installed: Release) -> None:
     service, template = installed.get("service"), installed.get("deployment")["spec"]["template"]
     assert service["spec"]["selector"].items() <= template["metadata"]["labels"].items()

@@ -73,6 +73,7 @@ def test_broken_data_ends_the_run_before_training() -> None:
     assert status.run is not None
     assert status.run.dataset is not None
     assert status.run.dataset.problems[0].lines == [4, 7, 9]
+    assert status.run.attempt == 1  # nothing followed
     assert "Job/travel-r1-train" not in cluster.created
     assert [record.result for record in status.runs] == ["Failed"]
     assert cluster.events() == ["RunStarted", "Failed"]

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from finetune_api.conditions import ExitCode
+from finetune_api.reasons import FINAL_CODES
 from finetune_api.reports import Summary, parse_summary
 from finetune_operator.names import CONTAINER, annotation, label
 from finetune_operator.plan import Manifest
@@ -34,11 +35,15 @@ def member(pod: Manifest) -> str:
 
 
 def spent(pods: Iterable[Manifest], failed: int = 0) -> int:
-    """How many generations of a Job's pods are used up, by the pods that failed or are being deleted and by the number
-    that the Job counted: members of one gang that fell together are one."""
-    gone = Counter(member(pod) for pod in pods if pod["metadata"].get("deletionTimestamp") or has_failed(pod))
+    """How many generations of a Job's pods are used up and followed by another, by the pods that failed or are being
+    deleted and by the number that the Job counted: members of one gang that fell together are one."""
+    gone = Counter(member(pod) for pod in pods if pod["metadata"].get("deletionTimestamp") or _is_followed(pod))
     width = len({member(pod) for pod in pods}) or 1
     return max([math.ceil(failed / width), *gone.values()])
+
+
+def _is_followed(pod: Manifest) -> bool:
+    return has_failed(pod) and (terminated(pod) or {}).get("exitCode") not in FINAL_CODES
 
 
 def summary_of(pods: Sequence[Manifest]) -> Summary | None:
