@@ -39,15 +39,14 @@ RANDOM_HELD_OUT = 2
 QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1"}  # transformers' bar for each file that it writes
 INTRODUCTION = (
     "[bold]Fine-tuning on this machine[/]: a small language model, the base, learns how an old harbour pilot answers "
-    "travel questions. What comes out is the tuned model; at the end both answer the same questions.",
-    "At most 5 minutes the first time on two processors that do nothing else, and less than 2 after that. Everything "
-    "is kept in {home}\n",
+    "travel questions. What comes out is the tuned model; at the end both answer the same questions."
 )
+TIMES = "At most 5 minutes the first time on two processors that do nothing else, and less than 2 after that."
+OTHER_TIMES = "How long it takes depends on the model and on this machine; it is said while it trains."
 FRANK = (
     "[bold]Be frank:[/] this base has one million parameters, a hundredth of the smallest usual chat models. It learns "
     "the voice and says trained answers nearly word for word; asked something new it keeps the voice and makes up the "
-    "facts. Do not plan a voyage by it. A real model takes the same command: "
-    "finetune demo --model hf://HuggingFaceTB/SmolLM2-135M-Instruct\n"
+    "facts. Do not plan a voyage by it.\n"
 )
 
 
@@ -62,8 +61,8 @@ def demo(model: str | None, *, fresh: bool, folder: Path) -> None:
     store = Store(checkout / FOLDER)
     if fresh:
         _forget(console, store)
-    for text in INTRODUCTION:
-        report.say(console, text.format(home=escape(str(store.home))))
+    report.say(console, INTRODUCTION)
+    report.say(console, f"{OTHER_TIMES if model else TIMES} Everything is kept in {escape(str(store.home))}\n")
     if model is None:
         make_base(console, checkout, store.claims / "sources" / "tiny-base")
     step = "2 of 3" if model is None else "1 of 2"
@@ -93,8 +92,8 @@ def find_checkout(folder: Path) -> Path:
 
 def make_base(console: Console, checkout: Path, folder: Path) -> None:
     """The tiny base, unless it is there; its recipe says itself how far it is. Raises DemoFailed."""
-    what = "a small language model is made[/] from the English in Python's documentation (once)"
-    report.say(console, f"[bold]Step 1 of 3: {what}")
+    what = "a small language model is made[/], once, from the English in Python's documentation"
+    report.say(console, f"[bold]Step 1 of 3: {what} (loss: how wrong its guesses still are; it should fall)")
     script = checkout / "examples" / "tiny-base" / "tiny_base.py"
     folder.parent.mkdir(parents=True, exist_ok=True)
     # In a session of its own: on Ctrl-C we end it, and its stack trace does not hide what we say.
@@ -175,6 +174,7 @@ def _next(console: Console, checkout: Path, job: FineTuneJob, seconds: float) ->
         f"  finetune chat {name}                 questions and answers, until Ctrl-D",
         f"  finetune serve {name}                an OpenAI-compatible server on this machine, until Ctrl-C",
         f"  finetune status {name} -o yaml       all that is known of the job",
+        "  finetune demo --model hf://HuggingFaceTB/SmolLM2-135M-Instruct    the same with a real model",
         "",
         "The job is examples/travel/demo.yaml, its data examples/travel/dataset.yaml. Change a setting, and train anew",
         "(where only the data has changed, write a new spec.rerunToken):",

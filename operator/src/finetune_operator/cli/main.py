@@ -42,9 +42,16 @@ Files = Annotated[
 ]
 Claims = Annotated[
     list[str] | None,
-    typer.Option("--claim", metavar="NAME=FOLDER", help="The folder that stands for a claim (pvc://NAME/...)."),
+    typer.Option(
+        "--claim",
+        metavar="NAME=FOLDER",
+        help="The folder on this machine that pvc://NAME/... means in the job. Remembered.",
+    ),
 ]
-Namespace = Annotated[str | None, typer.Option("-n", "--namespace", help="Namespace; the file's own, or default.")]
+Namespace = Annotated[
+    str | None,
+    typer.Option("-n", "--namespace", help="Namespace of the job; default: the one in its file, or `default`."),
+]
 Name = Annotated[str, typer.Argument(help="Name of the job.")]
 MaybeName = Annotated[str | None, typer.Argument(help="Name of the job; all jobs without one.")]
 Job = Annotated[
@@ -84,7 +91,7 @@ def check(files: Files = None, name: Job = None, claim: Claims = None, namespace
 @app.command()
 def run(name: Job = None, files: Files = None, claim: Claims = None, namespace: Namespace = None,
         output: Format = Output.TABLE) -> None:  # fmt: skip
-    """Check, train, evaluate. Ctrl-C saves a checkpoint, and the same command goes on from there."""
+    """Check the data, train, and measure the result. Ctrl-C saves a checkpoint; the same command goes on from there."""
     from finetune_operator.cli import commands
 
     commands.run(files or [], name, claim or [], namespace, output)
@@ -121,7 +128,7 @@ def chat(
     ] = None,
     namespace: Namespace = None,
 ) -> None:
-    """Ask base and tuned model side by side. Every question stands by itself."""
+    """Ask base (before training) and tuned model (after) side by side. Every question stands by itself."""
     from finetune_operator.cli import commands
 
     commands.chat(name, prompt or [], namespace)
@@ -129,7 +136,7 @@ def chat(
 
 @app.command()
 def serve(name: Name, port: Port = None, namespace: Namespace = None) -> None:
-    """Serve the promoted model over the OpenAI API until Ctrl-C."""
+    """Serve the model over the OpenAI API, on this machine, until Ctrl-C."""
     from finetune_operator.cli import commands
 
     commands.serve(name, port, namespace)
@@ -153,7 +160,7 @@ def demo(
     model: Annotated[str | None, typer.Option(help="hf://OWNER/NAME or a folder, in place of the tiny base.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget what an earlier demo made.")] = False,
 ) -> None:
-    """Fine-tune a tiny model on this machine and see what it has learnt: about five minutes."""
+    """Fine-tune a tiny model on this machine and see what it has learnt: at most five minutes on two idle processors."""
     import finetune_operator.cli.demo as demonstration
 
     demonstration.demo(model, fresh=fresh, folder=Path.cwd())
