@@ -56,7 +56,7 @@ Name = Annotated[str, typer.Argument(help="Name of the job.")]
 MaybeName = Annotated[str | None, typer.Argument(help="Name of the job; all jobs without one.")]
 Job = Annotated[
     str | None,
-    typer.Argument(metavar="[JOB]", help="The job's file, or the name of a job that was run here before."),
+    typer.Argument(metavar="JOB", help="The job's file, or the name of a job that was run here before."),
 ]
 Format = Annotated[Output, typer.Option("-o", "--output", help="For people, or the object for machines.")]
 Port = Annotated[int | None, typer.Option("--port", min=1, max=65535, help="Port to listen on; 8000, or a free one.")]
@@ -160,7 +160,7 @@ def demo(
     model: Annotated[str | None, typer.Option(help="hf://OWNER/NAME or a folder, in place of the tiny base.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Forget what an earlier demo made.")] = False,
 ) -> None:
-    """Fine-tune a tiny model on this machine and see what it has learnt: at most five minutes on two idle processors."""
+    """Fine-tune a tiny model here and see what it has learnt: at most five minutes on two idle processors."""
     import finetune_operator.cli.demo as demonstration
 
     demonstration.demo(model, fresh=fresh, folder=Path.cwd())
