@@ -33,6 +33,8 @@ EVERYTHING = (
     "networkPolicy.serveFrom[0].ipBlock.cidr=10.0.0.0/8",
     "rbac.issuerDiscovery=true",
     "sources.httpsHosts={data.example.com,*.corp.example.com}",
+    "sources.env.HF_ENDPOINT=https://hub.example.com",
+    "sources.env.NO_PROXY=a\\,b",
     "trainer.imagePullSecrets={registry}",
     "imagePullSecrets[0].name=registry",
     "podAnnotations.a=b",
@@ -93,6 +95,7 @@ def test_operator_understands_its_environment(release: Release, tmp_path: Path) 
     assert settings.progress_ca == "ca.crt"
     assert settings.trainer_image == "ghcr.io/finetune-operator/trainer:0.1.0"
     assert settings.image_pull_secrets == ("registry",)
+    assert dict(settings.source_env) == {"HF_ENDPOINT": "https://hub.example.com", "NO_PROXY": "a,b"}
     assert settings.source_policy.https_hosts == ["data.example.com", "*.corp.example.com"]
     assert environment.lease
     assert environment.lease.name == NAME
@@ -270,6 +273,8 @@ def test_notes_name_the_next_command(release: Release) -> None:
         ("crds.install=true", "crds"),
         ("crds.keep=yes-please", "keep"),
         ("sources.httpsHosts={https://example.com/x}", "httpsHosts"),
+        ("sources.env.A-B=x", "env"),
+        ("sources.env.RETRIES=3", "env"),
         ("progress.intervalSeconds=0", "intervalSeconds"),
         ("progress.tls.secret=x", "tls"),
         ("runHistoryLimit=21", "runHistoryLimit"),

@@ -217,3 +217,11 @@ def test_prepare_takes_the_users_scratch_space_and_nothing_else_of_compute() -> 
     job = stage_job(make_job(compute={"gpus": 0, "resources": amounts}), RUN, Stage.PREPARE, Settings())
     given = job["spec"]["template"]["spec"]["containers"][0]["resources"]
     assert given == {"requests": {"ephemeral-storage": "2Gi", "cpu": "250m", "memory": "512Mi"}}
+
+
+def test_the_platforms_mirror_is_known_to_the_stage_that_reaches_out_and_to_no_other() -> None:
+    settings = Settings(source_env=(("HF_ENDPOINT", "https://hub.example.com"),))
+    for stage in (Stage.PREPARE, Stage.TRAIN, Stage.EVALUATE):
+        spec = stage_job(make_job(), RUN, stage, settings)["spec"]["template"]["spec"]
+        given = {each["name"]: each["value"] for each in spec["containers"][0]["env"]}
+        assert ("HF_ENDPOINT" in given) == (stage is Stage.PREPARE)

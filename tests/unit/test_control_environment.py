@@ -39,6 +39,7 @@ def test_the_charts_variables_are_read(tmp_path: Path) -> None:
             "FINETUNE_PROGRESS_KEY": str(tmp_path / "key"),
             "FINETUNE_PROGRESS_CA": str(tmp_path / "ca"),
             "FINETUNE_IMAGE_PULL_SECRETS": "pull",
+            "FINETUNE_SOURCES_ENV": '{"NO_PROXY": "a,b", "HF_ENDPOINT": "https://hub.example.com"}',
             "POD_NAMESPACE": "system",
             "POD_NAME": "operator-1",
             "POD_IP": "fd00::1",
@@ -50,6 +51,7 @@ def test_the_charts_variables_are_read(tmp_path: Path) -> None:
     assert environment.settings.source_policy.https_hosts == ["a.example.com", "*.example.org"]
     assert (environment.settings.progress_url, environment.settings.progress_ca) == ("https://progress.svc:8443", "ca")
     assert environment.settings.image_pull_secrets == ("pull",)
+    assert dict(environment.settings.source_env) == {"HF_ENDPOINT": "https://hub.example.com", "NO_PROXY": "a,b"}
     lease = environment.lease
     assert lease
     assert (lease.namespace, lease.identity, lease.address) == ("system", "operator-1", "[fd00::1]:8443")
@@ -67,6 +69,9 @@ def test_the_charts_variables_are_read(tmp_path: Path) -> None:
         ("FINETUNE_ALLOW_PRIVATE_ADDRESSES", "yes"),
         ("FINETUNE_PROGRESS_CERT", "/does/not/exist"),
         ("FINETUNE_PROGRESS_URL", "https://x"),
+        ("FINETUNE_SOURCES_ENV", "HF_ENDPOINT=x"),
+        ("FINETUNE_SOURCES_ENV", '["x"]'),
+        ("FINETUNE_SOURCES_ENV", '{"NUMBER": 1}'),
     ],
 )
 def test_a_wrong_variable_is_named(name: str, value: str) -> None:

@@ -24,6 +24,10 @@
   value: {{ join "," .Values.sources.httpsHosts | quote }}
 - name: FINETUNE_ALLOW_PRIVATE_ADDRESSES
   value: {{ .Values.sources.allowPrivateAddresses | quote }}
+{{- with .Values.sources.env }}
+- name: FINETUNE_SOURCES_ENV
+  value: {{ toJson . | quote }}
+{{- end }}
 - name: FINETUNE_RUN_HISTORY_LIMIT
   value: {{ .Values.runHistoryLimit | quote }}
 - name: FINETUNE_CONCURRENCY

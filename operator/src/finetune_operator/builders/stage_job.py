@@ -138,7 +138,7 @@ def _environment(job: FineTuneJob, run: RunStatus, stage: Stage, settings: Setti
     result = dict(pod.BASE_ENV)
     shape = SHAPES[stage]
     if shape.fetches:
-        result |= pod.DOWNLOAD_ENV
+        result |= pod.DOWNLOAD_ENV | dict(settings.source_env)
     else:
         result |= pod.OFFLINE_ENV
         result["FINETUNE_GPUS"] = str(job.spec.compute.gpus)  # run.json may be older than compute

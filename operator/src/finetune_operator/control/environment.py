@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -82,6 +83,19 @@ def _switch(values: Mapping[str, str], name: str) -> bool:
     return text == "true"
 
 
+def _pairs(values: Mapping[str, str], name: str) -> tuple[tuple[str, str], ...]:
+    text = values.get(name, "").strip()
+    try:
+        pairs = json.loads(text) if text else {}
+    except ValueError:
+        pairs = None
+    if not isinstance(pairs, dict) or not all(isinstance(value, str) for value in pairs.values()):
+        raise EnvironmentInvalidError(
+            f'{name}={text!r}: write a JSON object of texts, {{"HF_ENDPOINT": "https://..."}}'
+        )
+    return tuple(sorted(pairs.items()))
+
+
 def _file(values: Mapping[str, str], name: str) -> Path:
     path = Path(values.get(name, ""))
     if not path.is_file():
@@ -109,6 +123,7 @@ def _settings(values: Mapping[str, str], tls: Tls | None) -> Settings:
             https_hosts=list(_words(values.get("FINETUNE_HTTPS_HOSTS", ""))),
             allow_private_addresses=_switch(values, "FINETUNE_ALLOW_PRIVATE_ADDRESSES"),
         ),
+        source_env=_pairs(values, "FINETUNE_SOURCES_ENV"),
         progress_url=url,
         progress_ca=tls.ca.read_text() if tls and url else None,
         progress_audience=values.get("FINETUNE_PROGRESS_AUDIENCE") or default.progress_audience,
