@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from finetune_operator.cli import demo
+from finetune_operator.cli import commands, demo
 from finetune_operator.local import machine, manifests
 from finetune_operator.local.errors import BadInput
 from finetune_operator.local.store import Store
@@ -97,3 +97,8 @@ def test_the_base_is_made_without_bars_and_beside_other_work(tmp_path: Path, mon
     demo.make_base(Console(file=io.StringIO()), tmp_path, tmp_path / "claims" / "seen")
     seen = json.loads((tmp_path / "claims" / "seen").read_text())
     assert (seen["HF_HUB_DISABLE_PROGRESS_BARS"], seen["OMP_WAIT_POLICY"]) == ("1", "PASSIVE")
+
+
+def test_going_on_does_not_begin_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["finetune", "demo", "--fresh", "--model", "my model"])
+    assert commands._like_this() == "finetune demo --model 'my model'"

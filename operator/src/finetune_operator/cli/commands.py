@@ -326,8 +326,8 @@ def _exit_code(job: FineTuneJob) -> int:
 
 
 def _like_this(command: str | None = None) -> str:
-    """The command line as it was given, or with another command."""
-    arguments = list(sys.argv[1:])
+    """The command line as it was given, or with another command. Without what would throw away what was learnt."""
+    arguments = [word for word in sys.argv[1:] if word != "--fresh"]
     if command and arguments:
         arguments[0] = command
     return shlex.join(["finetune", *arguments])
