@@ -9,11 +9,13 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar, cast
 
 import httpx
 import pytest
 
+from finetune_trainer.serving import predict_engine
 from finetune_trainer.serving.config import ServerConfig
 from finetune_trainer.serving.errors import ApiError, GenerationFailed, GenerationTimeout, QueueFull, Unavailable
 from finetune_trainer.serving.lifecycle import Lifecycle
@@ -330,8 +332,8 @@ async def test_before_the_model_is_loaded_requests_are_told_to_come_back(countin
         loaded.set()
 
 
-async def test_a_request_that_takes_too_long_is_told_so(counting: Counting) -> None:
-    config = replace(CONFIG, request_timeout_seconds=0.001)
+async def test_a_request_that_takes_too_long_is_told_so(counting: Counting, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = replace(CONFIG, request_timeout_seconds=1000)
     engine = PredictEngine(config, Metrics(), counting, load)
     async with client_of(engine) as client:
         first = asyncio.create_task(client.post("/v1/count", json={"model": "tuned", "input": "a"}))
@@ -340,6 +342,8 @@ async def test_a_request_that_takes_too_long_is_told_so(counting: Counting) -> N
         await asyncio.to_thread(
             wait_for, lambda: engine.metrics.registry.get_sample_value("finetune_server_queue_depth") == 1
         )
+        late = SimpleNamespace(monotonic=lambda: time.monotonic() + 1000)
+        monkeypatch.setattr(predict_engine, "time", late)
         counting.gate.set()
         answers = [await first, await second]
     assert answers[-1].status_code == 504
