@@ -43,7 +43,7 @@ class OperatorProcess:
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode()
 
-    def metric(self, name: str, **labels: str) -> float:
+    def metric(self, name: str, /, **labels: str) -> float:
         """The sum of all series of this name that carry these labels."""
         total = 0.0
         for line in self.get("/metrics")[1].splitlines():
