@@ -73,8 +73,10 @@ bench: setup ## Measure the control plane on a real API server
 cluster: setup ## A one-node Kubernetes for hand use (root)
 	@$(BIN)/python -m tests.cluster up
 
+# UPGRADE= takes what was added to the .in files and leaves all other pins as they are.
+UPGRADE ?= --upgrade
 lock: setup ## Make the locks anew
-	@for name in operator trainer dev; do $(BIN)/uv pip compile --quiet --upgrade --python-version 3.11 --generate-hashes \
+	@for name in operator trainer dev; do $(BIN)/uv pip compile --quiet $(UPGRADE) --python-version 3.11 --generate-hashes \
 	  --no-emit-index-url --no-emit-find-links --no-emit-package torch --no-emit-package setuptools \
 	  --custom-compile-command "make lock" -o requirements/$$name.txt requirements/$$name.in || exit 1; done
 
