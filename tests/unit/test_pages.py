@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from tests.html_page import Page
 
 from finetune_trainer.pages import charts, page, text
-from tests.html_page import Page
 
 CHARTS = """
 {% extends "frame.html" %}
@@ -44,15 +44,20 @@ def test_a_page_is_well_formed_and_holds_nothing_foreign(title: str) -> None:
 
 def test_what_cannot_be_seen_is_shown_and_what_is_code_is_text() -> None:
     said = text.shown(HOSTILE)
-    assert "<script>" not in said and "&lt;script&gt;" in said
-    assert "U+202E" in said and "Right-to-left override" in said and "U+001B" in said
-    assert "\u202e" not in said and "\x1b" not in said
+    assert "<script>" not in said
+    assert "&lt;script&gt;" in said
+    assert "U+202E" in said
+    assert "Right-to-left override" in said
+    assert "U+001B" in said
+    assert "\u202e" not in said
+    assert "\x1b" not in said
     assert text.shown("a\nb\t\u0627") == '<bdi class="text">a\nb\t\u0627</bdi>'
 
 
 def test_a_long_text_is_cut_and_says_so() -> None:
     said = text.shown("x" * 100_000, 1000)
-    assert len(said) < 1200 and "99,000 more characters" in said
+    assert len(said) < 1200
+    assert "99,000 more characters" in said
 
 
 def test_every_value_is_in_one_bar() -> None:
@@ -60,7 +65,8 @@ def test_every_value_is_in_one_bar() -> None:
     chart = charts.histogram(counts, title="t", summary="s", unit="tokens", of="examples", limits={"cut": 512})
     assert sum(bar.count for bar in chart.bars) == sum(counts.values())
     assert len(chart.bars) <= charts.BINS
-    assert chart.bars[0].low == 3 and chart.bars[-1].high >= max(counts)
+    assert chart.bars[0].low == 3
+    assert chart.bars[-1].high >= max(counts)
     assert all(chart.left <= bar.x and bar.x + bar.width <= chart.right for bar in chart.bars)
     assert all(bar.high + 1 == after.low for bar, after in zip(chart.bars, chart.bars[1:], strict=False))
     assert [mark.label for mark in chart.marks] == ["cut"]
@@ -79,7 +85,8 @@ def test_a_curve_leaves_out_what_is_not_finite() -> None:
         x_label="x",
         y_label="y",
     )
-    assert chart is not None and [line.name for line in chart.lines] == ["train"]
+    assert chart is not None
+    assert [line.name for line in chart.lines] == ["train"]
     assert len(chart.lines[0].points.split()) == 2
     assert charts.curves({"a": []}, title="t", summary="s", x_label="x", y_label="y") is None
 
