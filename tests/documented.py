@@ -25,13 +25,14 @@ SUBCOMMAND = re.compile(
 )  # a sentence speaks of it; alone it does nothing
 DURATION = re.compile(r"(?:\d+[smhd])+")
 
-LOCAL, CLUSTER, CI, NODE, TASKS = "local", "cluster", "CI", "node", "tasks"
+LOCAL, CLUSTER, CI, NODE, TASKS, GITOPS = "local", "cluster", "CI", "node", "tasks", "gitops"
 # The file that runs the commands of each kind, one by one, word for word.
 RUNNERS = {
     LOCAL: "tests/integration/test_documented_local.py",
     CLUSTER: "tests/e2e/test_documented_cluster.py",
     NODE: "tests/e2e/test_cluster_by_hand.py",
     TASKS: "tests/integration/test_documented_tasks.py",
+    GITOPS: "tests/integration/test_gitops.py",
     CI: ".ci/run",
 }
 BY_PROGRAM = {"finetune": LOCAL, "source": LOCAL, "export": LOCAL, "kubectl": CLUSTER, "helm": CLUSTER, "curl": CLUSTER}
@@ -50,6 +51,8 @@ BY_TEXT = {
     "make cluster": NODE,
     'eval "$(python -m tests.cluster env)"': NODE,
     "python -m tests.cluster down": NODE,
+    "kubectl create namespace team-a": GITOPS,
+    "kubectl apply --server-side -k examples/gitops": GITOPS,
 }
 # Named in a sentence, not to be typed as they stand.
 ONLY_NAMED = {"finetune check", "finetune chat", "finetune serve", "python -m finetune_trainer prepare"}

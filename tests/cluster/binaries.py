@@ -21,7 +21,9 @@ from pathlib import Path
 from tests.cluster.errors import Unavailable
 from tests.cluster.processes import run, say
 
-GO_MODULE = Path(__file__).parent / "go"
+HERE = Path(__file__).parent
+GO_MODULE = HERE / "go"
+KSTATUS_MODULE = HERE / "kstatus"  # apart: it stands on another version of the API machinery
 KUBERNETES = "1.36.3"
 # The names that the multi-call binary answers to; the folder then looks like KUBEBUILDER_ASSETS.
 KUBE_NAMES = (
@@ -90,7 +92,16 @@ def versitygw() -> Path:
 def pause() -> Path:
     """The program that holds a pod's namespaces open."""
     source = GO_MODULE / "cmd" / "pause" / "main.go"
-    return _made(Recipe("pause", _hash(source), "5 seconds", lambda folder: _go_build(folder, "pause"))) / "pause"
+    return _made(Recipe("pause", _hash(source), "5 seconds", lambda folder: _go_build(folder, "./cmd/pause"))) / "pause"
+
+
+def kstatus() -> Path:
+    """The judgement of kstatus, as Flux has it, as a program: objects in, statuses out."""
+    sources = sorted(path for path in KSTATUS_MODULE.iterdir() if path.is_file())
+    recipe = Recipe(
+        "kstatus", _hash(*sources), "1 minute", lambda folder: _go_build(folder, ".", module=KSTATUS_MODULE)
+    )
+    return _made(recipe) / "kstatus"
 
 
 def everything() -> dict[str, Path]:
@@ -101,6 +112,7 @@ def everything() -> dict[str, Path]:
         "helm": helm(),
         "versitygw": versitygw(),
         "pause": pause(),
+        "kstatus": kstatus(),
     }
 
 
@@ -146,14 +158,14 @@ def _build_kube(folder: Path) -> None:
         for package in ("k8s.io/component-base/version", "k8s.io/client-go/pkg/version")
         for name, value in values.items()
     ]
-    _go_build(folder, "kube", "-ldflags", " ".join(["-s -w", *flags]))
+    _go_build(folder, "./cmd/kube", "-ldflags", " ".join(["-s -w", *flags]))
     for name in KUBE_NAMES:
         (folder / name).symlink_to("kube")
 
 
-def _go_build(folder: Path, name: str, *flags: str) -> None:
-    command = ["go", "build", "-trimpath", *flags, "-o", str(folder / name), f"./cmd/{name}"]
-    run(*command, cwd=GO_MODULE, env=_go_environment(), timeout=3600)
+def _go_build(folder: Path, package: str, *flags: str, module: Path = GO_MODULE) -> None:
+    command = ["go", "build", "-trimpath", *flags, "-o", f"{folder}/", package]
+    run(*command, cwd=module, env=_go_environment(), timeout=3600)
 
 
 def _go_environment() -> dict[str, str]:
@@ -183,10 +195,10 @@ def _made(recipe: Recipe) -> Path:
 
 
 def _hash(*parts: str | Path) -> str:
-    """A short hash of texts and of files' names and contents, and of the machine that the result runs on."""
+    """A short hash of texts, of files' names (inside their module) and contents, and of the machine that it runs on."""
     digest = hashlib.sha256(f"{platform.system()}/{platform.machine()}".encode())
     for part in parts:
         content = part.read_bytes() if isinstance(part, Path) else part.encode()
-        label = str(part.relative_to(GO_MODULE)) if isinstance(part, Path) else ""
+        label = "/".join(part.relative_to(HERE).parts[1:]) if isinstance(part, Path) else ""
         digest.update(f"\0{label}\0{len(content)}\0".encode() + content)
     return digest.hexdigest()[:12]

@@ -40,7 +40,8 @@ def job_schema() -> Schema:
     """The structural schema of a whole FineTuneJob."""
     schema = structural_schema(FineTuneJob)
     properties = {**STANDARD_FIELDS, **{key: schema["properties"][key] for key in ("spec", "status")}}
-    properties["status"].pop("default", None)  # an empty status says nothing; the operator writes the first
+    # No generation is observed yet: what has no status at all is taken for done by whoever judges by kstatus.
+    properties["status"]["default"] = {"observedGeneration": 0}
     return {**schema, "properties": properties, "required": ["spec"]}
 
 
