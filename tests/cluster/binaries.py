@@ -89,6 +89,11 @@ def versitygw() -> Path:
     return _installed("versitygw", "github.com/versity/versitygw/cmd/versitygw@v1.8.0", "45 seconds")
 
 
+def registry() -> Path:
+    """An OCI registry: the reference implementation of the distribution protocol."""
+    return _installed("registry", "github.com/distribution/distribution/v3/cmd/registry@v3.1.2", "1 minute")
+
+
 def pause() -> Path:
     """The program that holds a pod's namespaces open."""
     source = GO_MODULE / "cmd" / "pause" / "main.go"
@@ -111,6 +116,7 @@ def everything() -> dict[str, Path]:
         "coredns": coredns(),
         "helm": helm(),
         "versitygw": versitygw(),
+        "registry": registry(),
         "pause": pause(),
         "kstatus": kstatus(),
     }

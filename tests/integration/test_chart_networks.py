@@ -9,7 +9,7 @@ from tests.chart import NAME, Release, objects, release
 
 __all__ = ["release"]  # the fixture
 
-STAGES = ("prepare", "train", "evaluate", "serve")
+STAGES = ("prepare", "train", "evaluate", "package", "serve")
 GATEWAY = "networkPolicy.serveFrom[0].namespaceSelector.matchLabels.team=gateway"
 
 
@@ -39,7 +39,8 @@ def test_where_the_pods_of_jobs_are_fenced_in(release: Release, settings: tuple[
 
 def test_every_stage_reaches_what_it_needs(release: Release) -> None:
     found = policies(release, "networkPolicy.jobNamespaces={team-a}")
-    prepare, train, evaluate, serve = (found["team-a", stage] for stage in STAGES)
+    prepare, train, evaluate, package, serve = (found["team-a", stage] for stage in STAGES)
+    assert package["egress"] == prepare["egress"]
     blocks = [peer["ipBlock"] for rule in prepare["egress"] for peer in rule.get("to", ())]
     assert "169.254.0.0/16" in blocks[0]["except"]
     assert "fe80::/10" in blocks[1]["except"]
@@ -48,7 +49,13 @@ def test_every_stage_reaches_what_it_needs(release: Release) -> None:
     assert operator["ports"] == [{"port": 8443}]
     assert operator["to"][0]["podSelector"]["matchLabels"]["app.kubernetes.io/name"] == NAME
     assert serve["ingress"] == [{"from": [{"podSelector": {}}], "ports": [{"port": 8000}]}]
-    for closed, part in ((prepare, "ingress"), (train, "ingress"), (evaluate, "ingress"), (evaluate, "egress")):
+    for closed, part in (
+        (prepare, "ingress"),
+        (package, "ingress"),
+        (train, "ingress"),
+        (evaluate, "ingress"),
+        (evaluate, "egress"),
+    ):
         assert part not in closed
     assert "egress" not in serve
     assert all(each["policyTypes"] == ["Ingress", "Egress"] for each in found.values())

@@ -87,6 +87,25 @@ SPEC = maybe(
     ),
     rerunToken=some("again", "", "a b", "x" * 64),
 )
+DESTINATIONS = some(
+    *("oci://r/t", "oci://r:5000/t/u:v1", "oci+http://r/t", "oci://r", "oci://r/T", "oci://r/t:", "oci://r/t@sha256:0"),
+    *(
+        "s3://bucket/a",
+        "s3://bucket/a/../b",
+        "s3://b/a",
+        "s3://bucket",
+        "s3://bucket/a b",
+        "https://r/t",
+        "oci://r/t\n",
+    ),
+)
+EXPORT = maybe(
+    name=some("a", "b", "a-b", "A", "a" * 33),
+    precision=some("auto", "Float32", "float32"),
+    to=DESTINATIONS,
+    conflictPolicy=some("Refuse", "Replace", "Keep"),
+    secretRef=some({"name": "keys"}, {}),
+)
 # One part at a time is strange: were all of them, nearly every job would be refused, and for many reasons at once.
 STRANGE = st.one_of(
     SPEC.flatmap(lambda spec: st.sampled_from([{key: value} for key, value in spec.items()] or [{}])),
@@ -100,6 +119,10 @@ STRANGE = st.one_of(
         lambda serving, gpus: {"serving": serving, "compute": {"gpus": gpus}},
         maybe(engine=some("VLLM", "auto"), gpus=some("auto", 0, 1)),
         some(0, 1),
+    ),
+    st.builds(
+        lambda exports: {"output": {"claimName": "models", "exports": exports}},
+        st.lists(EXPORT, min_size=1, max_size=3),
     ),
 )
 

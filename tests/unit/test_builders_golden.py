@@ -13,6 +13,7 @@ from tests.simulator import make_job
 
 from finetune_api.conditions import Stage, Trigger
 from finetune_api.job import FineTuneJob, run_hash
+from finetune_api.package import PackageStatus
 from finetune_api.status import ModelStatus, RunStatus
 from finetune_operator.builders.run_config_map import run_config, run_config_map
 from finetune_operator.builders.server import server_deployment, server_service
@@ -49,6 +50,16 @@ GPU_SPEC: dict[str, Any] = {
 }
 
 
+EXPORTS: dict[str, Any] = {
+    "claimName": "models",
+    "exports": [
+        {"name": "whole"},
+        {"name": "to-registry", "to": "oci://registry.example.com/team/travel", "secretRef": {"name": "login"}},
+        {"name": "to-bucket", "to": "s3://models/travel", "secretRef": {"name": "s3-keys"}},
+    ],
+}
+
+
 def run_of(job: FineTuneJob) -> RunStatus:
     return RunStatus(number=2, hash=run_hash(job.spec), trigger=Trigger.SPEC_CHANGED)
 
@@ -71,6 +82,9 @@ def manifests() -> Iterator[tuple[str, Manifest]]:
     for stage in (Stage.PREPARE, Stage.TRAIN, Stage.EVALUATE):
         yield f"job-{stage.value.lower()}-cpu", stage_job(cpu, run_of(cpu), stage, plain)
         yield f"job-{stage.value.lower()}-gpu", stage_job(gpu, run_of(gpu), stage, PLATFORM)
+    exported = make_job(**GPU_SPEC, output=EXPORTS)
+    promoted = run_of(exported).model_copy(update={"package": PackageStatus(promoted=True)})
+    yield "job-package", stage_job(exported, promoted, Stage.PACKAGE, PLATFORM)
     for name, job, kind, settings in (
         ("native", cpu, "Adapter", plain),
         ("vllm-adapter", gpu, "Adapter", PLATFORM),
@@ -134,10 +148,17 @@ def test_every_mount_has_its_volume_and_every_volume_its_mount(name: str) -> Non
     assert {mount["name"] for mount in spec["containers"][0]["volumeMounts"]} == set(volumes)
 
 
-@pytest.mark.parametrize("name", [name for name in PODS if "prepare" not in name])
-def test_secrets_reach_prepare_only(name: str) -> None:
+@pytest.mark.parametrize("name", [name for name in PODS if "prepare" not in name and "package" not in name])
+def test_secrets_reach_prepare_and_package_only(name: str) -> None:
     assert "envFrom" not in PODS[name]["containers"][0]
     assert "hf-token" not in yaml.safe_dump(PODS[name])
+
+
+def test_package_has_the_secrets_of_exports_and_no_other() -> None:
+    container = PODS["job-package"]["containers"][0]
+    found = [(entry["prefix"], entry["secretRef"]["name"]) for entry in container["envFrom"]]
+    assert found == [("EXPORT_TO_REGISTRY__", "login"), ("EXPORT_TO_BUCKET__", "s3-keys")]
+    assert "hf-token" not in yaml.safe_dump(PODS["job-package"])
 
 
 def test_prepare_has_the_secrets_and_no_gpu() -> None:

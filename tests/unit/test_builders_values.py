@@ -171,25 +171,32 @@ def test_the_digest_does_not_depend_on_the_order_of_keys() -> None:
 
 
 def test_what_may_right_a_failed_stage_is_compute_and_secrets() -> None:
-    same = inputs_hash(make_job())
-    assert inputs_hash(make_job(serving={"replicas": 5})) == same
-    assert inputs_hash(make_job(compute={"gpus": 1})) != same
+    same = inputs_hash(make_job(), Stage.TRAIN)
+    assert inputs_hash(make_job(serving={"replicas": 5}), Stage.TRAIN) == same
+    assert inputs_hash(make_job(compute={"gpus": 1}), Stage.TRAIN) != same
     base = {"source": "pvc://models/tiny-base", "secretRef": {"name": "token"}}
-    assert inputs_hash(make_job(baseModel=base)) != same
+    assert inputs_hash(make_job(baseModel=base), Stage.TRAIN) != same
+
+
+def test_the_secrets_of_exports_are_what_may_right_a_package_alone() -> None:
+    export = {"name": "a", "to": "s3://bucket/a", "secretRef": {"name": "keys"}}
+    plain, exported = make_job(), make_job(output={"claimName": "models", "exports": [export]})
+    assert inputs_hash(plain, Stage.PACKAGE) != inputs_hash(exported, Stage.PACKAGE)
+    assert inputs_hash(plain, Stage.TRAIN) == inputs_hash(exported, Stage.TRAIN)
 
 
 def test_a_field_that_a_later_version_adds_gives_no_failed_job_another_try() -> None:
     class LaterCompute(ComputeSpec):
         later: str = "default"
 
+    def with_compute(value: ComputeSpec) -> str:
+        spec = job.spec.model_copy(update={"compute": value})
+        return inputs_hash(job.model_copy(update={"spec": spec}), Stage.TRAIN)
+
     job = make_job(compute={"gpus": 0, "resources": {"limits": {"memory": "4Gi"}}})
     compute = LaterCompute.model_validate(job.spec.compute.to_wire())
-    later = job.model_copy(update={"spec": job.spec.model_copy(update={"compute": compute})})
-    assert inputs_hash(later) == inputs_hash(job)
-    said = compute.model_copy(update={"later": "another"})
-    assert inputs_hash(job.model_copy(update={"spec": job.spec.model_copy(update={"compute": said})})) != inputs_hash(
-        job
-    )
+    assert with_compute(compute) == inputs_hash(job, Stage.TRAIN)
+    assert with_compute(compute.model_copy(update={"later": "another"})) != inputs_hash(job, Stage.TRAIN)
 
 
 MIB = 2**20

@@ -11,6 +11,7 @@ class Stage(Named):
     PREPARE = "Prepare"
     TRAIN = "Train"
     EVALUATE = "Evaluate"
+    PACKAGE = "Package"
     SERVE = "Serve"
 
 
@@ -25,6 +26,7 @@ class ConditionType(Named):
     EVALUATED = "Evaluated"
     PROMOTED = "Promoted"
     SERVING = "Serving"
+    PACKAGED = "Packaged"
 
 
 class Trigger(Named):
@@ -58,6 +60,8 @@ class FailureReason(Named):
     MODEL_INVALID = "ModelInvalid"
     SOURCE_UNAVAILABLE = "SourceUnavailable"
     SPEC_INVALID = "SpecInvalid"
+    DESTINATION_REFUSED = "DestinationRefused"
+    EXPORT_UNSUPPORTED = "ExportUnsupported"
     # training
     CUDA_OUT_OF_MEMORY = "CudaOutOfMemory"
     LOSS_NOT_FINITE = "LossNotFinite"
@@ -68,6 +72,7 @@ class FailureReason(Named):
     IMAGE_PULL = "ImagePull"
     STORAGE_UNBOUND = "StorageUnbound"
     STORAGE_FULL = "StorageFull"
+    DESTINATION_UNAVAILABLE = "DestinationUnavailable"
     CONFIG_MISSING = "ConfigMissing"
     CONFIG_UNREADABLE = "ConfigUnreadable"
     EVICTED = "Evicted"

@@ -13,7 +13,7 @@ Column = Annotated[str, Field(min_length=1, max_length=128)]
 
 
 class SecretRef(ApiModel):
-    """A Secret of the job's namespace. Only the prepare pod sees it; the operator never reads it."""
+    """A Secret of the job's namespace. Only the pod that needs it sees it; the operator never reads it."""
 
     name: str = Field(description="Name of the Secret.", min_length=1, max_length=253, pattern=NAME)
 

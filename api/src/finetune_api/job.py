@@ -10,6 +10,7 @@ from pydantic import Field
 
 from finetune_api import API_VERSION, KIND
 from finetune_api.base import StatusModel
+from finetune_api.package import PackageInputs
 from finetune_api.spec import Baseline, EvaluationSpec, FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus
 
@@ -85,6 +86,16 @@ def evaluation_inputs(spec: EvaluationSpec) -> dict[str, Any]:
 def evaluation_hash(spec: EvaluationSpec) -> str:
     """Stands for how a model is measured, as `run_hash` does for how it is made."""
     return _hash(evaluation_inputs(spec))
+
+
+def package_inputs(spec: FineTuneJobSpec, *, promoted: bool) -> PackageInputs:
+    """What is to be made of a run that was measured: exports only of a promoted one."""
+    return PackageInputs(exports=spec.output.exports if promoted else [])
+
+
+def package_hash(inputs: PackageInputs) -> str:
+    """Stands for what a run is packaged as."""
+    return _hash(inputs.settings)
 
 
 def canonical(value: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ STAGE_MEANINGS = {
     Stage.PREPARE: "Downloads model and data once, checks every example, resolves `auto`, estimates time and memory.",
     Stage.TRAIN: "Trains, keeps checkpoints, verifies the result.",
     Stage.EVALUATE: "Measures base and tuned model on the held-out examples.",
+    Stage.PACKAGE: "Exports the promoted model, when `output.exports` asks for it. Serving does not wait for it.",
     Stage.SERVE: "The promoted model answers.",
 }
 CONDITION_MEANINGS = {
@@ -20,6 +21,7 @@ CONDITION_MEANINGS = {
     ConditionType.EVALUATED: "The newest run was measured against the base.",
     ConditionType.PROMOTED: "The newest run passed its gate.",
     ConditionType.SERVING: "A promoted model answers at `status.endpoint`.",
+    ConditionType.PACKAGED: "The newest run is exported as `output.exports` asks. Absent without exports.",
 }
 EXIT_CODES = {
     ExitCode.DONE: "Done.",

@@ -62,6 +62,17 @@ REASONS: dict[Reason, ReasonFacts] = {
         "Change the field that the message names and apply the job again.",
         exit_code=ExitCode.USER_INPUT,
     ),
+    Reason.DESTINATION_REFUSED: ReasonFacts(
+        Blame.INPUT,
+        "A registry or bucket does not take an export: wrong credentials, no such bucket, or its place is taken.",
+        "Correct output.exports or the Secret that it names; it is tried again each hour, and at once when the Package "
+        "Job is deleted.",
+    ),
+    Reason.EXPORT_UNSUPPORTED: ReasonFacts(
+        Blame.INPUT,
+        "This model cannot be exported in the format that was asked for.",
+        "Choose another format in output.exports, or remove the export.",
+    ),
     Reason.CUDA_OUT_OF_MEMORY: ReasonFacts(
         Blame.TRAINING,
         "The GPU's memory does not suffice, even with a halved micro batch.",
@@ -111,6 +122,12 @@ REASONS: dict[Reason, ReasonFacts] = {
         "The volume is full.",
         "Enlarge the run's claim, delete old runs from it, or name another one in output.claimName; then set a new "
         "spec.rerunToken.",
+    ),
+    Reason.DESTINATION_UNAVAILABLE: ReasonFacts(
+        Blame.CLUSTER,
+        "A registry or S3 server cannot be reached, or fails.",
+        "See that the package pod reaches the destination (NetworkPolicy, proxy, DNS, certificate); it is tried again "
+        "each hour, and at once when the Package Job is deleted.",
     ),
     Reason.CONFIG_MISSING: ReasonFacts(
         Blame.CLUSTER,

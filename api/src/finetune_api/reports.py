@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field
 
 from finetune_api.base import StatusModel
 from finetune_api.conditions import FailureReason, Stage
+from finetune_api.package import PackageSummary
 from finetune_api.status import (
     Checkpoint,
     DatasetStatus,
@@ -69,6 +70,8 @@ class Summary(StatusModel):
     notes: list[str] = Field(default=[], description="What the user should know, for example a halved micro batch.")
     # Evaluate
     evaluation: EvaluationStatus | None = None
+    # Package
+    package: PackageSummary | None = None
 
     def to_message(self) -> str:
         """The summary as JSON of at most MAX_MESSAGE_BYTES bytes, whatever is in it: the first form that fits."""

@@ -13,6 +13,7 @@ from finetune_api.dataset import DataFile as DataFile
 from finetune_api.dataset import DatasetSpec as DatasetSpec
 from finetune_api.dataset import SecretRef as SecretRef
 from finetune_api.dataset import ValidationData as ValidationData
+from finetune_api.exports import ONE_EXPORT_A_TAG, Exports
 from finetune_api.fields import DECIMAL, PERCENT, Auto, IntOrAuto, Source, distinct, given
 from finetune_api.fields import NAME as NAME
 from finetune_api.method import Hyperparameters as Hyperparameters
@@ -165,6 +166,12 @@ class OutputSpec(ApiModel):
         description="PersistentVolumeClaim of the job's namespace. It outlives the job. A change starts no run: a run "
         "that has begun stays on its claim, in training and in service, and the next one uses the new claim.",
     )
+    exports: Exports = Field(
+        default=[],
+        description="What is made of each promoted run beside serving it. A change packages the model that is there "
+        "and trains nothing; a failed export never stops serving.",
+    )
+    rules: ClassVar = (ONE_EXPORT_A_TAG,)
 
 
 class ServingSpec(Placement):

@@ -7,22 +7,17 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from finetune_api.base import StatusModel
-from finetune_api.conditions import (
-    ConditionType,
-    FailureReason,
-    GateVerdict,
-    RunResult,
-    Stage,
-    Trigger,
-)
+from finetune_api.conditions import ConditionType, GateVerdict, RunResult, Stage, Trigger
+from finetune_api.failure import MESSAGE_LENGTH as MESSAGE_LENGTH
+from finetune_api.failure import Count as Count
+from finetune_api.failure import Failure as Failure
+from finetune_api.failure import Message as Message
+from finetune_api.failure import Time as Time
+from finetune_api.failure import Word as Word
+from finetune_api.package import PackageStatus as PackageStatus
 from finetune_api.tasks import Metric
 
-MESSAGE_LENGTH = 4096  # characters of a message kept; longer ones are cut by the operator
 FEWEST_EXAMPLES = 10  # held-out examples below which a difference between two models is not called certain
-Message = Annotated[str, Field(max_length=MESSAGE_LENGTH)]
-Word = Annotated[str, Field(max_length=253)]
-Time = Annotated[str, Field(max_length=32, json_schema_extra={"format": "date-time"})]
-Count = Annotated[int, Field(ge=0, json_schema_extra={"format": "int64"})]
 
 
 class Condition(StatusModel):
@@ -36,19 +31,6 @@ class Condition(StatusModel):
     message: Message = Field(default="", description="A sentence for people.")
     last_transition_time: Time = Field(description="When the status last changed.")
     observed_generation: Count | None = Field(default=None, description="Generation of the spec that was judged.")
-
-
-class Failure(StatusModel):
-    """What is wrong, in the original words, and what to do."""
-
-    reason: FailureReason = Field(description="One of a closed list.")
-    stage: Stage | None = Field(default=None, description="Stage that it stopped.")
-    message: Message = Field(default="", description="The original message.")
-    advice: Annotated[str, Field(max_length=1024)] = Field(default="", description="What to do, in one sentence.")
-    waiting: bool = Field(
-        default=False, description="True while it may still right itself; false when the run has ended."
-    )
-    since: Time | None = Field(default=None, description="When it began.")
 
 
 class Problem(StatusModel):
@@ -289,6 +271,7 @@ class RunStatus(StatusModel):
         default=[], max_length=8, description="What the trainer wants known, for example a halved micro batch."
     )
     model: ModelStatus | None = Field(default=None, description="What it made.")
+    package: PackageStatus | None = Field(default=None, description="What was made of the model beside serving it.")
 
 
 class RunRecord(StatusModel):
@@ -325,7 +308,8 @@ class FineTuneJobStatus(StatusModel):
     conditions: list[Condition] = Field(
         default=[],
         max_length=16,
-        description="Ready, Reconciling, Stalled, DatasetValid, Trained, Evaluated, Promoted, Serving.",
+        description="Ready, Reconciling, Stalled, DatasetValid, Trained, Evaluated, Promoted, Serving, and Packaged "
+        "where exports are asked for.",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
     )
     stage: Stage | None = Field(default=None, description="Derived from the conditions, for printing.")

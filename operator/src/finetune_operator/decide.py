@@ -19,6 +19,7 @@ from finetune_operator.settings import Settings
 from finetune_operator.stages.claim import with_claim
 from finetune_operator.stages.job_stage import advance, soonest
 from finetune_operator.stages.measurement import measures_otherwise, with_measurement
+from finetune_operator.stages.package import package
 from finetune_operator.stages.pipeline import PIPELINE, STAGES
 from finetune_operator.stages.promote import Promotion, promote
 from finetune_operator.stages.serve import Serving, serve
@@ -37,14 +38,17 @@ def decide(job: FineTuneJob, observed: Observed, now: datetime, settings: Settin
     step, stage = _run_stages(view, with_measurement(view, with_claim(view, selection.run)))
     promotion = promote(view, step.run, selection.records)
     serving = serve(view, promotion.run, promotion.wanted)
-    run = _with_serving_trouble(view, promotion, serving)
+    packaging = package(view, promotion) if step.done else Step(promotion.run, done=True)
+    run = _with_trouble(view, packaging.run, promotion, serving)
+    if step.done and serving.settled and not packaging.done:
+        stage = Stage.PACKAGE
     status = _status(view, run, stage, promotion, serving)
     return Plan(
         status=status,
-        apply=_once(step.apply + serving.apply),
-        delete=step.delete + serving.delete + _leftovers(view, run, status),
+        apply=_once(step.apply + serving.apply + packaging.apply),
+        delete=step.delete + serving.delete + packaging.delete + _leftovers(view, run, status),
         events=events(job.status, status),
-        requeue_after=soonest(step.requeue_after, serving.requeue_after),
+        requeue_after=soonest(step.requeue_after, serving.requeue_after, packaging.requeue_after),
     )
 
 
@@ -58,23 +62,33 @@ def _run_stages(view: View, run: RunStatus) -> tuple[Step, Stage]:
     return Step(run, done=True), Stage.SERVE
 
 
-def _with_serving_trouble(view: View, promotion: Promotion, serving: Serving) -> RunStatus:
-    """Trouble of a stage comes first; trouble of serving shows when there is none."""
-    run = promotion.run
-    if run.failure is not None and run.failure.stage is not Stage.SERVE:
+def _with_trouble(view: View, run: RunStatus, promotion: Promotion, serving: Serving) -> RunStatus:
+    """Trouble of a stage comes first; without any that of serving shows, then that of packaging."""
+    if run.failure is not None and run.failure.stage not in runs.BESIDE:
         return run
     before = view.job.status.run
     finding = promotion.finding or serving.finding
     failure = finding and to_failure(
         finding, Stage.SERVE, view.time, waiting=promotion.finding is None, previous=before.failure if before else None
     )
+    if failure is None and serving.settled and run.package is not None:
+        failure = run.package.failure
     return run.model_copy(update={"failure": failure})
 
 
 def _status(view: View, run: RunStatus, stage: Stage, promotion: Promotion, serving: Serving) -> FineTuneJobStatus:
     job, spec = view.job, view.job.spec
     promoted = runs.is_promoted(promotion.records, run.number)
-    outcome = Outcome(run, stage, promotion.wanted, promoted, serving, spec.serving.replicas, spec.output.claim_name)
+    outcome = Outcome(
+        run,
+        stage,
+        promotion.wanted,
+        promoted,
+        serving,
+        spec.serving.replicas,
+        spec.output.claim_name,
+        exports=bool(spec.output.exports),
+    )
     conditions = merge(job.status.conditions, judgements(outcome), view.time, job.metadata.generation)
     keep = [spec.serving.run, *(model.run for model in (serving.model, promotion.wanted) if model)]
     return FineTuneJobStatus(

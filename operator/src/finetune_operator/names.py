@@ -26,6 +26,8 @@ ANNOTATION_CONTENT_HASH = f"{GROUP}/content-hash"
 ANNOTATION_INPUTS_HASH = f"{GROUP}/inputs-hash"
 # Of the settings that an Evaluate Job measures by: other ones make another Job, not another run.
 ANNOTATION_EVALUATION_HASH = f"{GROUP}/evaluation-hash"
+# Of what a Package Job makes: something else makes another Job, not another run.
+ANNOTATION_PACKAGE_HASH = f"{GROUP}/package-hash"
 # The claim that a Job writes to, where the run's own claim is read when the status was lost.
 ANNOTATION_CLAIM = f"{GROUP}/claim"
 

@@ -16,6 +16,7 @@ STATUS_RECORDS = 20  # status.runs' own bound
 RECORD_MESSAGE = 512
 FINISHED = (RunResult.PROMOTED, RunResult.GATE_FAILED)
 JOB_STAGES = tuple(stage for stage in Stage if stage is not Stage.SERVE)
+BESIDE = (Stage.PACKAGE, Stage.SERVE)  # what goes on after a run is judged
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,10 +130,12 @@ def without_time(run: RunStatus, stage: Stage) -> RunStatus:
     return run.model_copy(update={"stages": [entry for entry in run.stages if entry.stage is not stage]})
 
 
-def ended_with_failure(run: RunStatus) -> bool:
-    """Whether a stage's Job ended the run. Trouble of serving never does: it is judged anew in each pass."""
+def ended_with_failure(run: RunStatus, stage: Stage | None = None) -> bool:
+    """Whether a stage's Job ended the run, or for one of the stages beside it (`BESIDE`) itself. Trouble of those never
+    ends a run: it is judged anew in each pass."""
     failure = run.failure
-    return failure is not None and not failure.waiting and failure.stage is not Stage.SERVE
+    ended = failure is not None and not failure.waiting
+    return ended and failure is not None and (failure.stage is stage or failure.stage not in BESIDE)
 
 
 def _finished_with(records: tuple[RunRecord, ...], wanted: str) -> RunRecord | None:
@@ -146,7 +149,9 @@ def _adopted(record: RunRecord) -> RunStatus:
         number=record.number,
         hash=record.hash,
         trigger=record.trigger,
-        stages=[StageTime(stage=stage, completion_time=record.completion_time) for stage in JOB_STAGES],
+        stages=[
+            StageTime(stage=stage, completion_time=record.completion_time) for stage in Stage if stage not in BESIDE
+        ],
         evaluation=record.evaluation,
         model=record.model,
     )

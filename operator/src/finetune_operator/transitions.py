@@ -10,7 +10,7 @@ from finetune_api.status import FineTuneJobStatus
 from finetune_operator.conditions import find, is_true, sentence, shorten
 from finetune_operator.plan import Event
 from finetune_operator.runs import is_done, stage_time
-from finetune_operator.stages.pipeline import PIPELINE
+from finetune_operator.stages.pipeline import PIPELINE, STAGES
 
 EVENT_MESSAGE = 1024  # the API server refuses longer notes
 
@@ -44,6 +44,8 @@ def _reached(old: FineTuneJobStatus, new: FineTuneJobStatus, same_run: bool) -> 
             yield _normal(begun[0], f"Run {new.run.number if new.run else 0} {begun[1]}.")
         yield from _became_true(old, new, stage.words.condition, stage.words.event, same_run)
     yield from _became_true(old, new, Type.PROMOTED, "Promoted", same_run)
+    beside = STAGES[Stage.PACKAGE].words
+    yield from _became_true(old, new, beside.condition, beside.event, same_run)
 
 
 def _became_true(

@@ -10,7 +10,7 @@ from finetune_api.status import Failure, ModelStatus, RunStatus
 from finetune_operator.conditions import Judgement, sentence
 from finetune_operator.runs import ended_with_failure, is_done
 from finetune_operator.stages.job_stage import JobStage
-from finetune_operator.stages.pipeline import PIPELINE, STAGES
+from finetune_operator.stages.pipeline import PACKAGE, PIPELINE, STAGES
 from finetune_operator.stages.serve import Serving
 
 
@@ -25,6 +25,7 @@ class Outcome:
     serving: Serving
     replicas: int
     claim: str = ""  # that the spec names
+    exports: bool = False  # whether any is asked for
 
 
 def judgements(outcome: Outcome) -> list[Judgement]:
@@ -35,6 +36,7 @@ def judgements(outcome: Outcome) -> list[Judgement]:
         *(_stage(run, stage) for stage in PIPELINE),
         _promoted(outcome),
         _serving(outcome),
+        *_packaged(outcome),
     ]
 
 
@@ -135,10 +137,21 @@ def _stage(run: RunStatus, stage: JobStage) -> Judgement:
     words, failure = stage.words, run.failure
     if is_done(run, stage.stage):
         return words.condition, "True", words.reached, words.result(run)
-    if ended_with_failure(run) and failure is not None and failure.stage is stage.stage:
+    if ended_with_failure(run, stage.stage) and failure is not None and failure.stage is stage.stage:
         return words.condition, "False", failure.reason, failure.message
     pending = ("Pending", f"{stage.stage} of run {run.number} has not ended.")
     return words.condition, "Unknown", *(words.again(run) or pending)
+
+
+def _packaged(outcome: Outcome) -> list[Judgement]:
+    """Nothing where no export is asked for."""
+    run = outcome.run
+    if not outcome.exports:
+        return []
+    if run.package is None and run.gate is not None and not outcome.promoted:
+        text = f"Run {run.number} did not pass its gate; only promoted runs are exported."
+        return [(Type.PACKAGED, "False", "NotPromoted", text)]
+    return [_stage(run.model_copy(update={"failure": run.package and run.package.failure}), PACKAGE)]
 
 
 def _promoted(outcome: Outcome) -> Judgement:

@@ -43,6 +43,7 @@ def _parser() -> argparse.ArgumentParser:
         Stage.PREPARE: "fetch model and data, check every example, decide what auto means",
         Stage.TRAIN: "train on the prepared data, or go on from the newest checkpoint",
         Stage.EVALUATE: "compare the tuned model with its base on held-out examples",
+        Stage.PACKAGE: "export the tuned model, and bring it to registries and buckets",
         Stage.SERVE: "answer OpenAI-compatible requests with base and tuned model",
     }
     for stage, text in texts.items():

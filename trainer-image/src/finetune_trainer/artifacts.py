@@ -102,6 +102,11 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
+def digest_of(value: object) -> str:
+    """SHA-256 that stands for a JSON value, 64 hexadecimal digits."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
 def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file())
 

@@ -64,6 +64,10 @@ class StageContext:
         return self.run_dir / "evaluation"
 
     @property
+    def exports_dir(self) -> Path:
+        return self.run_dir / "exports"
+
+    @property
     def progress_path(self) -> Path:
         return self.run_dir / "progress.json"
 

@@ -5,7 +5,8 @@ TrainerError
  ├── GpuOutOfMemoryError   exit 11   also with the halved micro batch
  ├── LossNotFiniteError    exit 12   training diverged
  ├── ArtifactInvalidError  exit 13   what was made or found on the volume fails verification
- └── InterruptedStageError exit 75   SIGTERM; a checkpoint was saved, run again
+ ├── InterruptedStageError exit 75   SIGTERM; a checkpoint was saved, run again
+ └── PackageError          exit of what went wrong with an export; the others are done
 Any other exception is a system fault: exit 1, retried with backoff.
 """
 
@@ -14,13 +15,14 @@ from __future__ import annotations
 from typing import ClassVar
 
 from finetune_api.conditions import ExitCode, FailureReason
+from finetune_api.package import PackageSummary
 from finetune_api.status import DatasetStatus
 
 
 class TrainerError(Exception):
     """Base. `message` names the place, `advice` the remedy; both reach the status."""
 
-    exit_code: ClassVar[int] = 1
+    exit_code: int = 1
     default_reason: ClassVar[FailureReason] = FailureReason.SYSTEM_FAULT
 
     def __init__(self, message: str, *, advice: str = "", reason: FailureReason | None = None) -> None:
@@ -57,6 +59,17 @@ class ArtifactInvalidError(TrainerError):
 
     exit_code = ExitCode.ARTIFACT_INVALID
     default_reason = FailureReason.ARTIFACT_INVALID
+
+
+class PackageError(TrainerError):
+    """An export failed. `done` are the others, for the summary."""
+
+    def __init__(
+        self, message: str, *, advice: str, reason: FailureReason, exit_code: int, done: PackageSummary
+    ) -> None:
+        super().__init__(message, advice=advice, reason=reason)
+        self.exit_code = exit_code
+        self.done = done
 
 
 class InterruptedStageError(TrainerError):

@@ -5,7 +5,6 @@ run_stage(stage, context) is run(context) of `stages/STAGE.py` with everything t
 
 from __future__ import annotations
 
-import errno
 import importlib
 import logging
 import os
@@ -16,21 +15,25 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 
-from finetune_api.conditions import ExitCode, FailureReason, Stage
-from finetune_api.reports import EvaluateReport, StageFailure, Summary
+from finetune_api.conditions import FailureReason, Stage
+from finetune_api.reports import EvaluateReport, Summary
 from finetune_api.run_config import RunConfig
 from finetune_api.spec import EvaluationSpec
 from finetune_trainer import artifacts
 from finetune_trainer.context import StageContext
-from finetune_trainer.errors import ArtifactInvalidError, InterruptedStageError, TrainerError, UserInputError
+from finetune_trainer.errors import (
+    ArtifactInvalidError,
+    InterruptedStageError,
+    PackageError,
+    TrainerError,
+    UserInputError,
+)
+from finetune_trainer.explanation import explain as explain
+from finetune_trainer.explanation import redact as redact
 
 log = logging.getLogger(__name__)
 
-# Environment variables whose values must never reach a log or a status. The rest of a Secret's keys that this
-# trainer knows (HF_ENDPOINT, AWS_ENDPOINT_URL, AWS_REGION) are places, which an error has to name.
-SECRET_WORDS = ("TOKEN", "SECRET", "PASSWORD", "AUTHORIZATION", "ACCESS_KEY", "API_KEY")
 EVALUATION_VARIABLE = "FINETUNE_EVALUATION"
-SHORTEST_SECRET = 6  # characters; replacing shorter values would garble ordinary words
 
 
 def load_config(path: Path) -> RunConfig:
@@ -98,7 +101,10 @@ def run_server(context: StageContext, host: str, port: int, termination_log: Pat
 
 
 def reusable_summary(stage: Stage, context: StageContext) -> Summary | None:
-    """The report of this very run when the stage is done and what it left is intact; otherwise None."""
+    """The report of this very run when the stage is done and what it left is intact; otherwise None. What is to be
+    packaged may change, and lies elsewhere: each export has a record of its own."""
+    if stage is Stage.PACKAGE:
+        return None
     try:
         summary = Summary.model_validate_json(context.report_path(stage).read_bytes())
     except (OSError, ValueError):
@@ -125,7 +131,9 @@ def report_failure(
     failure, exit_code = explain(error)
     known = {"run": config.run, "hash": config.hash} if config else {}
     dataset = error.dataset if isinstance(error, UserInputError) else None
-    write_message(termination_log, Summary(stage=stage, ok=False, failure=failure, dataset=dataset, **known))
+    package = error.done if isinstance(error, PackageError) else None
+    summary = Summary(stage=stage, ok=False, failure=failure, dataset=dataset, package=package, **known)
+    write_message(termination_log, summary)
     # A stack trace helps only when the fault is ours; users need the sentence.
     trace = error if exit_code == 1 else None
     log.error(
@@ -134,36 +142,10 @@ def report_failure(
     return exit_code
 
 
-def explain(error: BaseException) -> tuple[StageFailure, int]:
-    """What went wrong in the words of the status, and the exit code."""
-    if isinstance(error, TrainerError):
-        return _failure(error.reason, error.message, error.advice), error.exit_code
-    if isinstance(error, KeyboardInterrupt):
-        failure = _failure(FailureReason.INTERRUPTED, "interrupted from the keyboard", "run the same command again")
-        return failure, ExitCode.INTERRUPTED
-    text = f"{type(error).__name__}: {error}"
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return _failure(FailureReason.STORAGE_FULL, text, "enlarge the output claim, or delete old runs from it"), 1
-    if isinstance(error, MemoryError):
-        return _failure(FailureReason.OUT_OF_MEMORY, text, "raise compute.resources.limits.memory"), 1
-    if type(error).__name__ == "OutOfMemoryError":  # torch's, by name: the frame does not load torch
-        advice = "use a GPU with more memory, a smaller maxLength, or a smaller model"
-        return _failure(FailureReason.CUDA_OUT_OF_MEMORY, text, advice), ExitCode.GPU_OUT_OF_MEMORY
-    return _failure(FailureReason.SYSTEM_FAULT, text, "the stage is tried again; its log has the stack trace"), 1
-
-
 def write_message(termination_log: Path | None, summary: Summary) -> None:
     """Leave the summary where the kubelet looks for it. Not atomic: the file is a mount and cannot be replaced."""
     if termination_log:
         termination_log.write_text(summary.to_message(), encoding="utf-8")
-
-
-def redact(text: str, environment: Mapping[str, str] | None = None) -> str:
-    """The text without the values of secret environment variables."""
-    for name, value in (os.environ if environment is None else environment).items():
-        if len(value) >= SHORTEST_SECRET and any(word in name.upper() for word in SECRET_WORDS):
-            text = text.replace(value, f"<{name}>")
-    return text
 
 
 class _LogFormat(logging.Formatter):
@@ -230,7 +212,3 @@ def _verify_output(stage: Stage, context: StageContext, summary: Summary) -> Non
             raise ArtifactInvalidError(f"{context.model_dir} is not the model that the report describes")
     elif stage is Stage.EVALUATE:
         EvaluateReport.model_validate_json((context.evaluation_dir / "report.json").read_bytes())
-
-
-def _failure(reason: FailureReason, message: str, advice: str) -> StageFailure:
-    return StageFailure(reason=reason, message=redact(message), advice=redact(advice))

@@ -21,6 +21,7 @@ class PodShape:
     saves: bool = False  # gets the time to save a checkpoint when it is ended
     reports: bool = False  # posts its progress, with a token of its own
     bounded: bool = False  # compute.activeDeadlineSeconds is its time
+    delivers: bool = False  # reaches registries and buckets, with the exports' Secrets; needs no GPU
     measures: bool = False  # works by spec.evaluation as it is now, not as it was when the run began
 
 
@@ -28,4 +29,5 @@ SHAPES: dict[Stage, PodShape] = {
     Stage.PREPARE: PodShape({"cpu": "250m", "memory": "512Mi"}, fetches=True),
     Stage.TRAIN: PodShape({"cpu": "500m", "memory": "1Gi"}, saves=True, reports=True, bounded=True),
     Stage.EVALUATE: PodShape({"cpu": "500m", "memory": "1Gi"}, measures=True),
+    Stage.PACKAGE: PodShape({"cpu": "500m", "memory": "1Gi"}, delivers=True),
 }

@@ -6,7 +6,16 @@ from collections.abc import Iterator
 from typing import Any
 
 from finetune_api.conditions import ExitCode, Stage
-from finetune_api.job import FineTuneJob, canonical, evaluation_hash, evaluation_inputs
+from finetune_api.exports import secret_prefix
+from finetune_api.job import (
+    FineTuneJob,
+    canonical,
+    evaluation_hash,
+    evaluation_inputs,
+    package_hash,
+    package_inputs,
+)
+from finetune_api.package import PackageInputs
 from finetune_api.placement import ResourceList, Resources
 from finetune_api.reasons import FINAL_CODES
 from finetune_api.status import RunStatus
@@ -37,11 +46,13 @@ def stage_job(job: FineTuneJob, run: RunStatus, stage: Stage, settings: Settings
         spec["activeDeadlineSeconds"] = job.spec.compute.active_deadline_seconds
     annotations = {
         names.ANNOTATION_RUN_HASH: run.hash,
-        names.ANNOTATION_INPUTS_HASH: inputs_hash(job),
+        names.ANNOTATION_INPUTS_HASH: inputs_hash(job, stage),
         names.ANNOTATION_CLAIM: run_claim(job, run),
     }
     if SHAPES[stage].measures:
         annotations[names.ANNOTATION_EVALUATION_HASH] = evaluation_hash(job.spec.evaluation)
+    if SHAPES[stage].delivers:
+        annotations[names.ANNOTATION_PACKAGE_HASH] = package_hash(_package(job, run))
     name = names.stage_name(job.metadata.name, run.number, stage)
     return sealed(
         {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata(job, name, labels, annotations), "spec": spec}
@@ -53,13 +64,19 @@ def run_claim(job: FineTuneJob, run: RunStatus) -> str:
     return run.claim_name or job.spec.output.claim_name
 
 
-def inputs_hash(job: FineTuneJob) -> str:
+def inputs_hash(job: FineTuneJob, stage: Stage) -> str:
     """Stands for what a user can change to right a failed stage without starting a new run. As in `run_hash`,
     defaults are left out: a field that a later version adds must not try every failed stage again."""
     spec = job.spec
     refs = [spec.base_model.secret_ref, spec.dataset.secret_ref]
+    if SHAPES[stage].delivers:
+        refs = [export.secret_ref for export in spec.output.exports]
     compute = spec.compute.model_dump(mode="json", by_alias=True, exclude_defaults=True)
     return digest([compute, [ref and ref.name for ref in refs]])
+
+
+def _package(job: FineTuneJob, run: RunStatus) -> PackageInputs:
+    return package_inputs(job.spec, promoted=bool(run.package and run.package.promoted))
 
 
 def failure_rules() -> list[dict[str, Any]]:
@@ -94,9 +111,9 @@ def _pod(job: FineTuneJob, run: RunStatus, stage: Stage, settings: Settings) -> 
             *extra_mounts,
         ],
     }
-    secrets = _secrets(job) if SHAPES[stage].fetches else []
+    secrets = list(_secrets(job, run, stage))
     if secrets:
-        container["envFrom"] = [{"secretRef": {"name": name, "optional": False}} for name in secrets]
+        container["envFrom"] = secrets
     return pod.pod_spec(
         settings,
         container=container,
@@ -115,7 +132,7 @@ def _pod(job: FineTuneJob, run: RunStatus, stage: Stage, settings: Settings) -> 
 
 def _resources(job: FineTuneJob, stage: Stage) -> dict[str, Any]:
     compute = job.spec.compute
-    gpus = 0 if SHAPES[stage].fetches else compute.gpus
+    gpus = 0 if SHAPES[stage].fetches or SHAPES[stage].delivers else compute.gpus
     return pod.resources(_amounts(job, stage), SHAPES[stage].requests, gpus, compute.gpu_resource)
 
 
@@ -141,7 +158,11 @@ def _environment(job: FineTuneJob, run: RunStatus, stage: Stage, settings: Setti
         result |= pod.DOWNLOAD_ENV | dict(settings.source_env)
     else:
         result |= pod.OFFLINE_ENV
-        result["FINETUNE_GPUS"] = str(job.spec.compute.gpus)  # run.json may be older than compute
+        gpus = 0 if shape.delivers else job.spec.compute.gpus
+        result["FINETUNE_GPUS"] = str(gpus)  # run.json may be older than compute
+    if shape.delivers:
+        result |= dict(settings.source_env)  # a proxy stands before registries, too
+        result["FINETUNE_PACKAGE"] = _package(job, run).model_dump_json(by_alias=True, exclude_defaults=True)
     if shape.measures:
         result["FINETUNE_EVALUATION"] = canonical(evaluation_inputs(job.spec.evaluation))  # as with GPUs
     if shape.reports and settings.progress_url:
@@ -153,9 +174,18 @@ def _environment(job: FineTuneJob, run: RunStatus, stage: Stage, settings: Setti
     return result
 
 
-def _secrets(job: FineTuneJob) -> list[str]:
-    refs = [job.spec.base_model.secret_ref, job.spec.dataset.secret_ref]
-    return list(dict.fromkeys(ref.name for ref in refs if ref))
+def _secrets(job: FineTuneJob, run: RunStatus, stage: Stage) -> Iterator[dict[str, Any]]:
+    """envFrom of the two stages that see Secrets. Two registries may want two passwords, so those of the exports have
+    a prefix each."""
+    if SHAPES[stage].fetches:
+        refs = [job.spec.base_model.secret_ref, job.spec.dataset.secret_ref]
+        for name in dict.fromkeys(ref.name for ref in refs if ref):
+            yield {"secretRef": {"name": name, "optional": False}}
+    if SHAPES[stage].delivers:
+        for export in _package(job, run).exports:
+            if export.secret_ref:
+                ref = {"name": export.secret_ref.name, "optional": False}
+                yield {"prefix": secret_prefix(export.name), "secretRef": ref}
 
 
 Volumes = tuple[list[dict[str, Any]], list[dict[str, Any]]]
@@ -165,6 +195,8 @@ def _extras(job: FineTuneJob, run: RunStatus, stage: Stage, settings: Settings) 
     """Volumes and mounts beside configuration, artifacts and /tmp."""
     if SHAPES[stage].fetches:
         return _source_volumes(job, run)
+    if SHAPES[stage].delivers:
+        return [], []
     volumes, mounts = [pod.SHM_VOLUME], [pod.mount("shm", "/dev/shm")]
     if SHAPES[stage].reports and settings.progress_url:
         volumes.append(_token_volume(settings))

@@ -82,7 +82,7 @@ def run(files: Sequence[str], name: str | None, claims: Sequence[str], namespace
 
 def drive(store: Store, console: Console, job: FineTuneJob) -> FineTuneJob:
     """The job when it is Ready. Ends the command when it is not: with what went wrong, or how to go on."""
-    with stop_on_signals() as stop, Screen(console, store, RUN_STAGES) as screen:
+    with stop_on_signals() as stop, Screen(console, store, _stages(job)) as screen:
         result = jobs.drive(store, job, stop, screen)
     job = result.job
     if result.ending is Ending.INTERRUPTED:
@@ -99,6 +99,10 @@ def drive(store: Store, console: Console, job: FineTuneJob) -> FineTuneJob:
     return job
 
 
+def _stages(job: FineTuneJob) -> tuple[Stage, ...]:
+    return (*RUN_STAGES, Stage.PACKAGE) if job.spec.output.exports else RUN_STAGES
+
+
 def show_end(console: Console, store: Store, job: FineTuneJob) -> None:
     """The result, and what to do with it."""
     report.show_run(console, store, job)
@@ -107,6 +111,8 @@ def show_end(console: Console, store: Store, job: FineTuneJob) -> None:
     if job.status.model:
         folder = store.artifacts / job.status.model.uri.removeprefix("pvc://").split("/", 1)[1]
         console.print(f"The model:    {escape(str(folder))}", highlight=False, soft_wrap=True)
+    for export in report.exports_of(store, job):
+        console.print(f"Exported:     {escape(export)}", highlight=False, soft_wrap=True)
 
 
 def status(name: str | None, namespace: str | None, output: Output) -> None:

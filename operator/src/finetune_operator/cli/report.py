@@ -199,6 +199,14 @@ def run_folder(store: Store, job: FineTuneJob, run: RunStatus) -> Path:
     return store.artifacts / names.run_folder(meta.namespace, meta.name, run.number, run.hash)
 
 
+def exports_of(store: Store, job: FineTuneJob) -> Iterator[str]:
+    """Each finished export and where it lies; what is on the claim, as a folder of this machine."""
+    done = job.status.run.package.exports if job.status.run and job.status.run.package else []
+    for export in done:
+        here = store.artifacts / names.path_of(export.uri) if export.uri.startswith("pvc://") else export.uri
+        yield f"{export.name} -> {here}"
+
+
 def show_failure(console: Console, store: Store, job: FineTuneJob, log: Path | None) -> None:
     """What went wrong, where, and the remedy."""
     run = job.status.run

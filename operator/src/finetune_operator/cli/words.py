@@ -14,6 +14,7 @@ DOES = {
     Stage.PREPARE: "fetch model and data, check every example",
     Stage.TRAIN: "learn from the examples (loss: how wrong its guesses still are; it should fall)",
     Stage.EVALUATE: "compare base (before) and tuned (after) on the held-out examples",
+    Stage.PACKAGE: "export the model",
     Stage.SERVE: "load both models and answer",
 }
 START_SECONDS = 15  # of a stage on a processor, until its libraries and its model are loaded
@@ -24,6 +25,8 @@ INPUT_REASONS = {
     FailureReason.MODEL_INVALID,
     FailureReason.SOURCE_UNAVAILABLE,
     FailureReason.SPEC_INVALID,
+    FailureReason.DESTINATION_REFUSED,
+    FailureReason.EXPORT_UNSUPPORTED,
 }
 
 
@@ -98,6 +101,8 @@ def result_of(run: RunStatus, stage: Stage) -> str:
         scores = run.evaluation
         base = f"{scores.base.loss:.2f} before training, " if scores.base else ""
         return f"loss on the held-out examples: {base}{run.evaluation.tuned.loss:.2f} after"
+    if stage is Stage.PACKAGE and run.package:
+        return ", ".join(f"{export.name} ({size(export.bytes)})" for export in run.package.exports) or "done"
     return "done"
 
 

@@ -1,4 +1,4 @@
-"""What Prepare, Train and Evaluate have in common: a Job that must leave a summary."""
+"""What all stages but Serve have in common: a Job that must leave a summary."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class JobStage:
     percent: Callable[[RunStatus], int]
     absorb: Callable[[View, RunStatus, Summary], RunStatus | None]
     live: Callable[[View, RunStatus], tuple[RunStatus, float | None]] | None = None
-    salvage: Callable[[RunStatus, Summary], RunStatus] | None = None
+    salvage: Callable[[View, RunStatus, Summary], RunStatus] | None = None
 
 
 def advance(view: View, run: RunStatus, stage: JobStage) -> Step:
@@ -77,8 +77,8 @@ def advance(view: View, run: RunStatus, stage: JobStage) -> Step:
     if job is not None and is_deleting(job):
         return Step(run)
     if job is not None and measures_otherwise(view, run, job):
-        return _replace(view, without_time(run, stage.stage), job)
-    if ended_with_failure(run):
+        return replace_job(view, without_time(run, stage.stage), job)
+    if ended_with_failure(run, stage.stage):
         return _try_again(view, run, stage.stage, job)
     if job is None:
         return _blocked(view, run, stage.stage) or _create(view, run, stage.stage)
@@ -163,18 +163,19 @@ def _former_pod(view: View, run: RunStatus) -> Finding | None:
 
 def _try_again(view: View, run: RunStatus, stage: Stage, job: Manifest | None) -> Step:
     """A failed stage gets another try when the user changed what it runs on, say its memory."""
-    return _replace(view, run, job) if job is not None and _inputs_changed(view, job) else Step(run)
+    return replace_job(view, run, job) if job is not None and _inputs_changed(view, job) else Step(run)
 
 
 def _inputs_changed(view: View, job: Manifest) -> bool:
-    if names.annotation(job, names.ANNOTATION_INPUTS_HASH) not in (None, inputs_hash(view.job)):
+    stage = Stage(names.label(job, names.LABEL_STAGE) or "")
+    if names.annotation(job, names.ANNOTATION_INPUTS_HASH) not in (None, inputs_hash(view.job, stage)):
         return True
     # The first stage can begin on another claim; the later ones need what the first one wrote.
-    first = names.label(job, names.LABEL_STAGE) == Stage.PREPARE.value
+    first = stage is Stage.PREPARE
     return first and names.annotation(job, names.ANNOTATION_CLAIM) not in (None, view.job.spec.output.claim_name)
 
 
-def _replace(view: View, run: RunStatus, job: Manifest) -> Step:
+def replace_job(view: View, run: RunStatus, job: Manifest) -> Step:
     """Delete now; the Job is created anew when it and its pods are gone."""
     attempt = max(run.attempt, (names.number(names.label(job, names.LABEL_ATTEMPT)) or 1) + 1)
     run = run.model_copy(update={"attempt": attempt, "failure": None})
@@ -195,7 +196,7 @@ def _collect(view: View, run: RunStatus, stage: JobStage, job: Manifest) -> Step
         text = f"{stage.stage} succeeded, but none of its pods left a summary in its termination message."
         return _end(view, run, stage.stage, Finding(FailureReason.SYSTEM_FAULT, text))
     # The pod is gone and its summary with it. The stage finds its report on the volume and says it again.
-    return _replace(view, run, job)
+    return replace_job(view, run, job)
 
 
 def _pods_lag(view: View, job: Manifest, pods: list[Manifest]) -> bool:
@@ -214,10 +215,10 @@ def _fail(view: View, run: RunStatus, stage: JobStage, job: Manifest) -> Step:
     if condition.get("reason") != "DeadlineExceeded" and _pods_lag(view, job, pods):
         return Step(run, requeue_after=GRACE_SECONDS)
     if _inputs_changed(view, job):
-        return _replace(view, run, job)
+        return replace_job(view, run, job)
     summary = last_summary(pods)
     if summary is not None and stage.salvage is not None:
-        run = stage.salvage(run, summary)
+        run = stage.salvage(view, run, summary)
     return _end(view, run, stage.stage, job_failure(job, pods, view.now))
 
 
@@ -229,7 +230,7 @@ def _end(view: View, run: RunStatus, stage: Stage, finding: Finding) -> Step:
 def _watch(view: View, run: RunStatus, stage: JobStage, job: Manifest) -> Step:
     pods = pods_of(view, job)
     if not any(ever_ran(pod) for pod in pods) and _is_outdated(view, run, stage.stage, job):
-        return _replace(view, run, job)
+        return replace_job(view, run, job)
     run = with_time(run, stage.stage, start=view.time)
     refusal = view.observed.refusals.get(job["metadata"]["name"])
     finding = refused_pod(refusal, pods, view.now) or pod_trouble(pods, view.now)

@@ -7,7 +7,9 @@ import math
 from pydantic import BaseModel
 
 from finetune_api.conditions import ConditionType, Stage
+from finetune_api.exports import ExportSpec, destination
 from finetune_api.job import evaluation_hash
+from finetune_api.package import PackageStatus
 from finetune_api.reports import Summary, model_status
 from finetune_api.status import Progress, RunStatus
 from finetune_operator import names
@@ -41,7 +43,7 @@ def prepared(view: View, run: RunStatus, summary: Summary) -> RunStatus | None:
     return run.model_copy(update=update)
 
 
-def kept_dataset(run: RunStatus, summary: Summary) -> RunStatus:
+def kept_dataset(view: View, run: RunStatus, summary: Summary) -> RunStatus:
     """The line numbers, when the data was refused."""
     return run.model_copy(update={"dataset": summary.dataset}) if summary.dataset else run
 
@@ -92,6 +94,32 @@ def evaluated(view: View, run: RunStatus, summary: Summary) -> RunStatus | None:
     return run.model_copy(update={"evaluation": summary.evaluation.model_copy(update={"settings_hash": settings})})
 
 
+def packaged(view: View, run: RunStatus, summary: Summary) -> RunStatus | None:
+    """What was exported."""
+    return kept_exports(view, run, summary) if summary.package is not None and is_finite(summary) else None
+
+
+def kept_exports(view: View, run: RunStatus, summary: Summary) -> RunStatus:
+    """Those that are done, also when another one failed. Where each lies follows from the spec."""
+    if summary.package is None or not is_finite(summary.package):
+        return run
+    places = {export.name: _place(view, run, export) for export in view.job.spec.output.exports}
+    done = [
+        export.model_copy(update={"uri": places[export.name]})
+        for export in summary.package.exports
+        if export.name in places
+    ]
+    package = run.package or PackageStatus()
+    return run.model_copy(update={"package": package.model_copy(update={"exports": done})})
+
+
+def _place(view: View, run: RunStatus, export: ExportSpec) -> str:
+    meta = view.job.metadata
+    folder = names.run_folder(meta.namespace, meta.name, run.number, run.hash)
+    on_claim = f"pvc://{run_claim(view.job, run)}/{folder}/exports/{export.name}"
+    return destination(export, run.number, run.hash) or on_claim
+
+
 def training_progress(view: View, run: RunStatus) -> tuple[RunStatus, float | None]:
     """The last report of the training pod, at most one write an interval; else when to look again (seconds)."""
     report = view.observed.progress
@@ -132,6 +160,12 @@ def measured(run: RunStatus) -> str:
         return f"Run {run.number} was measured."
     base = f", base {scores.base.loss:.4g}" if scores.base else ""
     return f"Held-out loss {scores.tuned.loss:.4g}{base}, on {scores.examples} examples."
+
+
+def exported(run: RunStatus) -> str:
+    """What was made, in a sentence."""
+    done = run.package.exports if run.package else []
+    return f"Run {run.number} is exported: {', '.join(f'{export.name} to {export.uri}' for export in done)}."
 
 
 def measured_again(run: RunStatus) -> tuple[str, str] | None:
@@ -187,4 +221,19 @@ PIPELINE = (
         absorb=evaluated,
     ),
 )
-STAGES = {stage.stage: stage for stage in PIPELINE}
+# Beside serving, so that nothing waits for it: see package.py.
+PACKAGE = JobStage(
+    Stage.PACKAGE,
+    Words(
+        doing="Packaging",
+        sentence="is being exported",
+        condition=ConditionType.PACKAGED,
+        reached="Exported",
+        result=exported,
+        event="Packaged",
+    ),
+    percent=lambda run: 100,
+    absorb=packaged,
+    salvage=kept_exports,
+)
+STAGES = {stage.stage: stage for stage in (*PIPELINE, PACKAGE)}

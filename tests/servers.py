@@ -1,0 +1,86 @@
+"""Real servers that exports go to: an S3 server and an OCI registry, each with a user and a password."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import boto3
+
+from tests.cluster import binaries
+from tests.cluster.processes import Component, free_ports, start, wait_until
+
+USER, PASSWORD = "publisher", "correct-horse-battery"
+HASHED = "$2b$04$6uxQjHknYFakRhacEaKSR.ouqefrrdDejSAFN0Ku7LKBQpTHpOfn."  # bcrypt
+S3_KEYS = {"AWS_ACCESS_KEY_ID": "test-key", "AWS_SECRET_ACCESS_KEY": "test-secret", "AWS_REGION": "us-east-1"}
+
+
+@dataclass
+class Server:
+    """A running one. `restart` begins it anew on the same port and data."""
+
+    url: str
+    host: str
+    component: Component
+
+    def s3(self) -> Any:
+        """A client of the S3 server's owner."""
+        session = boto3.session.Session(
+            aws_access_key_id=S3_KEYS["AWS_ACCESS_KEY_ID"],
+            aws_secret_access_key=S3_KEYS["AWS_SECRET_ACCESS_KEY"],
+            region_name="us-east-1",
+        )
+        return session.client("s3", endpoint_url=self.url)
+
+
+def _answers(port: int) -> bool:
+    with socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
+
+
+@contextmanager
+def _running(name: str, port: int, command: list[Any], root: Path, scheme: str = "http") -> Iterator[Server]:
+    component = start(name, command, root / "logs")
+    try:
+        wait_until(lambda: _answers(port), 30, name, component.tail)
+        yield Server(f"{scheme}://127.0.0.1:{port}", f"127.0.0.1:{port}", component)
+    finally:
+        component.end()
+
+
+@contextmanager
+def s3_server(root: Path) -> Iterator[Server]:
+    """Keeps metadata of objects beside them, as AWS does."""
+    for folder in ("data", "metadata"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    port = free_ports(1)[0]
+    keys = ("--access", S3_KEYS["AWS_ACCESS_KEY_ID"], "--secret", S3_KEYS["AWS_SECRET_ACCESS_KEY"])
+    place = ("posix", "--sidecar", root / "metadata", root / "data")
+    command = [binaries.versitygw(), "--port", f"127.0.0.1:{port}", *keys, *place]
+    with _running("versitygw", port, command, root) as server:
+        yield server
+
+
+@contextmanager
+def registry(root: Path, certificate: tuple[Path, Path] | None = None, port: int | None = None) -> Iterator[Server]:
+    """With basic authentication, and with TLS when `certificate` is (certificate, key)."""
+    root.mkdir(parents=True, exist_ok=True)
+    port = port or free_ports(1)[0]
+    (root / "htpasswd").write_text(f"{USER}:{HASHED}\n")
+    tls = f"\n  tls: {{certificate: {certificate[0]}, key: {certificate[1]}}}" if certificate else ""
+    (root / "config.yaml").write_text(
+        f"""version: 0.1
+log: {{level: error}}
+storage: {{filesystem: {{rootdirectory: {root / "data"}}}}}
+http:
+  addr: 127.0.0.1:{port}{tls}
+auth: {{htpasswd: {{realm: test, path: {root / "htpasswd"}}}}}
+"""
+    )
+    command = [binaries.registry(), "serve", root / "config.yaml"]
+    with _running("registry", port, command, root, "https" if certificate else "http") as server:
+        yield server

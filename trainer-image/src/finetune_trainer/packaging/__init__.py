@@ -1,0 +1,1 @@
+"""What is made of a promoted model, and how it gets to where it shall lie."""
