@@ -15,7 +15,7 @@ from finetune_api.spec import MethodSpec
 from finetune_api.status import ResolvedValues
 from finetune_api.tasks import MethodType
 from finetune_trainer.methods import proof
-from finetune_trainer.methods.kind import BYTES, FLOAT32, OPTIMIZER, Footprint, Form, Precision, Sizes, Trained
+from finetune_trainer.methods.kind import BYTES, Footprint, Form, Precision, Sizes, Trained
 from finetune_trainer.methods.low_rank import add_adapter, copy_adapter, verify_adapter
 from finetune_trainer.training.device import Device
 
@@ -44,8 +44,7 @@ class Dora:
         return 0
 
     def footprint(self, sizes: Sizes, spec: MethodSpec, precision: Precision) -> Footprint:
-        weights = sizes.parameters * BYTES[precision] + sizes.trainable * FLOAT32
-        return Footprint(weights, sizes.trainable * OPTIMIZER)
+        return Footprint.of(frozen=sizes.parameters * BYTES[precision], trainable=sizes.trainable)
 
     def finish(self, trained: Trained, directory: Path) -> Form:
         """Merged into the base, since vLLM takes no DoRA adapter. With a head of its own it stays an adapter, which

@@ -13,7 +13,7 @@ from finetune_api.spec import MethodSpec
 from finetune_api.status import ResolvedValues
 from finetune_api.tasks import MethodType
 from finetune_trainer.methods import proof
-from finetune_trainer.methods.kind import FLOAT32, OPTIMIZER, Footprint, Form, Precision, Sizes, Trained
+from finetune_trainer.methods.kind import Footprint, Form, Precision, Sizes, Trained
 from finetune_trainer.training.device import Device
 
 
@@ -42,7 +42,7 @@ class Full:
         return 0
 
     def footprint(self, sizes: Sizes, spec: MethodSpec, precision: Precision) -> Footprint:
-        return Footprint(sizes.parameters * FLOAT32, sizes.parameters * OPTIMIZER)
+        return Footprint.of(frozen=0, trainable=sizes.parameters)
 
     def finish(self, trained: Trained, directory: Path) -> Form:
         """Trained in float32, served as the base came: a server of twice the size would be a surprise."""

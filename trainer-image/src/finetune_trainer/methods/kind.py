@@ -24,9 +24,7 @@ Precision = Literal["float32", "bfloat16"]
 BYTES: dict[Precision, int] = {"float32": 4, "bfloat16": 2}
 
 FLOAT32 = 4
-# Gradient and the two moments of Adam, 4 bytes each, beside the trained weight itself, which is kept in float32.
-OPTIMIZER = 3 * FLOAT32
-TRAINED = FLOAT32 + OPTIMIZER
+MOMENTS = 2 * FLOAT32  # the two of Adam
 
 
 class LoadedModel(Protocol):
@@ -55,14 +53,25 @@ class Sizes:
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """Bytes: of the weights as they lie in memory while training, and of gradients and optimizer."""
+    """Bytes while training: of the weights that are not trained and of those that are, of gradients and optimizer."""
 
-    weights: int
+    frozen: int
+    trained: int
+    gradients: int
     optimizer: int
+
+    @classmethod
+    def of(cls, *, frozen: int, trainable: int) -> Footprint:
+        """Trained weights and their gradients in float32, whatever is computed with."""
+        return cls(frozen, trainable * FLOAT32, trainable * FLOAT32, trainable * MOMENTS)
+
+    @property
+    def weights(self) -> int:
+        return self.frozen + self.trained
 
     @property
     def total(self) -> int:
-        return self.weights + self.optimizer
+        return self.weights + self.gradients + self.optimizer
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from finetune_api.spec import MethodSpec
 from finetune_api.status import ResolvedValues
 from finetune_api.tasks import MethodType
-from finetune_trainer.methods.kind import BYTES, FLOAT32, OPTIMIZER, Footprint, Form, Precision, Sizes, Trained
+from finetune_trainer.methods.kind import BYTES, Footprint, Form, Precision, Sizes, Trained
 from finetune_trainer.methods.low_rank import add_adapter, copy_adapter, verify_adapter
 from finetune_trainer.training.device import Device
 
@@ -40,8 +40,7 @@ class Lora:
         return 0
 
     def footprint(self, sizes: Sizes, spec: MethodSpec, precision: Precision) -> Footprint:
-        weights = sizes.parameters * BYTES[precision] + sizes.trainable * FLOAT32
-        return Footprint(weights, sizes.trainable * OPTIMIZER)
+        return Footprint.of(frozen=sizes.parameters * BYTES[precision], trainable=sizes.trainable)
 
     def finish(self, trained: Trained, directory: Path) -> Form:
         copy_adapter(trained.checkpoint, directory)

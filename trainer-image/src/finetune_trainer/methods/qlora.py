@@ -23,7 +23,7 @@ from finetune_api.method import Initialization
 from finetune_api.spec import MethodSpec
 from finetune_api.status import ResolvedValues
 from finetune_api.tasks import MethodType
-from finetune_trainer.methods.kind import BYTES, FLOAT32, OPTIMIZER, Footprint, Form, Precision, Sizes, Trained
+from finetune_trainer.methods.kind import BYTES, FLOAT32, Footprint, Form, Precision, Sizes, Trained
 from finetune_trainer.methods.low_rank import add_adapter, copy_adapter, verify_adapter
 from finetune_trainer.training.device import Device
 
@@ -82,7 +82,7 @@ class QLora:
     def footprint(self, sizes: Sizes, spec: MethodSpec, precision: Precision) -> Footprint:
         rest = (sizes.parameters - sizes.quantised) * BYTES[precision]
         packed = round(sizes.quantised * bytes_per_weight(doubly(spec)))
-        return Footprint(packed + rest + sizes.trainable * FLOAT32, sizes.trainable * OPTIMIZER)
+        return Footprint.of(frozen=packed + rest, trainable=sizes.trainable)
 
     def finish(self, trained: Trained, directory: Path) -> Form:
         copy_adapter(trained.checkpoint, directory)

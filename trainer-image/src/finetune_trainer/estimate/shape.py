@@ -1,0 +1,178 @@
+"""Sizes of a model as a method trains it, counted on the meta device: no weights, no memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.pytorch_utils import Conv1D
+
+from finetune_api.conditions import FailureReason
+from finetune_api.spec import MethodSpec
+from finetune_api.tasks import TASKS
+from finetune_trainer.errors import UserInputError
+from finetune_trainer.estimate.packable import separates_packed
+from finetune_trainer.estimate.trial import Trial
+from finetune_trainer.methods.kind import BYTES, Precision
+from finetune_trainer.methods.low_rank import lora_config
+from finetune_trainer.methods.table import METHODS
+from finetune_trainer.tasks.kind import TaskKind
+
+# What adapters are trained on, verified and served: plain projections, in GPT-2's writing too.
+ADAPTABLE = (torch.nn.Linear, Conv1D)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """Sizes of a model. `kv_width` is the width of keys and of values; all widths are in elements. `quantised` are the
+    parameters that the method keeps in 4 bits, `largest` the weights of the largest linear layer among them. `trial`
+    tells what a pass holds; without it, or where a model cannot be tried, it is counted for a plain block."""
+
+    parameters: int
+    trainable: int
+    layers: int
+    width: int
+    inner_width: int
+    kv_width: int
+    vocabulary: int
+    context: int
+    packable: bool = True  # whether examples that share a row do not see each other
+    method: MethodSpec = field(default_factory=MethodSpec)
+    quantised: int = 0
+    largest: int = 0
+    tiled: bool = True  # whether scores of the vocabulary are computed in tiles, outside of the model
+    trial: Trial | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def lora(self) -> bool:
+        return self.trainable < self.parameters
+
+    def activation_bytes(self, rows: int, length: int, precision: Precision, *, recompute: bool) -> int:
+        """Bytes at the peak of a forward and backward pass, beside weights, gradients, optimizer and output layer."""
+        found = self.trial and self.trial.bytes(rows, length, half=precision == "bfloat16", recompute=recompute)
+        return rows * length * self._plain_block(precision, recompute=recompute) if found is None else found
+
+    def _plain_block(self, precision: Precision, *, recompute: bool) -> int:
+        """Bytes a token, for blocks with a gated unit and attention that keeps no score matrix; after Korthikanti et
+        al., arXiv 2205.05198, section 4. Recomputed, of each layer only the input is kept, and of one everything."""
+        wide, kv, inner = self.width, self.kv_width, self.inner_width
+        # Per block: two norms (their float32 input and normalised value), inputs of the projections and of the gated
+        # unit, queries, keys, values and the attention's result; gate, its activation, up and their product.
+        elements = 4 * wide + 2 * kv + 4 * inner
+        adapter = 6 * wide + inner if self.lora else 0  # the inputs of A, cast once more
+        outputs = METHODS[self.method.type].kept_outputs * (3 * wide + 2 * kv + 2 * inner)
+        block = 2 * (2 * 4 * wide) + (elements + adapter + outputs) * BYTES[precision]
+        return self.layers * wide * BYTES[precision] + block if recompute else self.layers * block
+
+
+def measure_shape(
+    folder: Path, kind: TaskKind, method: MethodSpec, tokenizer: PreTrainedTokenizerBase, source: str
+) -> ModelShape:
+    """Build the task's model without weights (meta device) and count. Raises UserInputError.
+
+    ModelInvalid when the architecture is unknown or made for another task, SpecInvalid when target_modules match
+    nothing.
+    """
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # a foreign configuration raises whatever its class raises
+        raise _unusable(source, kind, error) from error
+    kind.require(config, tokenizer, source)
+    try:
+        with torch.device("meta"):
+            model = kind.auto_model.from_config(config, trust_remote_code=False)
+    except Exception as error:
+        raise _unusable(source, kind, error) from error
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    decoder = TASKS[kind.task].decoder
+    packable = decoder and separates_packed(model)
+    quantised = METHODS[method.type].quantised(model)
+    output = model.get_output_embeddings()
+    linear = [part for part in model.modules() if isinstance(part, ADAPTABLE) and part is not output]
+    largest = max((part.weight.numel() for part in linear), default=0)
+    trained = _adapted(model, method, kind.peft_type) if method.type.adapter else model
+    text = config.get_text_config()
+    heads = text.num_attention_heads
+    head_width = getattr(text, "head_dim", None) or text.hidden_size // heads
+    return ModelShape(
+        parameters=parameters,
+        trainable=sum(parameter.numel() for parameter in trained.parameters() if parameter.requires_grad),
+        layers=_layers(text),
+        width=text.hidden_size,
+        inner_width=getattr(text, "intermediate_size", None) or 4 * text.hidden_size,
+        kv_width=(getattr(text, "num_key_value_heads", None) or heads) * head_width,
+        vocabulary=text.vocab_size,
+        context=_context(text, tokenizer, decoder=decoder),
+        packable=packable,
+        method=method,
+        quantised=quantised,
+        largest=largest,
+        tiled=decoder,
+        trial=Trial(trained, model, tiled=decoder),
+    )
+
+
+def _layers(config: Any) -> int:
+    """Of an encoder-decoder those of both sides: a side of an example has up to max_length tokens."""
+    written = ("num_decoder_layers", "decoder_layers") if config.is_encoder_decoder else ()
+    return int(config.num_hidden_layers + next((getattr(config, name) for name in written if hasattr(config, name)), 0))
+
+
+def _context(config: Any, tokenizer: PreTrainedTokenizerBase, *, decoder: bool) -> int:
+    """Tokens, 0 when the model has no limit. Some encoders have more positions than they take tokens, which their
+    tokenizers know."""
+    positions = getattr(config, "max_position_embeddings", None) or 0
+    return positions if decoder or not positions else min(positions, tokenizer.model_max_length)
+
+
+def _unusable(source: str, kind: TaskKind, error: Exception) -> UserInputError:
+    return UserInputError(
+        f"{source} cannot be used for the task {kind.task}: {' '.join(str(error).split())[:300]}",
+        advice="use a model of the kind that the task needs, whose architecture transformers itself knows; code of a "
+        "repository is never run",
+        reason=FailureReason.MODEL_INVALID,
+    )
+
+
+def _adapted(model: PreTrainedModel, method: MethodSpec, peft_type: str) -> PeftModel:
+    """The model with the adapter that the method would train."""
+    targets = list(method.target_modules) if method.target_modules else "all-linear"
+    output = model.get_output_embeddings()
+    linear = sorted(
+        {
+            name.rsplit(".", 1)[-1]
+            for name, part in model.named_modules()
+            if isinstance(part, ADAPTABLE) and part is not output
+        }
+    )
+    settings = lora_config(method, model, peft_type=peft_type)
+    settings.init_lora_weights = False  # nothing to initialise on the meta device
+    try:
+        adapted = get_peft_model(model, settings)
+    except ValueError as error:
+        raise _bad_targets(f"they match nothing in the model ({', '.join(targets)})", linear) from error
+    for name, part in adapted.named_modules():
+        if isinstance(part, BaseTunerLayer):
+            inner = part.get_base_layer()
+            if inner is output or not isinstance(inner, ADAPTABLE):
+                raise _bad_targets(f"{name.rsplit('.', 1)[-1]} is {_kind(inner, output)} and gets no adapter", linear)
+    return adapted
+
+
+def _kind(part: torch.nn.Module, output: torch.nn.Module | None) -> str:
+    if part is output:
+        return "the output layer"
+    return "an embedding" if isinstance(part, torch.nn.Embedding) else f"a {type(part).__name__}"
+
+
+def _bad_targets(problem: str, linear: list[str]) -> UserInputError:
+    return UserInputError(
+        f"method.targetModules: {problem}",
+        advice=f"leave it out for all linear layers, or choose among {', '.join(linear)}",
+        reason=FailureReason.SPEC_INVALID,
+    )

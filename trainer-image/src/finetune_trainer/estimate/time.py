@@ -1,0 +1,50 @@
+"""How long a training takes: operations by their number, and what a step costs however small it is."""
+
+from __future__ import annotations
+
+import math
+
+from finetune_api.status import Estimate
+from finetune_trainer.estimate.memory import memory_bytes
+from finetune_trainer.estimate.shape import ModelShape
+from finetune_trainer.methods.kind import Precision
+from finetune_trainer.methods.table import METHODS
+
+# Floating point operations a second that training really gets. GPU: 40 % of an A100's 312e12 in bfloat16, the share
+# that well-tuned trainers report (PaLM, arXiv 2204.02311, 46 %; NeMo, 41 %). CPU: 25e9 a core in float32.
+GPU_RATE = 125e12
+CPU_RATE = 25e9
+# Seconds a forward and backward pass cost however small it is: Python and kernel launches, a layer and once.
+PASS_OVERHEAD, LAYER_OVERHEAD = 0.02, 0.004
+
+
+def step_seconds(shape: ModelShape, *, tokens: float, passes: int, gpus: int, cores: int) -> float:
+    """Seconds of one optimizer step over `tokens` tokens in `passes` forward and backward passes.
+
+    6 operations a parameter and token, and 4 with LoRA, which needs no gradient of the frozen weights
+    (Kaplan et al., arXiv 2001.08361, section 2.1); on a GPU 2 more, for the forward pass that is done again.
+    """
+    operations = (METHODS[shape.method.type].operations + (2 if gpus else 0)) * shape.parameters * tokens
+    rate = GPU_RATE * gpus if gpus else CPU_RATE * cores
+    return operations / rate + passes * (PASS_OVERHEAD + LAYER_OVERHEAD * shape.layers)
+
+
+def estimate(
+    shape: ModelShape,
+    *,
+    rows: int,
+    length: int,
+    precision: Precision,
+    seconds_per_step: float,
+    steps: int,
+    evaluations: int,
+    evaluation_tokens: int,
+    train_tokens_per_step: float,
+) -> Estimate:
+    """Peak memory in bytes and training time in seconds, evaluations included (a third of the operations a token)."""
+    share = evaluation_tokens / train_tokens_per_step if train_tokens_per_step else 0.0
+    seconds = seconds_per_step * (steps + evaluations * share / (2 if shape.lora else 3))
+    return Estimate(
+        memory_bytes=memory_bytes(shape, rows=rows, length=length, precision=precision),
+        train_seconds=math.ceil(seconds),
+    )
