@@ -237,4 +237,4 @@ def test_footprints(method: MethodType, precision: Any, weights: int) -> None:
     sizes = Sizes(1000, 1000 if method is MethodType.FULL else 10, 800 if method is MethodType.QLORA else 0)
     found = METHODS[method].footprint(sizes, MethodSpec(type=method), precision)
     assert found.weights == weights
-    assert found.optimizer == 12 * sizes.trainable
+    assert found.gradients + found.optimizer == 12 * sizes.trainable

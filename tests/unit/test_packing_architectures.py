@@ -8,7 +8,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from finetune_trainer.estimate import separates_packed
+from finetune_trainer.training import packed_attention
+from finetune_trainer.training.packable import separates_packed
 
 WIDTH = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 97}
 INNER = {"intermediate_size": 64, "num_key_value_heads": 2, "max_position_embeddings": 64}
@@ -60,3 +61,52 @@ def test_examples_in_one_row(kind: str) -> None:
     with torch.device("meta"):
         assert separates_packed(AutoModelForCausalLM.from_config(model.config)) is KINDS[kind][2]
     assert neighbour_is_seen(model) is not KINDS[kind][2]
+
+
+PLAIN = ("llama", "sliding", "qwen3", "neox", "opt")
+LENGTHS = [9, 12, 1, 20]  # the last ones longer than the window of "sliding"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_where_boundaries_reach_the_attention(kind: str) -> None:
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(build(kind).config)
+    before = model.config._attn_implementation
+    assert packed_attention.keeps_apart(model) is (kind in PLAIN)
+    assert model.config._attn_implementation == before
+
+
+@pytest.mark.parametrize("kind", PLAIN)
+def test_packed_rows_are_computed_and_learnt_as_if_alone(kind: str) -> None:
+    """Scores, and the gradients of the weights, are those of the examples one by one."""
+    model = build(kind)
+    ids = torch.randint(3, 97, (1, sum(LENGTHS)), generator=torch.Generator().manual_seed(0))
+    positions = torch.cat([torch.arange(length) for length in LENGTHS])[None]
+    alone = [model(input_ids=part, use_cache=False).logits for part in ids.split(LENGTHS, 1)]
+    gradients = _gradients(model, torch.cat(alone, 1))
+    packed_attention.register()
+    model.set_attn_implementation(packed_attention.NAME)
+    given = packed_attention.boundaries_of(LENGTHS, "cpu")
+    packed = model(input_ids=ids, position_ids=positions, use_cache=False, **given).logits
+    torch.testing.assert_close(packed, torch.cat(alone, 1), atol=1e-4, rtol=1e-4)
+    for before, after in zip(gradients, _gradients(model, packed), strict=True):
+        torch.testing.assert_close(after, before, atol=1e-3, rtol=1e-3)
+
+
+def _gradients(model: PreTrainedModel, scores: torch.Tensor) -> list[torch.Tensor]:
+    model.zero_grad()
+    scores.square().mean().backward()
+    return [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
+
+
+def test_rows_with_padding_are_computed_as_ever() -> None:
+    model = build("sliding")
+    ids = torch.arange(10, 34).reshape(2, 12)
+    mask = torch.ones_like(ids)
+    mask[1, 8:] = 0
+    before = model(input_ids=ids, attention_mask=mask).logits
+    packed_attention.register()
+    model.set_attn_implementation(packed_attention.NAME)
+    torch.testing.assert_close(model(input_ids=ids, attention_mask=mask).logits, before)
+    whole = model(input_ids=ids[:1]).logits
+    torch.testing.assert_close(whole, before[:1])

@@ -12,9 +12,9 @@ max length      the 99th percentile of the rendered examples, rounded up to 128,
 micro batch     the largest divisor of the batch within 8,192 tokens, 32 rows and 80 % of the memory.
 warm-up         3 % of the steps, at least 1 where there are more than 10.
 evaluation      ten times in a training, and in long ones about every 15 minutes; checkpoints likewise.
-packing         where flash attention is installed and a GPU is asked for: it keeps the examples of a row apart at
-                no cost. With PyTorch's own attention transformers builds a mask of length squared instead: right,
-                but slower than padding, so only when asked for.
+packing         on a GPU, where the examples of a row are kept apart at no cost: by flash attention where it is
+                installed, by training/packed_attention.py where the architecture's attention is of the plain kind.
+                Elsewhere transformers builds a mask of length squared: right, but slower, so only when asked for.
 precision       bfloat16 on a GPU, float32 on a CPU.
 """
 
@@ -201,7 +201,7 @@ def _packing(config: RunConfig, shape: ModelShape) -> bool:
     if config.task is Task.PREFERENCE:
         return False  # a row is one of two answers
     if choice is Packing.AUTO:
-        return config.gpus > 0 and shape.packable and flash_attention_installed()
+        return config.gpus > 0 and (shape.plain_rows or (shape.packable and flash_attention_installed()))
     if choice is Packing.ENABLED and not shape.packable:
         raise UserInputError(
             "hyperparameters.packing Enabled: this model's architecture cannot keep examples in one row apart, so that "

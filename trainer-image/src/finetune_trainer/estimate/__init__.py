@@ -7,7 +7,6 @@ Time = floating point operations / rate + steps * overhead.
 
 from finetune_trainer.estimate.memory import memory, memory_bytes
 from finetune_trainer.estimate.needs import Needs, Placed, Sharing, on_each
-from finetune_trainer.estimate.packable import separates_packed
 from finetune_trainer.estimate.shape import ModelShape, measure_shape
 from finetune_trainer.estimate.time import estimate, step_seconds
 
@@ -21,6 +20,5 @@ __all__ = [
     "memory",
     "memory_bytes",
     "on_each",
-    "separates_packed",
     "step_seconds",
 ]

@@ -44,19 +44,20 @@ def peak_bytes(
         parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
     with _Alive(model) as alive, casts:
         result = run(rows, length)
-        result.backward(torch.empty_like(result))
+        result.backward(torch.empty_like(result))  # type: ignore[no-untyped-call]  # torch's own
         del result
-    return alive.peak
+    peak: int = alive.peak
+    return peak
 
 
-class _Alive(TorchDispatchMode):
+class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
     """Adds up the storages that operations make, while they live."""
 
     def __init__(self, model: torch.nn.Module) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._now = 0
         self._counted = {id(each.untyped_storage()) for each in [*model.parameters(), *model.buffers()]}
-        self.peak = 0
+        self.peak: int = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default:
@@ -126,7 +127,7 @@ class _Autocast(TorchFunctionMode):
         elif self._enabled and func in _SINGLE:
             args, kwargs = tree_map(_single, (args, kwargs))
         if func is functional.scaled_dot_product_attention:
-            return _Attention.apply(*args[:3])
+            return _Attention.apply(*args[:3])  # type: ignore[no-untyped-call]
         return func(*args, **kwargs)
 
     def _half(self, value: Any) -> Any:
@@ -140,7 +141,7 @@ class _Autocast(TorchFunctionMode):
 
     def __exit__(self, *exception: Any) -> None:
         self._weights.clear()
-        super().__exit__(*exception)
+        super().__exit__(*exception)  # type: ignore[no-untyped-call]
 
 
 def _single(value: Any) -> Any:

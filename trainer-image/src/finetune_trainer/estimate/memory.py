@@ -22,9 +22,7 @@ def memory_bytes(
     return memory(shape, rows=rows, length=length, precision=precision, recompute=recompute).total
 
 
-def memory(
-    shape: ModelShape, *, rows: int, length: int, precision: Precision, recompute: bool | None = None
-) -> Needs:
+def memory(shape: ModelShape, *, rows: int, length: int, precision: Precision, recompute: bool | None = None) -> Needs:
     """The same by what it is for. `recompute`: whether layers are computed again in the backward pass; the trainer does
     so on a GPU. What on a GPU is in bfloat16 is in float32 on a CPU."""
     gpu = precision == "bfloat16"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+import math
+from dataclasses import dataclass
 from enum import Enum
 
 # DeepSpeed's defaults, in elements: what it reduces gradients in, and at stage 3 keeps gathered or fetches ahead
@@ -33,7 +34,8 @@ class Needs:
 
     @property
     def total(self) -> int:
-        return sum(getattr(self, each.name) for each in fields(self) if each.name != "block")
+        held = self.frozen + self.trained + self.gradients + self.optimizer
+        return held + self.activations + self.output + self.runtime
 
 
 class Sharing(Enum):
@@ -63,25 +65,19 @@ def on_each(needs: Needs, sharing: Sharing, devices: int, *, offload: bool = Fal
     """
     if devices == 1 and not offload:
         return Placed(needs.total)
-    passing = needs.activations + needs.output + needs.runtime
     if sharing is Sharing.NOTHING:
         # DDP reduces gradients in buckets that are a copy of them.
         return Placed(needs.total + (needs.gradients if devices > 1 else 0))
-    weights, gradients, optimizer = needs.frozen + needs.trained, needs.gradients, needs.optimizer / devices
-    bucket = min(REDUCE_BUCKET * HALF, needs.gradients)
-    if sharing is not Sharing.ZERO1:
-        gradients /= devices
-    if sharing in (Sharing.ZERO3, Sharing.FSDP2):
-        weights = weights / devices
-        bucket = _gathered(needs, sharing)
-    shared_weights = weights if sharing in (Sharing.ZERO3, Sharing.FSDP2) else 0
-    shared_gradients = gradients if sharing is not Sharing.ZERO1 else 0
-    if not offload:
-        return Placed(round(weights + gradients + optimizer + bucket + passing))
-    return Placed(
-        device=round(weights - shared_weights + gradients - shared_gradients + bucket + passing),
-        host=round((optimizer + shared_weights + shared_gradients) * devices),
-    )
+    weights_shared = sharing in (Sharing.ZERO3, Sharing.FSDP2)
+    gradients_shared = sharing is not Sharing.ZERO1
+    weights, gradients = needs.frozen + needs.trained, needs.gradients
+    shared = needs.optimizer + (gradients if gradients_shared else 0) + (weights if weights_shared else 0)
+    whole = (0 if gradients_shared else gradients) + (0 if weights_shared else weights)
+    passing = needs.activations + needs.output + needs.runtime
+    passing += _gathered(needs, sharing) if weights_shared else min(REDUCE_BUCKET * HALF, gradients)
+    if offload:
+        return Placed(device=whole + passing, host=shared)
+    return Placed(device=whole + passing + math.ceil(shared / devices))
 
 
 def _gathered(needs: Needs, sharing: Sharing) -> int:

@@ -16,12 +16,13 @@ from finetune_api.conditions import FailureReason
 from finetune_api.spec import MethodSpec
 from finetune_api.tasks import TASKS
 from finetune_trainer.errors import UserInputError
-from finetune_trainer.estimate.packable import separates_packed
 from finetune_trainer.estimate.trial import Trial
 from finetune_trainer.methods.kind import BYTES, Precision
 from finetune_trainer.methods.low_rank import lora_config
 from finetune_trainer.methods.table import METHODS
 from finetune_trainer.tasks.kind import TaskKind
+from finetune_trainer.training import packed_attention
+from finetune_trainer.training.packable import separates_packed
 
 # What adapters are trained on, verified and served: plain projections, in GPT-2's writing too.
 ADAPTABLE = (torch.nn.Linear, Conv1D)
@@ -42,6 +43,7 @@ class ModelShape:
     vocabulary: int
     context: int
     packable: bool = True  # whether examples that share a row do not see each other
+    plain_rows: bool = False  # and that without a mask: see training/packed_attention.py
     method: MethodSpec = field(default_factory=MethodSpec)
     quantised: int = 0
     largest: int = 0
@@ -54,7 +56,8 @@ class ModelShape:
 
     def activation_bytes(self, rows: int, length: int, precision: Precision, *, recompute: bool) -> int:
         """Bytes at the peak of a forward and backward pass, beside weights, gradients, optimizer and output layer."""
-        found = self.trial and self.trial.bytes(rows, length, half=precision == "bfloat16", recompute=recompute)
+        half = precision == "bfloat16"
+        found = self.trial.bytes(rows, length, half=half, recompute=recompute) if self.trial else None
         return rows * length * self._plain_block(precision, recompute=recompute) if found is None else found
 
     def _plain_block(self, precision: Precision, *, recompute: bool) -> int:
@@ -90,7 +93,8 @@ def measure_shape(
         raise _unusable(source, kind, error) from error
     parameters = sum(parameter.numel() for parameter in model.parameters())
     decoder = TASKS[kind.task].decoder
-    packable = decoder and separates_packed(model)
+    plain_rows = decoder and packed_attention.keeps_apart(model)
+    packable = plain_rows or (decoder and separates_packed(model))
     quantised = METHODS[method.type].quantised(model)
     output = model.get_output_embeddings()
     linear = [part for part in model.modules() if isinstance(part, ADAPTABLE) and part is not output]
@@ -109,6 +113,7 @@ def measure_shape(
         vocabulary=text.vocab_size,
         context=_context(text, tokenizer, decoder=decoder),
         packable=packable,
+        plain_rows=plain_rows,
         method=method,
         quantised=quantised,
         largest=largest,

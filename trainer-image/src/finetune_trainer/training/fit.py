@@ -21,7 +21,7 @@ from finetune_trainer.errors import UserInputError
 from finetune_trainer.methods.low_rank import PEFT_HEADS
 from finetune_trainer.methods.table import METHODS
 from finetune_trainer.tasks.kind import HeldOut, Measured, TrainerParts
-from finetune_trainer.training import checkpoints
+from finetune_trainer.training import checkpoints, packed_attention
 from finetune_trainer.training.device import Device
 from finetune_trainer.training.inputs import Prepared, load_model, load_tokenizer, skeleton
 from finetune_trainer.training.progress import ProgressCallback
@@ -86,8 +86,13 @@ def build_model(context: StageContext, prepared: Prepared, resolved: ResolvedVal
     does not bring anew."""
     spec, kind, facts = context.config.method, prepared.kind, prepared.facts
     method = METHODS[spec.type]
-    options = method.load_options(spec, device, lambda: skeleton(prepared.base_dir, kind, facts))
-    base = load_model(prepared.base_dir, device, kind, facts, attention=attention(resolved, device), options=options)
+
+    def bare() -> PreTrainedModel:
+        return skeleton(prepared.base_dir, kind, facts)
+
+    options = method.load_options(spec, device, bare)
+    chosen = attention(resolved, device, bare)
+    base = load_model(prepared.base_dir, device, kind, facts, attention=chosen, options=options)
     if base.fresh and kind.peft_type not in PEFT_HEADS:
         raise UserInputError(
             f"the base model has no weights for {', '.join(base.fresh)}: it is not whole, and would write at random",
@@ -98,11 +103,19 @@ def build_model(context: StageContext, prepared: Prepared, resolved: ResolvedVal
     return model
 
 
-def attention(resolved: ResolvedValues, device: Device) -> str | None:
-    """Flash attention for packed rows where it is installed: it keeps examples apart without a mask of length
-    squared. None: what transformers takes by itself, whose mask does the same."""
-    if resolved.packing and device.precision == "bfloat16" and is_flash_attn_2_available():
+def attention(
+    resolved: ResolvedValues, device: Device, skeleton: Callable[[], PreTrainedModel] | None = None
+) -> str | None:
+    """How packed rows are computed: by flash attention where it is installed; else, where the architecture lets it, by
+    our own `packed_attention`. None: what transformers takes by itself, whose mask of length squared does the same.
+    `skeleton` makes the model on the meta device."""
+    if not resolved.packing:
+        return None
+    if device.precision == "bfloat16" and is_flash_attn_2_available():
         return "flash_attention_2"
+    if skeleton and packed_attention.keeps_apart(skeleton()):
+        packed_attention.register()
+        return packed_attention.NAME
     return None
 
 

@@ -17,11 +17,15 @@ def separates_packed(model: PreTrainedModel) -> bool:
     recurrent and convolution layers do. transformers has no word for the former (a forward may take positions and
     make its mask without them, as Falcon's does), so it is tried: on the meta device that costs no memory.
     """
+    return not carries_along(model) and _masks_by_position(model)
+
+
+def carries_along(model: PreTrainedModel) -> bool:
+    """Whether layers beside the attention, recurrent or convolution, carry something from example to example."""
     kinds = getattr(model.config.get_text_config(), "layer_types", None) or []
-    carries = getattr(model, "_is_stateful", False) or any(
+    return bool(getattr(model, "_is_stateful", False)) or any(
         kind.startswith("linear") or not kind.endswith("attention") for kind in kinds
     )
-    return not carries and _masks_by_position(model)
 
 
 def _masks_by_position(model: PreTrainedModel) -> bool:
