@@ -11,7 +11,6 @@ THEIRS = (
     Bad("no training part", "dataset: {train: null}", "spec.dataset.train", "Required value"),
     Bad("no output", "output: null", "spec.output", "Required value"),
     Bad("no claim", "output: {claimName: null}", "spec.output.claimName", "Required value"),
-    Bad("a gate without a metric", "evaluation: {gate: {rules: [{max: '1'}]}}", "rules[0].metric", "Required value"),
     Bad(
         "a ConfigMap without a key", "dataset: {train: {configMapRef: {name: a}}}", "configMapRef.key", "Required value"
     ),
@@ -26,6 +25,15 @@ THEIRS = (
     Bad("an unknown engine", "serving: {engine: TGI}", "spec.serving.engine", '"auto", "Native", "VLLM"'),
     Bad("an unknown metric", "evaluation: {gate: {rules: [{metric: f1, max: '1'}]}}", "rules[0].metric", '"loss"'),
     Bad("packing as a switch", "hyperparameters: {packing: true}", "packing", 'must be of type string: "boolean"'),
+    Bad(
+        "two checks of one name",
+        "evaluation: {checks: [{name: a, maxWords: 1}, {name: a, maxWords: 2}]}",
+        "spec.evaluation.checks[1]",
+        "Duplicate value",
+    ),
+    Bad(
+        "a check without a name", "evaluation: {checks: [{maxWords: 1}]}", "spec.evaluation.checks[0].name", "Required"
+    ),
     Bad("an unknown baseline", "evaluation: {baselines: [Other]}", "spec.evaluation.baselines[0]", '"Base", "FewShot"'),
     Bad("a baseline twice", "evaluation: {baselines: [Base, Base]}", "spec.evaluation.baselines[1]", "Duplicate value"),
     Bad(

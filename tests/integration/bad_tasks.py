@@ -45,7 +45,19 @@ TASK_RULES = (
         "examples in the prompt of a reader",
         "{task: QuestionAnswering, evaluation: {baselines: [Base, FewShot]}}",
         "spec",
-        "evaluation.baselines: FewShot puts examples into a prompt, which only Chat and Completion have; remove it",
+        "evaluation.baselines: FewShot and Retrieval put examples into a prompt, which only Chat and Completion have",
+    ),
+    Bad(
+        "the nearest examples in the prompt of a classifier",
+        "{task: Classification, evaluation: {baselines: [Retrieval]}}",
+        "spec",
+        "evaluation.baselines: FewShot and Retrieval put examples into a prompt, which only Chat and Completion have",
+    ),
+    Bad(
+        "a check of what a classifier writes",
+        "{task: Classification, evaluation: {checks: [{name: short, maxWords: 9}]}}",
+        "spec",
+        "evaluation.checks: only Chat, Completion, Preference and Seq2Seq write answers that could be checked",
     ),
     Bad(
         "a beta for a chat",

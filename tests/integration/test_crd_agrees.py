@@ -78,7 +78,7 @@ SPEC = maybe(
     ),
     compute=maybe(gpus=some(0, 1, 2), gpuResource=some("amd.com/gpu", "gpu"), **PLACEMENT),
     evaluation=maybe(
-        baselines=st.lists(some("Base", "FewShot", "base"), max_size=3),
+        baselines=st.lists(some("Base", "FewShot", "Previous", "base"), max_size=3),
         gate=maybe(rules=st.lists(RULE, max_size=2)),
         maxExamples=some(0, 1, 10001),
     ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from pydantic import ValidationError
+from tests.integration.bad_evaluation import EVALUATION
 from tests.integration.bad_exports import EXPORT_RULES
 from tests.integration.bad_manifests import GOOD, OURS, Bad
 from tests.integration.bad_schema import THEIRS
@@ -18,7 +19,7 @@ def test_what_the_mistakes_are_made_from_is_good(job_api: JobApi) -> None:
     assert answer.code == 201, answer.message
 
 
-@pytest.mark.parametrize("bad", [*OURS, *TASK_RULES, *EXPORT_RULES, *THEIRS], ids=lambda bad: bad.name)
+@pytest.mark.parametrize("bad", [*OURS, *TASK_RULES, *EXPORT_RULES, *EVALUATION, *THEIRS], ids=lambda bad: bad.name)
 def test_api_server_names_field_and_remedy(job_api: JobApi, bad: Bad) -> None:
     answer = job_api.create(bad.manifest())
     assert answer.code in (400, 422), answer.body
@@ -26,20 +27,20 @@ def test_api_server_names_field_and_remedy(job_api: JobApi, bad: Bad) -> None:
     assert bad.field in answer.message
 
 
-@pytest.mark.parametrize("bad", [*OURS, *TASK_RULES, *EXPORT_RULES], ids=lambda bad: bad.name)
+@pytest.mark.parametrize("bad", [*OURS, *TASK_RULES, *EXPORT_RULES, *EVALUATION], ids=lambda bad: bad.name)
 def test_laptop_says_the_same(bad: Bad) -> None:
     with pytest.raises(ValidationError) as refusal:
         FineTuneJob.model_validate(bad.manifest())
     assert bad.message in str(refusal.value)
 
 
-@pytest.mark.parametrize("bad", [*OURS, *TASK_RULES, *EXPORT_RULES, *THEIRS], ids=lambda bad: bad.name)
+@pytest.mark.parametrize("bad", [*OURS, *TASK_RULES, *EXPORT_RULES, *EVALUATION, *THEIRS], ids=lambda bad: bad.name)
 def test_laptop_refuses_what_the_api_server_refuses(bad: Bad) -> None:
     with pytest.raises(ValidationError):
         FineTuneJob.model_validate(bad.manifest())
 
 
 def test_table_is_large_enough_and_names_are_unique() -> None:
-    names = [bad.name for bad in (*OURS, *TASK_RULES, *EXPORT_RULES, *THEIRS)]
+    names = [bad.name for bad in (*OURS, *TASK_RULES, *EXPORT_RULES, *EVALUATION, *THEIRS)]
     assert len(names) >= 60
     assert len(set(names)) == len(names)

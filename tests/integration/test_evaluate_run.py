@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,20 @@ from finetune_api.conditions import GateVerdict, Stage
 from finetune_api.gate import judge
 from finetune_api.reports import EvaluateReport, Summary
 from finetune_api.run_config import RunConfig
-from finetune_api.spec import GateRule, MethodType, Task
+from finetune_api.spec import Baseline, GateRule, MethodType, Task
 from finetune_trainer import artifacts, frame
 from finetune_trainer.context import StageContext
 from finetune_trainer.errors import ArtifactInvalidError
 from finetune_trainer.stages import evaluate, train
 
 BOTH = {"baselines": ["Base", "FewShot"], "fewShotExamples": 2}
+CHECKS = [
+    {"name": "speaks", "matches": "."},
+    {"name": "never-a-hotel", "notContains": ["hotel"]},
+    {"name": "says-the-impossible", "contains": ["\u2603"]},
+    {"name": "short", "maxWords": 12, "prompts": ["Tell me about Oslo 3.", "Tell me about Rome 7."]},
+]
+ALL = {"baselines": ["FewShot", "Retrieval", "Previous"], "fewShotExamples": 2, "checks": CHECKS, "checkAnswers": 4}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -39,7 +47,7 @@ def trained(root: Path, **settings: Any) -> tuple[StageContext, Summary, Summary
 
 @pytest.fixture(scope="module")
 def lora(tmp_path_factory: pytest.TempPathFactory) -> tuple[StageContext, Summary, Summary]:
-    return trained(tmp_path_factory.mktemp("lora"), evaluation=BOTH)
+    return trained(tmp_path_factory.mktemp("lora"), evaluation=ALL)
 
 
 def test_tuned_is_better_and_both_were_measured(lora: tuple[StageContext, Summary, Summary]) -> None:
@@ -52,7 +60,15 @@ def test_tuned_is_better_and_both_were_measured(lora: tuple[StageContext, Summar
     assert found.loss_difference is not None
     assert found.examples == 6
     assert found.tuned.loss < found.base.loss
-    assert found.few_shot.loss not in (found.base.loss, found.tuned.loss)
+    assert found.retrieval is not None
+    assert len({found.few_shot.loss, found.retrieval.loss, found.base.loss, found.tuned.loss}) == 4
+    assert found.base.request_tokens == found.tuned.request_tokens
+    assert (found.base.request_tokens or 0) < min(
+        found.few_shot.request_tokens or 0, found.retrieval.request_tokens or 0
+    )
+    assert found.worth is not None
+    assert (found.previous, found.previous_run) == (None, None)
+    assert "Previous: there is no earlier promoted run to compare with" in summary.notes
     assert found.loss_difference.low < found.base.loss - found.tuned.loss < found.loss_difference.high
     # The number that chose the checkpoint is the number that is reported.
     assert found.tuned.loss == pytest.approx(fit.eval_loss, rel=1e-6)
@@ -72,6 +88,88 @@ def test_the_report_shows_answers_side_by_side(lora: tuple[StageContext, Summary
     assert summary.notes[0].startswith("only 6 held-out example(s) were measured")
     assert all(s.base != s.tuned for s in report.samples)
     assert summary.to_message()
+
+
+def test_checks_are_run_on_the_answers_of_both_and_failures_are_kept(
+    lora: tuple[StageContext, Summary, Summary],
+) -> None:
+    context, _, summary = lora
+    report = EvaluateReport.model_validate_json((context.evaluation_dir / "report.json").read_bytes())
+    assert summary.evaluation is not None
+    assert [check.score for check in report.checks] == summary.evaluation.checks
+    found = {check.score.name: check for check in report.checks}
+    assert {name: check.score.asked for name, check in found.items()} == {
+        "speaks": 4, "never-a-hotel": 4, "says-the-impossible": 4, "short": 2,
+    }  # fmt: skip
+    assert found["never-a-hotel"].score.tuned == 1
+    never = found["says-the-impossible"]
+    assert (never.score.base, never.score.tuned, len(never.failures), len(never.base_failures)) == (0, 0, 4, 4)
+    assert never.failures[0].why == "does not contain '\u2603'"
+    assert never.failures[0].answer == report.samples[0].tuned
+    assert {failure.prompt for failure in found["short"].base_failures} <= set(CHECKS[3]["prompts"])
+    assert len(report.samples) == 2  # as many as were asked for, whatever the checks needed
+    wanted = [{"check": "never-a-hotel", "minShare": "100%"}, {"check": "says-the-impossible", "minShare": "1%"}]
+    verdict = judge([GateRule.model_validate(rule) for rule in wanted], summary.evaluation)
+    assert verdict.verdict is GateVerdict.FAILED
+    assert verdict.reasons[0].startswith("never-a-hotel: 100.0 % of 4 answers pass")
+
+
+def previous(context: StageContext, monkeypatch: pytest.MonkeyPatch, **more: Any) -> None:
+    """As the control plane tells of run 1."""
+    told = {"run": 1, "path": f"{context.config.paths.run}/model", "basePath": BASE, **more}
+    monkeypatch.setenv("FINETUNE_PREVIOUS", json.dumps(told))
+
+
+def measured_against(context: StageContext, tmp_path: Path) -> Summary:
+    """The model of the context, measured against whatever was named as the previous run."""
+    settings = context.config.evaluation.model_copy(
+        update={"baselines": [Baseline.PREVIOUS], "checks": [], "sample_answers": 0}
+    )
+    config = context.config.model_copy(update={"evaluation": settings})
+    return evaluate.run(replace(context, config=config))
+
+
+@pytest.mark.parametrize("claim", [None, "old"])
+def test_the_previous_run_is_measured_on_the_same_examples(
+    lora: tuple[StageContext, Summary, Summary], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, claim: str | None
+) -> None:
+    context, _, summary = lora
+    if claim:  # the same files, mounted where another claim is
+        context = replace(context, sources=tmp_path)
+        (tmp_path / "pvc").mkdir()
+        (tmp_path / "pvc" / claim).symlink_to(context.artifacts)
+    previous(context, monkeypatch, **({"claim": claim} if claim else {}))
+    found = measured_against(context, tmp_path).evaluation
+    assert found is not None
+    assert summary.evaluation is not None
+    assert found.previous_run == 1
+    assert found.previous == found.tuned == summary.evaluation.tuned
+
+
+@pytest.mark.parametrize(
+    ("told", "why"),
+    [
+        ({"path": "team/travel/runs/0-gone/model"}, "is not there any more"),
+        ({"basePath": "team/models/gone"}, "its base model is not there any more"),
+        ({"claim": "old", "mounted": False}, "its claim old is not the run's"),
+    ],
+)
+def test_a_previous_run_that_cannot_be_measured_is_said_and_fails_nothing(
+    lora: tuple[StageContext, Summary, Summary],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    told: dict[str, Any],
+    why: str,
+) -> None:
+    context, _, summary = lora
+    previous(context, monkeypatch, **told)
+    again = measured_against(context, tmp_path)
+    assert again.evaluation is not None
+    assert summary.evaluation is not None
+    assert again.evaluation.tuned == summary.evaluation.tuned
+    assert (again.evaluation.previous_run, again.evaluation.previous) == (1, None)
+    assert [note for note in again.notes if note.startswith("Previous: run 1")]
+    assert any(why in note for note in again.notes), again.notes
 
 
 def test_the_base_is_the_base_with_the_adapter_off(lora: tuple[StageContext, Summary, Summary], tmp_path: Path) -> None:

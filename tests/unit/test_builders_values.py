@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
@@ -10,13 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.simulator import make_job
 
-from finetune_api.conditions import Stage, Trigger
+from finetune_api.conditions import RunResult, Stage, Trigger
 from finetune_api.fields import quantity
 from finetune_api.spec import ComputeSpec, Engine, Resources
-from finetune_api.status import ModelStatus, RunStatus
+from finetune_api.status import EndpointStatus, ModelStatus, RunRecord, RunStatus
 from finetune_operator import names
 from finetune_operator.builders.metadata import digest, owner_reference
 from finetune_operator.builders.pod import resources
+from finetune_operator.builders.previous import previous_run
 from finetune_operator.builders.run_config_map import parse_run_config, run_config, run_config_map
 from finetune_operator.builders.server import answers_for_base, engine, serving_gpus, vllm_rank
 from finetune_operator.builders.shape import SHAPES
@@ -232,3 +234,70 @@ def test_the_platforms_mirror_is_known_to_the_stage_that_reaches_out_and_to_no_o
         spec = stage_job(make_job(), RUN, stage, settings)["spec"]["template"]["spec"]
         given = {each["name"]: each["value"] for each in spec["containers"][0]["env"]}
         assert ("HF_ENDPOINT" in given) == (stage is Stage.PREPARE)
+
+
+def earlier(number: int, claim: str = "models") -> ModelStatus:
+    root = f"pvc://{claim}/team-a"
+    return ModelStatus(
+        run=number,
+        uri=f"{root}/travel/runs/{number}-aa/model",
+        base_uri=f"{root}/models/tiny@1",
+        name="travel",
+        kind="Adapter",
+    )
+
+
+def record(number: int, result: RunResult) -> RunRecord:
+    return RunRecord(number=number, hash="a", trigger=Trigger.SPEC_CHANGED, result=result, model=earlier(number))
+
+
+HISTORY = [record(1, RunResult.PROMOTED), record(2, RunResult.GATE_FAILED), record(4, RunResult.PROMOTED)]
+
+
+@pytest.mark.parametrize(
+    ("served", "run", "expected"),
+    [(None, 1, None), (None, 3, 1), (4, 5, 4), (1, 5, 1), (4, 4, 1), (None, 5, 4)],
+    ids=["the first", "not yet served", "the one in service", "rolled back", "measured again", "nothing served"],
+)
+def test_the_previous_run_is_the_one_in_service_or_the_last_promoted(
+    served: int | None, run: int, expected: int | None
+) -> None:
+    job = make_job(evaluation={"baselines": ["Previous"]})
+    status = job.status.model_copy(update={"model": served and earlier(served), "runs": HISTORY})
+    found = previous_run(job.model_copy(update={"status": status}), RUN.model_copy(update={"number": run}), "models")
+    assert (found and found.run) == expected
+    assert found is None or (found.path, found.base_path, found.claim, found.mounted) == (
+        f"team-a/travel/runs/{expected}-aa/model",
+        "team-a/models/tiny@1",
+        None,
+        True,
+    )
+
+
+@pytest.mark.parametrize("serves", [True, False])
+def test_a_previous_run_on_another_claim_is_mounted_read_only_while_a_server_proves_that_the_claim_is_there(
+    serves: bool,
+) -> None:
+    job = make_job(evaluation={"baselines": ["Previous"]})
+    endpoint = EndpointStatus(url="http://travel", model="travel", base_model="tiny", run=1)
+    status = job.status.model_copy(update={"model": earlier(1, "old"), "endpoint": endpoint if serves else None})
+    manifest = stage_job(job.model_copy(update={"status": status}), with_run(2), Stage.EVALUATE, Settings())
+    pod = manifest["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    told = json.loads(next(e["value"] for e in container["env"] if e["name"] == "FINETUNE_PREVIOUS"))
+    assert (told["run"], told["claim"], told["mounted"]) == (1, "old", serves)
+    mounts = [mount for mount in container["volumeMounts"] if mount["name"] == "previous"]
+    assert mounts == ([{"name": "previous", "mountPath": "/sources/pvc/old", "readOnly": True}] if serves else [])
+    claims = [v["persistentVolumeClaim"]["claimName"] for v in pod["volumes"] if "persistentVolumeClaim" in v]
+    assert claims == (["models", "old"] if serves else ["models"])
+
+
+def with_run(number: int) -> RunStatus:
+    return RUN.model_copy(update={"number": number})
+
+
+def test_who_does_not_ask_for_it_is_told_of_no_previous_run() -> None:
+    job = make_job()
+    status = job.status.model_copy(update={"model": earlier(1)})
+    manifest = stage_job(job.model_copy(update={"status": status}), with_run(2), Stage.EVALUATE, Settings())
+    assert "FINETUNE_PREVIOUS" not in json.dumps(manifest)

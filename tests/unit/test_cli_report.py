@@ -11,9 +11,8 @@ from rich.console import Console
 from tests.simulator import Cluster, make_job
 
 from finetune_api.conditions import FailureReason, Stage
-from finetune_api.status import DatasetStatus, Failure, Interval, Problem
+from finetune_api.status import CheckScore, DatasetStatus, EvaluationStatus, Failure, Interval, Problem, Scores
 from finetune_operator.cli import report, words
-from finetune_operator.cli.report import certainty
 from finetune_operator.local.store import Store
 
 
@@ -28,7 +27,8 @@ from finetune_operator.local.store import Store
     ],
 )
 def test_an_interval_is_as_certain_as_its_examples(low: float, high: float, examples: int, words: str) -> None:
-    assert certainty(Interval(low=low, high=high), examples).endswith(words)
+    found = EvaluationStatus(examples=examples, loss_difference=Interval(low=low, high=high))
+    assert str(found.certainty).endswith(words)
 
 
 @pytest.mark.parametrize(
@@ -83,3 +83,33 @@ def test_words_that_a_newcomer_does_not_know_are_explained_where_they_stand() ->
     assert "held-out examples, which it was not trained on" in shown
     assert "(before)" in shown
     assert "(after)" in shown
+
+
+def test_every_baseline_stands_beside_the_tuned_model_with_what_a_request_costs() -> None:
+    def scores(loss: float, tokens: float) -> Scores:
+        return Scores(loss=loss, request_tokens=tokens)
+
+    found = EvaluationStatus(
+        examples=20,
+        base=scores(4, 31),
+        few_shot=scores(3, 310),
+        retrieval=scores(2, 320),
+        previous=scores(1.5, 31),
+        previous_run=3,
+        tuned=scores(1, 31),
+        checks=[
+            CheckScore(name="no-hotel", asked=20, base=0.25, tuned=1),
+            CheckScore(name="not-asked", asked=0, tuned=0),
+        ],
+    )
+    file = io.StringIO()
+    report.show_scores(Console(file=file, width=200), found)
+    shown = file.getvalue()
+    for part in ("base with examples", "base with the nearest examples", "run 3", "tokens of a request", "320"):
+        assert part in shown
+    assert "Tuning was worth it: a prompt with the nearest examples" in shown
+    assert [line.split()[1:8:2] for line in shown.splitlines() if "no-hotel" in line] == [
+        ["no-hotel", "20", "25%", "100%"]
+    ]
+    report.show_scores(Console(file=file, width=200), found.model_copy(update={"few_shot": None, "retrieval": None}))
+    assert file.getvalue().count("tokens of a request") == 1

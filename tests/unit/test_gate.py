@@ -6,7 +6,7 @@ import pytest
 
 from finetune_api.gate import judge
 from finetune_api.spec import GateRule, Metric
-from finetune_api.status import EvaluationStatus, Scores
+from finetune_api.status import CheckScore, EvaluationStatus, Scores
 
 
 def scores(loss: float, accuracy: float = 0.5) -> Scores:
@@ -71,3 +71,62 @@ def test_a_base_of_zero_cannot_be_improved_in_percent() -> None:
     assert judge([rule(ACCURACY, min_improvement="50%")], zero).verdict == "Passed"
     assert judge([rule(min_improvement="0%")], zero).verdict == "Passed"
     assert judge([rule(min_improvement="1%")], zero).verdict == "Failed"
+
+
+BASELINES = EvaluationStatus(
+    examples=20, base=scores(4.0), few_shot=scores(3.0), retrieval=scores(2.0), previous=scores(1.5), previous_run=3,
+    tuned=scores(1.8),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("against", "passed", "name"),
+    [
+        (None, True, "the base's 4"),
+        ("Base", True, "the base's 4"),
+        ("FewShot", True, "the few-shot prompt's 3"),
+        ("Retrieval", True, "the retrieval prompt's 2"),
+        ("Previous", False, "run 3's 1.5"),
+    ],
+)
+def test_a_rule_compares_with_the_baseline_that_it_names(against: str | None, passed: bool, name: str) -> None:
+    gate = judge([GateRule.model_validate({"metric": "loss", "minImprovement": "5%", "against": against})], BASELINES)
+    assert (gate.verdict == "Passed") is passed
+    assert name in gate.reasons[0]
+
+
+def test_the_first_run_has_nothing_to_be_worse_than_and_one_that_cannot_be_measured_does_not_pass() -> None:
+    wanted = [GateRule.model_validate({"metric": "loss", "minImprovement": "0%", "against": "Previous"})]
+    first = judge(wanted, EvaluationStatus(examples=20, base=scores(2.0), tuned=scores(1.0)))
+    assert (first.verdict, first.reasons) == ("Passed", ["loss: there is no earlier promoted run to compare with"])
+    gone = judge(wanted, EvaluationStatus(examples=20, previous_run=3, base=scores(2.0), tuned=scores(1.0)))
+    assert (gone.verdict, gone.reasons) == ("Failed", ["loss: run 3 was not measured"])
+
+
+@pytest.mark.parametrize(("share", "passed"), [("90%", True), ("90.1%", False), ("0%", True)])
+def test_a_share_of_the_answers_must_pass_a_check(share: str, passed: bool) -> None:
+    measured = EvaluationStatus(tuned=scores(1.0), checks=[CheckScore(name="no-hotel", asked=20, base=0.1, tuned=0.9)])
+    gate = judge([GateRule.model_validate({"check": "no-hotel", "minShare": share})], measured)
+    assert (gate.verdict == "Passed") is passed
+    assert "90.0 % of 20 answers pass" in gate.reasons[0]
+
+
+def test_a_check_that_nothing_was_asked_for_does_not_pass() -> None:
+    wanted = [GateRule.model_validate({"check": "no-hotel", "minShare": "0%"})]
+    for found in ([], [CheckScore(name="no-hotel", asked=0, tuned=0.0)]):
+        gate = judge(wanted, EvaluationStatus(tuned=scores(1.0), checks=found))
+        assert gate.reasons == ["no-hotel: not checked, because nothing was asked"]
+        assert gate.verdict == "Failed"
+
+
+def test_whether_tuning_was_worth_it_is_said_against_the_best_prompt() -> None:
+    def asked(loss: float, tokens: float) -> Scores:
+        return scores(loss).model_copy(update={"request_tokens": tokens})
+
+    found = EvaluationStatus(base=asked(4, 30), few_shot=asked(3, 300), retrieval=asked(2, 310), tuned=asked(1, 30))
+    assert found.worth == (
+        "Tuning was worth it: a prompt with the nearest examples reaches a loss of 2 with 310 tokens a request, "
+        "the tuned model 1 with 30."
+    )
+    assert "not worth it" in str(found.model_copy(update={"tuned": asked(2.5, 30)}).worth)
+    assert found.model_copy(update={"few_shot": None, "retrieval": None}).worth is None

@@ -5,8 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from finetune_api.conditions import GateVerdict
-from finetune_api.spec import GateRule
-from finetune_api.status import EvaluationStatus, GateStatus
+from finetune_api.evaluation import Baseline, GateRule
+from finetune_api.measured import EvaluationStatus, GateStatus
+from finetune_api.tasks import Metric
+
+ROUNDING = 1e-9  # 0.5 to 0.6 is 19.999999999999996 % in binary
+NAMES = {
+    Baseline.BASE: "the base",
+    Baseline.FEW_SHOT: "the few-shot prompt",
+    Baseline.RETRIEVAL: "the retrieval prompt",
+    Baseline.PREVIOUS: "run {}",
+}
 
 
 def judge(rules: Sequence[GateRule], evaluation: EvaluationStatus) -> GateStatus:
@@ -17,6 +26,9 @@ def judge(rules: Sequence[GateRule], evaluation: EvaluationStatus) -> GateStatus
 
 
 def _check(rule: GateRule, evaluation: EvaluationStatus) -> tuple[bool, str]:
+    if rule.check is not None:
+        return _check_answers(rule.check, rule.min_share or "0%", evaluation)
+    assert rule.metric is not None, "a rule has a metric or a check"
     if evaluation.tuned is None:
         return False, f"{rule.metric}: the tuned model was not measured"
     tuned = evaluation.tuned.value(rule.metric)
@@ -28,19 +40,35 @@ def _check(rule: GateRule, evaluation: EvaluationStatus) -> tuple[bool, str]:
     if rule.min is not None:
         ok = tuned >= float(rule.min)
         return ok, f"{rule.metric} {tuned:.4g} is {'at least' if ok else 'below'} {rule.min}"
-    return _check_improvement(rule, tuned, evaluation)
+    return _check_improvement(rule, rule.metric, tuned, evaluation)
 
 
-def _check_improvement(rule: GateRule, tuned: float, evaluation: EvaluationStatus) -> tuple[bool, str]:
-    wanted = float((rule.min_improvement or "0%").rstrip("%"))
-    if evaluation.base is None:
-        return False, f"{rule.metric}: the base model was not measured"
-    base = evaluation.base.value(rule.metric)
-    if base is None:
-        return False, f"{rule.metric}: the base model was not measured"
-    gain = base - tuned if rule.metric.lower_is_better else tuned - base
+def _check_improvement(rule: GateRule, metric: Metric, tuned: float, evaluation: EvaluationStatus) -> tuple[bool, str]:
+    wanted = _percent(rule.min_improvement or "0%")
+    against = rule.against or Baseline.BASE
+    if against is Baseline.PREVIOUS and evaluation.previous_run is None:
+        return True, f"{metric}: there is no earlier promoted run to compare with"
+    name = NAMES[against].format(evaluation.previous_run)
+    scores = evaluation.scores(against)
+    found = scores.value(metric) if scores else None
+    if found is None:
+        return False, f"{metric}: {name} was not measured"
+    gain = found - tuned if metric.lower_is_better else tuned - found
     # A base of 0 cannot be improved by a share of itself; any gain then counts as enough.
-    percent = 100 * gain / abs(base) if base else (float("inf") if gain > 0 else 0.0)
-    ok = percent >= wanted - 1e-9  # 0.5 to 0.6 is 19.999999999999996 % in binary
-    measured = f"{rule.metric} {tuned:.4g} against the base's {base:.4g}"
+    percent = 100 * gain / abs(found) if found else (float("inf") if gain > 0 else 0.0)
+    ok = percent >= wanted - ROUNDING
+    measured = f"{metric} {tuned:.4g} against {name}'s {found:.4g}"
     return ok, f"{measured}: {percent:+.1f} % improvement, at least {wanted:g} % wanted"
+
+
+def _check_answers(name: str, share: str, evaluation: EvaluationStatus) -> tuple[bool, str]:
+    found = next((check for check in evaluation.checks if check.name == name), None)
+    if found is None or not found.asked:
+        return False, f"{name}: not checked, because nothing was asked"
+    wanted, percent = _percent(share), 100 * found.tuned
+    ok = percent >= wanted - ROUNDING
+    return ok, f"{name}: {percent:.1f} % of {found.asked} answers pass, at least {wanted:g} % wanted"
+
+
+def _percent(text: str) -> float:
+    return float(text.rstrip("%"))

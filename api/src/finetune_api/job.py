@@ -11,7 +11,7 @@ from pydantic import Field
 from finetune_api import API_VERSION, KIND
 from finetune_api.base import StatusModel
 from finetune_api.package import PackageInputs
-from finetune_api.spec import Baseline, EvaluationSpec, FineTuneJobSpec
+from finetune_api.spec import IN_PROMPT, Baseline, EvaluationSpec, FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus
 
 
@@ -78,8 +78,10 @@ def evaluation_inputs(spec: EvaluationSpec) -> dict[str, Any]:
     """
     dump = spec.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude={"gate", "baselines"})
     more = sorted(set(spec.baselines) - {Baseline.BASE})
-    if Baseline.FEW_SHOT not in more:
+    if not set(IN_PROMPT) & set(more):
         dump.pop("fewShotExamples", None)
+    if not spec.checks:
+        dump.pop("checkAnswers", None)
     return {**dump, "baselines": more} if more else dump
 
 

@@ -15,12 +15,12 @@ from pydantic import BaseModel, Field
 
 from finetune_api.base import StatusModel
 from finetune_api.conditions import FailureReason, Stage
+from finetune_api.measured import CheckScore, EvaluationStatus
 from finetune_api.package import PackageSummary
 from finetune_api.status import (
     Checkpoint,
     DatasetStatus,
     Estimate,
-    EvaluationStatus,
     ModelStatus,
     ResolvedValues,
 )
@@ -106,8 +106,9 @@ class Bounds:
     without: frozenset[str] = frozenset()
 
 
-# From what helps least to what would be missed most. The judgement needs base and tuned, each metric of them.
+# From what helps least to what would be missed most. The judgement needs each metric of every model, and each check.
 EXPLAINING = frozenset({"loss_interval", "length", "estimate"})
+JUDGED = frozenset({"checks"})  # lists that are never cut; the API bounds them
 UNBOUND = Bounds(0, 0)
 BOUNDS = (
     UNBOUND,
@@ -116,8 +117,9 @@ BOUNDS = (
     Bounds(400, 8),
     Bounds(400, 8, 6, EXPLAINING),
     Bounds(100, 4, 6, EXPLAINING),
-    Bounds(80, 2, 6, EXPLAINING | {"few_shot", "notes"}),
-    Bounds(64, 1, 6, EXPLAINING | {"few_shot", "notes", "problems", "resolved"}),
+    Bounds(80, 2, 6, EXPLAINING | {"notes"}),
+    Bounds(64, 1, 6, EXPLAINING | {"notes", "problems", "resolved"}),
+    Bounds(64, 1, 5, EXPLAINING | {"notes", "problems", "resolved", "few_shot", "retrieval", "previous"}),
 )
 
 
@@ -128,17 +130,17 @@ def _bounded(value: M, bounds: Bounds) -> M:
     """The same within the bounds. A field that is left out has its default."""
     fields = type(value).model_fields
     update = {
-        name: fields[name].get_default() if name in bounds.without else _part(getattr(value, name), bounds)
+        name: fields[name].get_default() if name in bounds.without else _part(getattr(value, name), bounds, name)
         for name in fields
     }
     return value.model_copy(update=update)
 
 
-def _part(value: Any, bounds: Bounds) -> Any:
+def _part(value: Any, bounds: Bounds, name: str = "") -> Any:
     if isinstance(value, BaseModel):
         return _bounded(value, bounds)
     if isinstance(value, list):
-        return [_part(item, bounds) for item in value[: bounds.items]]
+        return [_part(item, bounds) for item in (value if name in JUDGED else value[: bounds.items])]
     if isinstance(value, str) and not isinstance(value, Enum):
         return value[: bounds.text]
     return float(f"{value:.{bounds.digits}g}") if isinstance(value, float) else value
@@ -164,13 +166,56 @@ class SampleAnswer(StatusModel):
     tuned_stopped: bool
 
 
+class CheckFailure(StatusModel):
+    """An answer that does not pass a check, and what is wrong with it."""
+
+    prompt: str
+    answer: str
+    why: str
+
+
+class CheckReport(StatusModel):
+    """How a behaviour check went, with the first answers that do not pass."""
+
+    score: CheckScore
+    failures: list[CheckFailure] = Field(default=[], description="Of the tuned model.")
+    base_failures: list[CheckFailure] = Field(default=[], description="Of the base model.")
+
+
 class EvaluateReport(StatusModel):
     """`evaluation/report.json`."""
 
     evaluation: EvaluationStatus
     samples: list[SampleAnswer] = Field(default=[])
+    checks: list[CheckReport] = Field(default=[])
     details: dict[str, Any] = Field(default={}, description="What the task tells more of the tuned model.")
     questions_left_out: int = Field(default=0, description="Not asked: the context has no room for an answer.")
+
+
+class TrainingPoint(StatusModel):
+    """What was logged at a step. Losses in nats."""
+
+    step: int
+    loss: float | None = None
+    eval_loss: float | None = None
+    learning_rate: float | None = None
+
+
+class Environment(StatusModel):
+    """What a stage ran on."""
+
+    image: str | None = Field(default=None, description="The pod's image; none on a laptop.")
+    device: str = ""
+    precision: str = ""
+    python: str = ""
+    versions: dict[str, str] = Field(default={}, description="Of the libraries that compute.")
+
+
+class TrainingReport(StatusModel):
+    """`reports/training.json`: the curves of the training, and on what it ran."""
+
+    points: list[TrainingPoint] = Field(default=[])
+    environment: Environment = Environment()
 
 
 class ProgressFile(StatusModel):

@@ -38,6 +38,18 @@ class SourcePolicy(StatusModel):
     timeout_seconds: int = Field(default=3600, description="Longest download, seconds.")
 
 
+class PreviousRun(StatusModel):
+    """The model that Evaluate measures as the baseline Previous. Paths are relative to the root of its claim."""
+
+    run: int
+    path: str = Field(description="Folder of the adapter or model.")
+    base_path: str | None = Field(default=None, description="Folder of its base model.")
+    claim: str | None = Field(
+        default=None, description="Where it lies on another claim than the run: mounted at SOURCES/pvc/CLAIM."
+    )
+    mounted: bool = Field(default=True, description="False: that claim may be gone, so that the pod was not given it.")
+
+
 class RunConfig(StatusModel):
     """The immutable snapshot of a run. A pod finds it at --config; the roots of the volumes come as flags."""
 

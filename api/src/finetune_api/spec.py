@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
 from finetune_api.base import ApiModel, Int, Named, Rule
 from finetune_api.dataset import Columns as Columns
@@ -13,9 +13,14 @@ from finetune_api.dataset import DataFile as DataFile
 from finetune_api.dataset import DatasetSpec as DatasetSpec
 from finetune_api.dataset import SecretRef as SecretRef
 from finetune_api.dataset import ValidationData as ValidationData
+from finetune_api.evaluation import IN_PROMPT as IN_PROMPT
+from finetune_api.evaluation import Baseline as Baseline
+from finetune_api.evaluation import EvaluationSpec as EvaluationSpec
+from finetune_api.evaluation import Gate as Gate
+from finetune_api.evaluation import GateRule as GateRule
 from finetune_api.exports import ONE_EXPORT_A_TAG, Exports
-from finetune_api.fields import DECIMAL, PERCENT, Auto, IntOrAuto, Source, distinct, given
 from finetune_api.fields import NAME as NAME
+from finetune_api.fields import Auto, IntOrAuto, Source
 from finetune_api.method import Hyperparameters as Hyperparameters
 from finetune_api.method import MethodSpec as MethodSpec
 from finetune_api.method import Packing as Packing
@@ -31,11 +36,6 @@ class Engine(Named):
     AUTO = "auto"
     NATIVE = "Native"
     VLLM = "VLLM"
-
-
-class Baseline(Named):
-    BASE = "Base"
-    FEW_SHOT = "FewShot"
 
 
 class BaseModelSpec(ApiModel):
@@ -98,64 +98,6 @@ class ComputeSpec(Placement):
     )
 
 
-class GateRule(ApiModel):
-    """One condition that the tuned model must meet on the held-out examples."""
-
-    metric: Metric = Field(
-        description="What is measured; the reference has each task's metrics under Tasks. loss and perplexity are "
-        "better when lower, all others when higher."
-    )
-    min_improvement: str | None = Field(
-        default=None,
-        max_length=10,
-        pattern=PERCENT,
-        description='How much better than the base model, in percent of the base model\'s value, for example "5%".',
-    )
-    max: str | None = Field(default=None, max_length=16, pattern=DECIMAL, description='Upper bound, for example "1.5".')
-    min: str | None = Field(default=None, max_length=16, pattern=DECIMAL, description='Lower bound, for example "0.7".')
-    rules: ClassVar = (
-        Rule(
-            "[has(self.minImprovement), has(self.max), has(self.min)].filter(x, x).size() == 1",
-            "give exactly one of minImprovement, max and min",
-            lambda rule: given(rule.min_improvement, rule.max, rule.min) == 1,
-        ),
-    )
-
-
-class Gate(ApiModel):
-    """The rules that decide whether a run is promoted. All must hold. No rule: every verified run is promoted."""
-
-    rules_: list[GateRule] = Field(
-        default=[],
-        alias="rules",
-        max_length=16,
-        description="Conditions; all must hold.",
-        json_schema_extra={"x-kubernetes-list-type": "atomic"},
-    )
-
-
-class EvaluationSpec(ApiModel):
-    """How the result is proven against the base model."""
-
-    baselines: Annotated[list[Baseline], AfterValidator(distinct)] = Field(
-        default=[Baseline.BASE],
-        max_length=2,
-        description="What the tuned model is compared with, beside its gate. Base is always measured.",
-        json_schema_extra={"x-kubernetes-list-type": "set"},
-    )
-    few_shot_examples: Int = Field(
-        default=3, ge=1, le=16, description="Examples in the prompt of the FewShot baseline."
-    )
-    max_examples: Int = Field(default=500, ge=1, le=10000, description="Held-out examples that are measured at most.")
-    sample_answers: Int = Field(
-        default=8, ge=0, le=32, description="Answers of base and tuned that are kept side by side."
-    )
-    gate: Gate = Field(
-        default=Gate(rules_=[GateRule(metric=Metric.LOSS, min_improvement="0%")]),
-        description="When a run may take over serving. By default the tuned loss must not be above the base's.",
-    )
-
-
 class OutputSpec(ApiModel):
     """Where models, checkpoints and reports are kept."""
 
@@ -202,13 +144,16 @@ class ServingSpec(Placement):
 def _task_measures(task: Task) -> Rule:
     metrics = [metric.value for metric in TASKS[task].metrics]
     return Rule(
-        f"self.task != '{task}' || self.evaluation.gate.rules.all(r, r.metric in {metrics})",
+        f"self.task != '{task}' || self.evaluation.gate.rules.all(r, !has(r.metric) || r.metric in {metrics})",
         f"evaluation.gate: the task {task} measures {', '.join(metrics)}; use one of them",
-        lambda spec: spec.task is not task or all(rule.metric in metrics for rule in spec.evaluation.gate.rules_),
+        lambda spec: (
+            spec.task is not task or all(rule.metric in (None, *metrics) for rule in spec.evaluation.gate.rules_)
+        ),
     )
 
 
 _DECODER = f"self.task in {[task.value for task in DECODERS]}"
+_GENERATES = f"self.task in {[task.value for task, rules in TASKS.items() if rules.generates]}"
 _TEXT = "self.task in ['Chat', 'Completion']"
 _TEXT_TASKS = (Task.CHAT, Task.COMPLETION)
 
@@ -261,9 +206,16 @@ class FineTuneJobSpec(ApiModel):
             lambda spec: spec.hyperparameters.packing is not Packing.ENABLED or spec.task in _TEXT_TASKS,
         ),
         Rule(
-            f"!('FewShot' in self.evaluation.baselines) || {_TEXT}",
-            "evaluation.baselines: FewShot puts examples into a prompt, which only Chat and Completion have; remove it",
-            lambda spec: Baseline.FEW_SHOT not in spec.evaluation.baselines or spec.task in _TEXT_TASKS,
+            f"!('FewShot' in self.evaluation.baselines || 'Retrieval' in self.evaluation.baselines) || {_TEXT}",
+            "evaluation.baselines: FewShot and Retrieval put examples into a prompt, which only Chat and Completion "
+            "have; remove them",
+            lambda spec: not set(IN_PROMPT) & set(spec.evaluation.baselines) or spec.task in _TEXT_TASKS,
+        ),
+        Rule(
+            f"self.evaluation.checks.size() == 0 || {_GENERATES}",
+            "evaluation.checks: only Chat, Completion, Preference and Seq2Seq write answers that could be checked; "
+            "remove them",
+            lambda spec: not spec.evaluation.checks or TASKS[spec.task].generates,
         ),
         Rule(
             "!has(self.hyperparameters.beta) || self.task == 'Preference'",

@@ -7,17 +7,20 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from finetune_api.base import StatusModel
-from finetune_api.conditions import ConditionType, GateVerdict, RunResult, Stage, Trigger
+from finetune_api.conditions import ConditionType, RunResult, Stage, Trigger
 from finetune_api.failure import MESSAGE_LENGTH as MESSAGE_LENGTH
 from finetune_api.failure import Count as Count
 from finetune_api.failure import Failure as Failure
 from finetune_api.failure import Message as Message
 from finetune_api.failure import Time as Time
 from finetune_api.failure import Word as Word
+from finetune_api.measured import FEWEST_EXAMPLES as FEWEST_EXAMPLES
+from finetune_api.measured import CheckScore as CheckScore
+from finetune_api.measured import EvaluationStatus as EvaluationStatus
+from finetune_api.measured import GateStatus as GateStatus
+from finetune_api.measured import Interval as Interval
+from finetune_api.measured import Scores as Scores
 from finetune_api.package import PackageStatus as PackageStatus
-from finetune_api.tasks import Metric
-
-FEWEST_EXAMPLES = 10  # held-out examples below which a difference between two models is not called certain
 
 
 class Condition(StatusModel):
@@ -135,94 +138,6 @@ class Checkpoint(StatusModel):
 
     step: Count = Field(description="Optimizer steps that it holds.")
     time: Time | None = Field(default=None, description="When it was complete.")
-
-
-class Interval(StatusModel):
-    """A 95 % bootstrap interval."""
-
-    low: float = Field(description="Lower end.")
-    high: float = Field(description="Upper end.")
-
-
-class Scores(StatusModel):
-    """Metrics on the held-out examples: those of the task, named as in `evaluation.gate`."""
-
-    loss: float = Field(description="Mean loss: of a trained-on token, or of an example. Nats.")
-    loss_interval: Interval | None = Field(default=None, description="Interval of the loss.")
-    perplexity: float | None = Field(default=None, description="exp(loss).")
-    token_accuracy: float | None = Field(
-        default=None, description="Share of the trained-on tokens (or words) that were right, 0 to 1."
-    )
-    tool_name: float | None = Field(
-        default=None,
-        description="Share of the held-out turns with calls in which the right functions are called, 0 to 1.",
-    )
-    tool_valid: float | None = Field(
-        default=None, description="Share of such turns whose arguments are valid against the tools' schemas, 0 to 1."
-    )
-    tool_exact: float | None = Field(
-        default=None, description="Share of such turns with the right functions and equal arguments, 0 to 1."
-    )
-    reward_accuracy: float | None = Field(
-        default=None, description="Share of the pairs in which the better answer is preferred, 0 to 1."
-    )
-    reward_margin: float | None = Field(
-        default=None, description="Mean of the better answer's reward minus the worse one's, nats times beta."
-    )
-    accuracy: float | None = Field(default=None, description="Share of the examples that were right, 0 to 1.")
-    macro_f1: float | None = Field(default=None, alias="macroF1", description="Mean F1 of the labels, 0 to 1.")
-    weighted_f1: float | None = Field(
-        default=None, alias="weightedF1", description="Mean F1 of the labels, weighted by how often they occur, 0 to 1."
-    )
-    entity_f1: float | None = Field(
-        default=None, alias="entityF1", description="F1 of whole entities, by seqeval's rules, 0 to 1."
-    )
-    bleu: float | None = Field(default=None, description="Corpus BLEU by sacrebleu, 0 to 100.")
-    chrf: float | None = Field(default=None, description="Corpus chrF by sacrebleu, 0 to 100.")
-    rouge_l: float | None = Field(default=None, description="Mean ROUGE-L F1, 0 to 1.")
-    exact_match: float | None = Field(
-        default=None, description="Share of the answers that equal an expected one, by SQuAD's rules, 0 to 1."
-    )
-    answer_f1: float | None = Field(
-        default=None, alias="answerF1", description="Mean word overlap with the expected answers, by SQuAD's rules."
-    )
-
-    def value(self, metric: Metric) -> float | None:
-        """What was measured under this name; None when it was not."""
-        found: float | None = self.model_dump(by_alias=True).get(metric.value)
-        return found
-
-
-class EvaluationStatus(StatusModel):
-    """The proof: base and tuned on the same held-out examples."""
-
-    examples: Count = Field(default=0, description="Examples that were measured.")
-    base: Scores | None = Field(default=None, description="The base model.")
-    few_shot: Scores | None = Field(default=None, description="The base model with examples in its prompt.")
-    tuned: Scores | None = Field(default=None, description="The tuned model.")
-    loss_difference: Interval | None = Field(
-        default=None, description="95 % interval of base loss minus tuned loss, example by example; above 0: better."
-    )
-    stopped_by_itself: float | None = Field(
-        default=None, description="Share of the sample answers that ended by themselves."
-    )
-    settings_hash: Annotated[str, Field(max_length=64)] | None = Field(
-        default=None, description="Of `evaluation` without its gate, as it was then. Another one: measured anew."
-    )
-
-    @property
-    def says_enough(self) -> bool:
-        """Whether so many examples were measured that `loss_difference` is more than chance."""
-        return self.examples >= FEWEST_EXAMPLES
-
-
-class GateStatus(StatusModel):
-    """The gate's verdict on the run."""
-
-    verdict: GateVerdict = Field(description="Passed or Failed.")
-    reasons: list[Annotated[str, Field(max_length=256)]] = Field(
-        default=[], max_length=16, description="One sentence a rule."
-    )
 
 
 class StageTime(StatusModel):

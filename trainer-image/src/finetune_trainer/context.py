@@ -68,6 +68,10 @@ class StageContext:
         return self.run_dir / "exports"
 
     @property
+    def training_report_path(self) -> Path:
+        return self.run_dir / "reports" / "training.json"
+
+    @property
     def progress_path(self) -> Path:
         return self.run_dir / "progress.json"
 

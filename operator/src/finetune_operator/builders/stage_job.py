@@ -22,6 +22,7 @@ from finetune_api.status import RunStatus
 from finetune_operator import names
 from finetune_operator.builders import pod
 from finetune_operator.builders.metadata import digest, metadata, sealed
+from finetune_operator.builders.previous import previous_run
 from finetune_operator.builders.run_config_map import CA_CRT
 from finetune_operator.builders.shape import SHAPES
 from finetune_operator.plan import Manifest
@@ -160,11 +161,14 @@ def _environment(job: FineTuneJob, run: RunStatus, stage: Stage, settings: Setti
         result |= pod.OFFLINE_ENV
         gpus = 0 if shape.delivers else job.spec.compute.gpus
         result["FINETUNE_GPUS"] = str(gpus)  # run.json may be older than compute
+        result["FINETUNE_IMAGE"] = settings.trainer_image  # for the report: a container does not know its own
     if shape.delivers:
         result |= dict(settings.source_env)  # a proxy stands before registries, too
         result["FINETUNE_PACKAGE"] = _package(job, run).model_dump_json(by_alias=True, exclude_defaults=True)
     if shape.measures:
         result["FINETUNE_EVALUATION"] = canonical(evaluation_inputs(job.spec.evaluation))  # as with GPUs
+        if previous := previous_run(job, run, run_claim(job, run)):
+            result["FINETUNE_PREVIOUS"] = canonical(previous.to_wire())
     if shape.reports and settings.progress_url:
         meta = job.metadata
         path = f"/progress/v1alpha1/namespaces/{meta.namespace}/jobs/{meta.name}/runs/{run.number}"
@@ -197,10 +201,15 @@ def _extras(job: FineTuneJob, run: RunStatus, stage: Stage, settings: Settings) 
         return _source_volumes(job, run)
     if SHAPES[stage].delivers:
         return [], []
-    volumes, mounts = [pod.SHM_VOLUME], [pod.mount("shm", "/dev/shm")]
+    volumes: list[dict[str, Any]] = [pod.SHM_VOLUME]
+    mounts = [pod.mount("shm", "/dev/shm")]
     if SHAPES[stage].reports and settings.progress_url:
         volumes.append(_token_volume(settings))
         mounts.append(pod.mount("progress-token", pod.TOKEN_PATH, read_only=True))
+    previous = previous_run(job, run, run_claim(job, run)) if SHAPES[stage].measures else None
+    if previous and previous.claim and previous.mounted:
+        volumes.append(pod.claim_volume("previous", previous.claim))
+        mounts.append(pod.mount("previous", f"{pod.SOURCES_PATH}/pvc/{previous.claim}", read_only=True))
     return volumes, mounts
 
 

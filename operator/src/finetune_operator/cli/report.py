@@ -15,8 +15,9 @@ from rich.text import Text
 from finetune_api.conditions import FailureReason, GateVerdict
 from finetune_api.job import FineTuneJob
 from finetune_api.meanings import METRIC_MEANINGS, PLAIN_METRICS
+from finetune_api.measured import CheckScore, EvaluationStatus, Scores
 from finetune_api.reports import EvaluateReport, SampleAnswer
-from finetune_api.status import FEWEST_EXAMPLES, DatasetStatus, EvaluationStatus, Interval, Problem, RunStatus
+from finetune_api.status import DatasetStatus, Problem, RunStatus
 from finetune_api.tasks import Metric
 from finetune_operator import names
 from finetune_operator.cli import words
@@ -124,12 +125,10 @@ def show_run(console: Console, store: Store, job: FineTuneJob, *, samples: int =
 
 def show_scores(console: Console, evaluation: EvaluationStatus) -> None:
     """Base against tuned, and how sure that is, in plain words."""
-    base, few, tuned = evaluation.base, evaluation.few_shot, evaluation.tuned
-    columns = [("base (before)", base), ("base with examples", few), ("tuned (after)", tuned)]
     title = f"\nOn {evaluation.examples} held-out examples, which it was not trained on"
     table = Table(title=title, title_justify="left", title_style="bold")
     table.add_column("")
-    shown = [(name, scores) for name, scores in columns if scores is not None]
+    shown = [(name, scores) for name, scores in _columns(evaluation) if scores is not None]
     for name, _ in shown:
         table.add_column(name, justify="right")
     table.add_column("")
@@ -138,25 +137,36 @@ def show_scores(console: Console, evaluation: EvaluationStatus) -> None:
             table.add_row(
                 word, *(_figure(metric, scores.value(metric)) for _, scores in shown), EXPLAINED.get(metric, hint)
             )
+    if len({scores.request_tokens for _, scores in shown}) > 1:  # the same for all says nothing
+        tokens = ("–" if scores.request_tokens is None else f"{scores.request_tokens:,.0f}" for _, scores in shown)
+        table.add_row("tokens of a request", *tokens, "what is read before the answer; fewer are cheaper")
     console.print(table, highlight=False)
-    if evaluation.loss_difference is not None:
-        console.print(certainty(evaluation.loss_difference, evaluation.examples), highlight=False)
+    for sentence in (evaluation.certainty, evaluation.worth):
+        if sentence:
+            console.print(sentence, highlight=False)
+    if evaluation.checks:
+        show_checks(console, evaluation.checks)
 
 
-def certainty(difference: Interval, examples: int) -> str:
-    """What the interval of base minus tuned loss (nats) says, and whether that many examples can say it."""
-    worse = difference.high < 0
-    low, high = (-difference.high, -difference.low) if worse else (difference.low, difference.high)
-    text = f"The tuned loss is {'higher' if worse else 'lower'} by {low:.2f} to {high:.2f} (95 % interval)"
-    if examples < FEWEST_EXAMPLES:
-        return (
-            f"{text}, but {examples} held-out examples are too few to trust that; hold out at least {FEWEST_EXAMPLES}."
-        )
-    if worse:
-        return f"{text}: training made it worse."
-    if low > 0:
-        return f"{text}, so it is not by chance."
-    return f"{text}, so it may be by chance; more held-out examples tell."
+def _columns(evaluation: EvaluationStatus) -> list[tuple[str, Scores | None]]:
+    return [
+        ("base (before)", evaluation.base),
+        ("base with examples", evaluation.few_shot),
+        ("base with the nearest examples", evaluation.retrieval),
+        (f"run {evaluation.previous_run}", evaluation.previous),
+        ("tuned (after)", evaluation.tuned),
+    ]
+
+
+def show_checks(console: Console, checks: Sequence[CheckScore]) -> None:
+    """How many answers pass each behaviour check."""
+    table = Table(title="\nAnswers that pass the checks", title_justify="left", title_style="bold")
+    for name in ("check", "answers", "base (before)", "tuned (after)"):
+        table.add_column(name, justify="left" if name == "check" else "right")
+    for check in checks:
+        shares = ("–" if not check.asked or share is None else f"{share:.0%}" for share in (check.base, check.tuned))
+        table.add_row(check.name, str(check.asked), *shares)
+    console.print(table, highlight=False)
 
 
 def _figure(metric: Metric, value: float | None) -> str:

@@ -11,8 +11,8 @@ from finetune_operator.builders.pod import ARTIFACTS_PATH
 from finetune_operator.local.processes import POLITE
 from finetune_operator.plan import Manifest
 
-# The pod's own settings for a user without a home folder; on a laptop the user's own caches are better.
-NOT_NEEDED = {"HOME", "HF_HOME", "USER", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"}
+# The pod's own settings for a user without a home folder, and its image; on a laptop the user's own caches are better.
+NOT_NEEDED = {"FINETUNE_IMAGE", "HOME", "HF_HOME", "USER", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"}
 # What would make the stage talk to a control plane that is not there.
 NEVER = {"KUBEFLOW_TRAINER_SERVER_URL", "KUBEFLOW_TRAINER_SERVER_CA_CERT", "KUBEFLOW_TRAINER_SERVER_TOKEN"}
 VISIBLE_DEVICES = "CUDA_VISIBLE_DEVICES"

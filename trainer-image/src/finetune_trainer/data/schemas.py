@@ -1,17 +1,20 @@
-"""Arguments of tool calls against the JSON schema of the tool."""
+"""What a model wrote against a JSON schema: arguments of tool calls, and answers that shall be JSON."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
-from jsonschema import SchemaError  # type: ignore[import-untyped]
-from jsonschema.validators import Draft202012Validator, validator_for  # type: ignore[import-untyped]
+import regex  # type: ignore[import-untyped]
+from jsonschema import SchemaError, ValidationError  # type: ignore[import-untyped]
+from jsonschema.validators import Draft202012Validator, extend, validator_for  # type: ignore[import-untyped]
 from referencing import Registry
 from referencing.exceptions import Unresolvable
+
+MATCH_SECONDS = 0.2  # of one pattern on one text
 
 
 class SchemaUnusableError(ValueError):
@@ -23,14 +26,14 @@ def require_schema(schema: Mapping[str, Any]) -> None:
     _validator(json.dumps(schema))
 
 
-def broken_rule(schema: Mapping[str, Any], arguments: Mapping[str, Any]) -> str | None:
+def broken_rule(schema: Mapping[str, Any], arguments: Any) -> str | None:
     """The keyword of the schema that the arguments break first, such as `required`; None when they fit.
 
     Raises SchemaUnusableError, also when the schema refers to what is not in it: nothing is fetched.
     """
     try:
         error = next(_validator(json.dumps(schema)).iter_errors(arguments), None)
-    except (Unresolvable, RecursionError, re.error) as broken:
+    except (Unresolvable, RecursionError, re.error, regex.error) as broken:
         raise SchemaUnusableError(type(broken).__name__) from broken
     return None if error is None else str(error.validator)
 
@@ -44,4 +47,16 @@ def _validator(schema: str) -> Any:
         kind.check_schema(found)
     except (SchemaError, RecursionError) as error:
         raise SchemaUnusableError("not a JSON schema") from error
-    return kind(found, registry=Registry())
+    return extend(kind, {"pattern": _pattern})(found, registry=Registry())
+
+
+def _pattern(_: Any, pattern: str, text: Any, __: Any) -> Iterator[ValidationError]:
+    """The keyword as the library has it, but for an end: a model may write what a pattern backtracks over for hours."""
+    if not isinstance(text, str):
+        return
+    try:
+        found = regex.search(pattern, text, timeout=MATCH_SECONDS)
+    except TimeoutError:
+        found = None
+    if not found:
+        yield ValidationError("does not match the pattern")

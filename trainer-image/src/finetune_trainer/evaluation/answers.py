@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from finetune_trainer.evaluation.questions import ANSWER_TOKENS
 from finetune_trainer.tasks.kind import Answer, Question
 
 BATCH = 8  # prompts answered at once
@@ -29,7 +28,7 @@ def answer(
     *,
     between_batches: Callable[[], None] = lambda: None,
 ) -> list[Answer]:
-    """Greedy answers of at most ANSWER_TOKENS tokens, in order."""
+    """Greedy answers, each of at most its question's `most` tokens, in order."""
     answers: list[Answer] = []
     for start in range(0, len(questions), BATCH):
         between_batches()
@@ -40,7 +39,8 @@ def answer(
 def _answer_batch(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: Sequence[Question]
 ) -> list[Answer]:
-    written = greedy(model, tokenizer, [q.row["input_ids"] for q in questions], ANSWER_TOKENS)
+    most = max(question.most for question in questions)
+    written = greedy(model, tokenizer, [question.row["input_ids"] for question in questions], most)
     return [
         Answer(
             tokenizer.decode(each.tokens, skip_special_tokens=True).strip(),

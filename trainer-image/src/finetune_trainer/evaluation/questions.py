@@ -9,10 +9,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from finetune_api.evaluation import ANSWER_TOKENS
 from finetune_trainer.messages import encode_rendered, render
 from finetune_trainer.tasks.kind import Question
-
-ANSWER_TOKENS = 128  # of a sample answer, at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +21,7 @@ class Questions:
     asked: list[Question]
     too_long: int
     context: int
+    answer_tokens: int = ANSWER_TOKENS
 
     @property
     def notes(self) -> list[str]:
@@ -29,12 +29,12 @@ class Questions:
         if not self.too_long:
             return []
         return [
-            f"{self.too_long} held-out question(s) were not asked: they leave fewer than {ANSWER_TOKENS} tokens for an "
-            f"answer in the model's context of {self.context}"
+            f"{self.too_long} held-out question(s) were not asked: they leave fewer than {self.answer_tokens} tokens "
+            f"for an answer in the model's context of {self.context}"
         ]
 
 
-def choose(questions: Iterable[Question], context: int, most: int) -> Questions:
+def choose(questions: Iterable[Question], context: int, most: int, answer_tokens: int = ANSWER_TOKENS) -> Questions:
     """The first `most` questions that leave room for an answer."""
     asked: list[Question] = []
     too_long = 0
@@ -45,7 +45,7 @@ def choose(questions: Iterable[Question], context: int, most: int) -> Questions:
             asked.append(found)
         else:
             too_long += 1
-    return Questions(asked, too_long, context)
+    return Questions(asked, too_long, context, answer_tokens)
 
 
 def context_length(config: Any, tokenizer: PreTrainedTokenizerBase) -> int:
@@ -53,15 +53,22 @@ def context_length(config: Any, tokenizer: PreTrainedTokenizerBase) -> int:
     return int(getattr(config.get_text_config(), "max_position_embeddings", None) or tokenizer.model_max_length)
 
 
-def question(example: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, context: int) -> Question | None:
+def question(
+    example: Mapping[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
+    context: int,
+    answer_tokens: int = ANSWER_TOKENS,
+) -> Question | None:
     """The question in a chat or completion example; None when nothing can be asked (no user turn before an answer).
 
-    It fits when it leaves room for an answer of ANSWER_TOKENS in a context of `context` tokens.
+    It fits when it leaves room for an answer of `answer_tokens` in a context of `context` tokens.
     """
     if "messages" not in example:
         tokens = tokenizer(example["prompt"], verbose=False)["input_ids"]
         # There are none for an empty prompt without a start token.
-        return _question(example["prompt"], example["completion"], tokens, tokenizer, context) if tokens else None
+        if not tokens:
+            return None
+        return _question(example["prompt"], example["completion"], tokens, tokenizer, context, answer_tokens)
     messages: list[dict[str, Any]] = example["messages"]
     last = max((i for i, message in enumerate(messages) if message["role"] == "assistant"), default=0)
     asked = messages[:last]
@@ -69,18 +76,31 @@ def question(example: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, con
         return None
     tokens = encode_rendered(tokenizer, render(tokenizer, asked, tools=example.get("tools"), prompt=True))
     prompt = next(_text(message) for message in reversed(asked) if message["role"] == "user")
-    return _question(prompt, _text(messages[last]), tokens, tokenizer, context)
+    return _question(prompt, _text(messages[last]), tokens, tokenizer, context, answer_tokens)
+
+
+def asked_text(example: Mapping[str, Any]) -> str:
+    """What is asked in a chat or completion example; empty when nothing is."""
+    if "messages" not in example:
+        return str(example["prompt"])
+    return next((_text(message) for message in reversed(example["messages"]) if message["role"] == "user"), "")
 
 
 def _question(
-    prompt: str, expected: str, tokens: list[int], tokenizer: PreTrainedTokenizerBase, context: int
+    prompt: str,
+    expected: str,
+    tokens: list[int],
+    tokenizer: PreTrainedTokenizerBase,
+    context: int,
+    answer_tokens: int,
 ) -> Question:
     return Question(
         prompt,
         expected,
         {"input_ids": tokens},
         expected_tokens=len(encode_rendered(tokenizer, expected)),
-        fits=len(tokens) + ANSWER_TOKENS <= context,
+        fits=len(tokens) + answer_tokens <= context,
+        most=answer_tokens,
     )
 
 

@@ -44,6 +44,19 @@ class ExampleScores:
         return float(self.correct.sum() / max(1, self.tokens.sum()))
 
 
+def request_tokens(rows: Sequence[Row]) -> float:
+    """Mean tokens that stand before a row's last answer: what a model reads before it writes."""
+    return float(np.mean([_before_answer(row["labels"]) for row in rows])) if rows else 0.0
+
+
+def _before_answer(labels: Sequence[int]) -> int:
+    """Where the last stretch of trained-on tokens begins."""
+    place = next((at for at in reversed(range(len(labels))) if labels[at] != IGNORED), len(labels) - 1)
+    while place > 0 and labels[place - 1] != IGNORED:
+        place -= 1
+    return place
+
+
 def score(
     model: PreTrainedModel, rows: Sequence[Row], *, between_batches: Callable[[], None] = lambda: None
 ) -> ExampleScores:

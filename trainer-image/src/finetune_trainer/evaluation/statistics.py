@@ -33,7 +33,8 @@ def scores(examples: Measured, name: str, seed: int, generated: Mapping[Metric, 
         )
     values = {metric.value: value for metric, value in {**examples.metrics, **(generated or {})}.items()}
     spread = interval(examples.loss, examples.weight, seed)
-    return Scores.model_validate({**values, "loss": examples.mean_loss, "lossInterval": spread})
+    more = {"lossInterval": spread, "requestTokens": examples.request_tokens}
+    return Scores.model_validate({**values, "loss": examples.mean_loss, **more})
 
 
 def baseline(

@@ -29,6 +29,7 @@ from finetune_trainer.data.rows import RowReading
 from finetune_trainer.data.tokens import Cut
 from finetune_trainer.errors import UserInputError
 from finetune_trainer.estimate import ModelShape, measure_shape
+from finetune_trainer.evaluation.checks import require_checks
 from finetune_trainer.resolve import DataSizes, resolve, resolve_max_length
 from finetune_trainer.sources.datafile import describe, fetch_data, name_of
 from finetune_trainer.sources.model import BaseModel, fetch_model
@@ -54,6 +55,7 @@ class Data:
 def run(context: StageContext) -> Summary:
     """Do the stage. Raises UserInputError on anything that the user has to change."""
     config = context.config
+    require_checks(config.evaluation.checks)
     _remove_leftovers(context)
     base = _model(context)
     kind = KINDS[config.task]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
@@ -16,7 +16,7 @@ from finetune_trainer.data.problems import Fault, Findings
 from finetune_trainer.errors import UserInputError
 from finetune_trainer.evaluation import answers
 from finetune_trainer.evaluation.questions import question
-from finetune_trainer.evaluation.scoring import score
+from finetune_trainer.evaluation.scoring import request_tokens, score
 from finetune_trainer.evaluation.statistics import perplexity
 from finetune_trainer.masking import IGNORED, MaskedTokens
 from finetune_trainer.tasks.kind import (
@@ -114,7 +114,7 @@ class Causal:
     ) -> Measured:
         found = score(model, held_out.rows, between_batches=between_batches)
         metrics = {Metric.PERPLEXITY: perplexity(found.mean_loss), Metric.TOKEN_ACCURACY: found.token_accuracy}
-        return Measured(found.loss, found.tokens, metrics)
+        return Measured(found.loss, found.tokens, metrics, request_tokens=request_tokens(held_out.rows))
 
     def generated(
         self, model: PreTrainedModel, held_out: HeldOut, *, between_batches: Callable[[], None] = no_interruption
@@ -123,8 +123,14 @@ class Causal:
 
     def ask(self, held_out: HeldOut) -> Iterator[Question]:
         for example in held_out.examples:
-            if found := question(example, held_out.tokenizer, held_out.context):
+            if found := question(example, held_out.tokenizer, held_out.context, held_out.answer_tokens):
                 yield found
+
+    def pose(self, prompt: str, held_out: HeldOut) -> Question | None:
+        """As a user's only message."""
+        example = {"messages": [{"role": "user", "content": prompt}, {"role": "assistant", "content": ""}]}
+        found = question(example, held_out.tokenizer, held_out.context, held_out.answer_tokens)
+        return found and replace(found, expected="", expected_tokens=0)
 
     def answer(
         self,

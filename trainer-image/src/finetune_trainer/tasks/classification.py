@@ -109,6 +109,10 @@ class Classification:
             pair = f"\n---\n{example['text_pair']}" if "text_pair" in example else ""
             yield Question(example["text"] + pair, ", ".join(labels_of(example)) or NO_LABEL, row)
 
+    def pose(self, prompt: str, held_out: HeldOut) -> Question | None:
+        """It writes no text."""
+        return None
+
     def answer(
         self,
         model: PreTrainedModel,

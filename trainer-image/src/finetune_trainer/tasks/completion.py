@@ -8,8 +8,10 @@ from transformers import PreTrainedTokenizerBase
 
 from finetune_api.tasks import Task
 from finetune_trainer.data.completion import check_completion, normalise_completion
+from finetune_trainer.evaluation.questions import question
 from finetune_trainer.masking import mask_completion
 from finetune_trainer.tasks.causal import Causal, CausalFormat
+from finetune_trainer.tasks.kind import HeldOut, Question
 
 
 class Completion(Causal):
@@ -24,3 +26,8 @@ class Completion(Causal):
             normalise_completion,
             lambda example: mask_completion(tokenizer, example["prompt"], example["completion"]),
         )
+
+    def pose(self, prompt: str, held_out: HeldOut) -> Question | None:
+        """As the text that the model goes on with."""
+        example = {"prompt": prompt, "completion": ""}
+        return question(example, held_out.tokenizer, held_out.context, held_out.answer_tokens)

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from finetune_api.evaluation import ANSWER_TOKENS
 from finetune_api.status import ResolvedValues
 from finetune_api.tasks import Metric, Task
 from finetune_trainer.data.problems import EncodingError as EncodingError
@@ -93,6 +94,7 @@ class Measured:
     `metrics` are those that come with the loss (token accuracy, accuracy, F1); `outputs` is what a task keeps for its
     `measure` of another model on the same rows (Preference: log-probabilities, shape [n, 2]). `details` go into
     `evaluation/report.json` as they are (Classification: figures of each label, what was taken for what).
+    `request_tokens` is the mean of what is read before an answer, where that differs with the prompt.
     """
 
     loss: NDArray[np.float64]
@@ -100,6 +102,7 @@ class Measured:
     metrics: Mapping[Metric, float] = field(default_factory=dict)
     outputs: NDArray[np.float64] | None = None
     details: Mapping[str, Any] = field(default_factory=dict)
+    request_tokens: float | None = None
 
     @property
     def mean_loss(self) -> float:
@@ -110,8 +113,8 @@ class Measured:
 class Question:
     """A held-out example as a person sees it, and the row that the model sees.
 
-    `expected_tokens` is the length of the data's answer where one is generated; `fits` is False when the model's
-    context has no room for an answer.
+    `expected_tokens` is the length of the data's answer where one is generated, `most` the tokens after which one is
+    cut off; `fits` is False when the model's context has no room for an answer.
     """
 
     prompt: str
@@ -119,6 +122,7 @@ class Question:
     row: Row
     expected_tokens: int = 0
     fits: bool = True
+    most: int = ANSWER_TOKENS
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,8 +139,8 @@ class Answer:
 @dataclass(frozen=True, slots=True)
 class HeldOut:
     """What a model is measured on: the rows, and the same examples as text, in the same order. `max_length` is what
-    training examples were cut to, `context` what the model takes, both in tokens. `resolved` are the run's values,
-    where there is a run."""
+    training examples were cut to, `context` what the model takes, `answer_tokens` what a generated answer may have,
+    all in tokens. `resolved` are the run's values, where there is a run."""
 
     rows: Sequence[Row]
     examples: Sequence[Mapping[str, Any]]
@@ -145,6 +149,7 @@ class HeldOut:
     max_length: int
     context: int
     resolved: ResolvedValues | None = None
+    answer_tokens: int = ANSWER_TOKENS
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +206,9 @@ class TaskKind(Protocol):
 
     def ask(self, held_out: HeldOut) -> Iterator[Question]:
         """The examples that can be asked, in order."""
+
+    def pose(self, prompt: str, held_out: HeldOut) -> Question | None:
+        """A question that is not in the data. None where no text is written, or nothing is left of the prompt."""
 
     def answer(
         self,

@@ -138,7 +138,8 @@ class Preference(Causal):
     def ask(self, held_out: HeldOut) -> Iterator[Question]:
         """What is expected is the better answer."""
         for example in held_out.examples:
-            if found := question(conversation(example, "chosen"), held_out.tokenizer, held_out.context):
+            chat = conversation(example, "chosen")
+            if found := question(chat, held_out.tokenizer, held_out.context, held_out.answer_tokens):
                 yield found
 
 

@@ -229,6 +229,10 @@ class QuestionAnswering:
             parts = {"question": (0, len(question)), "text": (len(question) + 2, len(question) + 2 + len(context))}
             yield Question(f"{question}\n\n{context}", expected[0] if expected else NO_ANSWER, {**row, **parts})
 
+    def pose(self, prompt: str, held_out: HeldOut) -> Question | None:
+        """It writes no text."""
+        return None
+
     def answer(
         self,
         model: PreTrainedModel,

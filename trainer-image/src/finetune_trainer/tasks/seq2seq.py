@@ -23,7 +23,7 @@ from finetune_trainer.tasks.kind import (
     TrainerParts,
     no_interruption,
 )
-from finetune_trainer.tasks.seq2seq_data import Seq2SeqFormat
+from finetune_trainer.tasks.seq2seq_data import Seq2SeqFormat, source_ids
 from finetune_trainer.tasks.seq2seq_scoring import batch_of, score
 from finetune_trainer.tasks.seq2seq_steps import end_ids, write
 
@@ -107,6 +107,12 @@ class Seq2Seq:
     def ask(self, held_out: HeldOut) -> Iterator[Question]:
         for row, example in zip(held_out.rows, held_out.examples, strict=True):
             yield Question(example["source"], example["target"], row, expected_tokens=len(row["labels"]))
+
+    def pose(self, prompt: str, held_out: HeldOut) -> Question | None:
+        """As the source."""
+        ids = source_ids(held_out.tokenizer, prompt)
+        fits = len(ids) <= held_out.context
+        return Question(prompt, "", {"input_ids": ids}, expected_tokens=held_out.answer_tokens // 2, fits=fits)
 
     def answer(
         self,

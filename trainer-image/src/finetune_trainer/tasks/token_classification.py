@@ -286,6 +286,10 @@ class TokenClassification:
             starts, ends = zip(*words.spans, strict=True)
             yield Question(words.text, rendered(words, tags), {**row, "starts": starts, "ends": ends})
 
+    def pose(self, prompt: str, held_out: HeldOut) -> Question | None:
+        """It writes no text."""
+        return None
+
     def answer(
         self,
         model: PreTrainedModel,

@@ -23,6 +23,7 @@ from finetune_trainer.methods.table import METHODS
 from finetune_trainer.tasks.kind import HeldOut, Measured, TrainerParts
 from finetune_trainer.training import checkpoints, packed_attention
 from finetune_trainer.training.device import Device
+from finetune_trainer.training.history import keep_history
 from finetune_trainer.training.inputs import Prepared, load_model, load_tokenizer, skeleton
 from finetune_trainer.training.progress import ProgressCallback
 from finetune_trainer.training.settings import training_arguments
@@ -61,6 +62,7 @@ def fit(context: StageContext, prepared: Prepared, resolved: ResolvedValues, dev
     stop.check(f"nothing new to save, step {resumed.step if resumed else 0}")
     started = time.monotonic()
     trainer.train(resume_from_checkpoint=str(resumed.path) if resumed else None)
+    keep_history(context.training_report_path, trainer.state.log_history, device)
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return Fit(
         steps=trainer.state.global_step,
