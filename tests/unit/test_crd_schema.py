@@ -18,6 +18,7 @@ from finetune_api.meanings import CONDITION_MEANINGS, EXIT_CODES, STAGE_MEANINGS
 from finetune_api.reasons import REASONS
 from finetune_api.reference import reference_page
 from finetune_api.schema import Schema, SchemaError, structural_schema
+from finetune_api.troubleshooting import TROUBLES
 
 ROOT = Path(__file__).parents[2]
 
@@ -166,7 +167,7 @@ def test_reference_names_every_field_reason_and_condition() -> None:
     page = reference_page()
     for path, _ in nodes(job_schema()["properties"]["spec"], "spec"):
         assert f"`{path.rstrip('[]').rpartition('.')[2]}`" in page or path == "spec"
-    assert set(REASONS) == set(FailureReason)
+    assert set(REASONS) == set(TROUBLES) == set(FailureReason)
     assert set(CONDITION_MEANINGS) == set(ConditionType)
     assert set(STAGE_MEANINGS) == set(Stage)
     assert set(EXIT_CODES) == {value for name, value in vars(ExitCode).items() if name.isupper()}

@@ -1,6 +1,6 @@
 """`python -m finetune_api generate`: writes what is made out of the types; with --check it only compares.
 
-Run it in the root of the repository. `crd`, `reference` and `run-schema` print one part instead.
+Run it in the root of the repository. `crd`, `reference`, `run-schema` and `troubleshooting` print one part instead.
 """
 
 from __future__ import annotations
@@ -11,13 +11,20 @@ from pathlib import Path
 
 from finetune_api.crd import chart_template, crd_yaml, run_schema_json
 from finetune_api.reference import reference_page
+from finetune_api.troubleshooting import troubleshooting_page
 
-PRINTED = {"crd": crd_yaml, "reference": reference_page, "run-schema": run_schema_json}
+PRINTED = {
+    "crd": crd_yaml,
+    "reference": reference_page,
+    "run-schema": run_schema_json,
+    "troubleshooting": troubleshooting_page,
+}
 FILES = {
     "crds/finetunejobs.yaml": crd_yaml,
     "charts/finetune-operator/templates/crds/finetunejobs.yaml": chart_template,
     "docs/reference.md": reference_page,
     "docs/run.schema.json": run_schema_json,
+    "docs/troubleshooting.md": troubleshooting_page,
 }
 
 

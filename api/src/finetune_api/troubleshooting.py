@@ -1,0 +1,177 @@
+"""`docs/troubleshooting.md`: a part for each failure reason, from the same list as the code."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from finetune_api.conditions import FailureReason as Reason
+from finetune_api.reasons import REASONS, Blame, ReasonFacts
+
+STATUS = "kubectl get finetunejob NAME -o jsonpath='{.status.run.failure}'"
+PODS = "kubectl get pods -l finetune-operator.io/job=NAME"
+POD = "kubectl describe pods -l finetune-operator.io/job=NAME"
+LOG = "kubectl logs -l finetune-operator.io/job=NAME,finetune-operator.io/stage={stage} --tail=-1"
+PREPARE_LOG, TRAIN_LOG, SERVE_LOG = (LOG.format(stage=stage) for stage in ("Prepare", "Train", "Serve"))
+DATA = "kubectl get finetunejob NAME -o jsonpath='{.status.run.dataset.problems}'"
+CLAIMS = "kubectl get persistentvolumeclaims"
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """What mostly lies behind a reason, and the command that shows it."""
+
+    causes: str
+    look: str
+
+
+TROUBLES: dict[Reason, Trouble] = {
+    Reason.DATASET_INVALID: Trouble(
+        "An export that was cut off, a column of another name, an answer that is empty, a form of another task. The "
+        "first lines of every kind of problem are listed, with the file; `finetune check` finds the same on a laptop.",
+        DATA,
+    ),
+    Reason.MODEL_ACCESS: Trouble(
+        "A gated model whose licence the token's owner has not accepted, a token of another account or without read "
+        "rights, a misspelt name: a hub says 404 for what a token must not see.",
+        PREPARE_LOG,
+    ),
+    Reason.MODEL_INVALID: Trouble(
+        "Weights as pickles only, a model of another kind than the task asks for, a tokenizer without a chat template, "
+        "a folder one level too high, an upload that is not complete.",
+        PREPARE_LOG,
+    ),
+    Reason.SOURCE_UNAVAILABLE: Trouble(
+        "A path that does not exist on the claim, a bucket of another region or endpoint, an expired key, an "
+        "`https://` host that the platform does not allow (`sources.httpsHosts` of the chart), a missing proxy.",
+        PREPARE_LOG,
+    ),
+    Reason.SPEC_INVALID: Trouble(
+        "What only the data or the model can tell: more held-out examples than there are, modules that the model does "
+        "not have, a length beyond the model's positions.",
+        STATUS,
+    ),
+    Reason.CUDA_OUT_OF_MEMORY: Trouble(
+        "The longest examples in one micro batch; another process on the same GPU; a model that was estimated for "
+        "another GPU. The micro batch was halved once before this was said; `status.run.notes` has it.",
+        TRAIN_LOG,
+    ),
+    Reason.LOSS_NOT_FINITE: Trouble(
+        "A learning rate too high for the method, an adapter of large alpha and small rank, examples of noise. The "
+        "last checkpoint before it is on the claim.",
+        TRAIN_LOG,
+    ),
+    Reason.ARTIFACT_INVALID: Trouble(
+        "Somebody wrote into a run's folder, a volume that lost writes, or a training that changed nothing: an adapter "
+        "whose B matrices are zero, answers that never end.",
+        TRAIN_LOG,
+    ),
+    Reason.OUT_OF_MEMORY: Trouble(
+        "A limit below what the model needs to be loaded (weights once, and once more while they are read), long "
+        "examples on a CPU, /dev/shm and /tmp, which count as memory.",
+        POD,
+    ),
+    Reason.UNSCHEDULABLE: Trouble(
+        "No free GPU, a taint without its toleration, a nodeSelector that matches nothing, a claim in another zone. "
+        "The message has the scheduler's count of nodes by cause.",
+        POD,
+    ),
+    Reason.IMAGE_PULL: Trouble(
+        "A tag that was not pushed, a registry that wants `imagePullSecrets`, a mirror not set by `imageRegistry`, "
+        "nodes without a way to the registry.",
+        POD,
+    ),
+    Reason.STORAGE_UNBOUND: Trouble(
+        "No default StorageClass, a claim that was never applied, a ReadWriteOnce volume that another node holds (the "
+        "server of the run before, mostly).",
+        CLAIMS,
+    ),
+    Reason.STORAGE_FULL: Trouble(
+        "Runs and checkpoints of months, base models of several revisions: `models/` and `runs/` on the claim.",
+        CLAIMS,
+    ),
+    Reason.CONFIG_MISSING: Trouble(
+        "The ConfigMap of the data or a Secret was not applied, has another namespace, or was pruned while the run was "
+        "still in Prepare.",
+        POD,
+    ),
+    Reason.CONFIG_UNREADABLE: Trouble("The operator or the trainer image was taken back to an older version.", STATUS),
+    Reason.EVICTED: Trouble(
+        "A node that ran out of memory or disk chose this pod: it used more than it had requested.", POD
+    ),
+    Reason.INTERRUPTED: Trouble(
+        "A drained node, a spot node that was taken back, a pod that was deleted. It is not counted as a failure.", PODS
+    ),
+    Reason.DEADLINE_EXCEEDED: Trouble(
+        "Progress slower than estimated (a shared GPU, a slow volume), or long waiting: the deadline counts from the "
+        "Job's first pod. The checkpoints stay on the claim.",
+        STATUS,
+    ),
+    Reason.QUOTA_EXCEEDED: Trouble("The namespace's ResourceQuota is used up.", "kubectl describe resourcequota"),
+    Reason.POD_REFUSED: Trouble(
+        "Pod Security, a LimitRange, a quota that demands limits, a policy engine's webhook, a PriorityClass that does "
+        "not exist. The message has the refusal word for word.",
+        "kubectl get events --field-selector reason=FailedCreate",
+    ),
+    Reason.NAME_CONFLICT: Trouble(
+        "An object of that name was there before, or a job was made anew while its children were still being "
+        "collected.",
+        "kubectl get jobs,deployments,services,configmaps -l finetune-operator.io/job=NAME",
+    ),
+    Reason.FORMER_POD: Trouble(
+        "A node that is lost with the pod on it. Two trainings must never write into one folder, so nothing starts "
+        "beside it.",
+        PODS,
+    ),
+    Reason.NOT_READY: Trouble(
+        "A model too large for the server's memory, an image that cannot load it, a probe that ends it before it is "
+        "loaded. The run of before goes on answering.",
+        SERVE_LOG,
+    ),
+    Reason.RUN_NOT_FOUND: Trouble(
+        "A number that was never reached, a run that failed before it had a model, or one that `runHistoryLimit` has "
+        "forgotten.",
+        "kubectl get finetunejob NAME -o jsonpath='{.status.runs[*].number}'",
+    ),
+    Reason.SYSTEM_FAULT: Trouble(
+        "A fault of the node, of the driver, of the volume, or of ours. The end of the log stands in the message.",
+        TRAIN_LOG,
+    ),
+}
+
+WHOSE = {
+    Blame.INPUT: "the author of the job, in its specification, data or model",
+    Blame.TRAINING: "the author of the job, in how it trains",
+    Blame.CLUSTER: "who runs the cluster or the namespace",
+}
+HEAD = """<!-- Generated by `make generate`. Do not edit. -->
+# Troubleshooting
+
+`REASON` in the table of jobs is one of the words below when something does not go on. The status has the message and
+the advice for this very case; here is what mostly lies behind. For the platform's alerts see the
+[runbook](operations-runbook.md).
+
+"""
+
+
+def troubleshooting_page() -> str:
+    """Markdown: the reasons by who has to look first, each with causes, a first look, and what to do."""
+    parts = [HEAD]
+    for blame in Blame:
+        reasons = [reason for reason in TROUBLES if REASONS[reason].blame is blame]
+        parts.append(f"## For {WHOSE[blame]}\n\n")
+        parts += [_part(reason, REASONS[reason], TROUBLES[reason]) for reason in reasons]
+    return "".join(parts).rstrip("\n") + "\n"
+
+
+def _part(reason: Reason, facts: ReasonFacts, trouble: Trouble) -> str:
+    return (
+        f"### {reason}\n\n{facts.meaning} {_course(facts)}\n\n"
+        f"**Mostly.** {trouble.causes}\n\n```\n{trouble.look}\n```\n\n**What to do.** {facts.advice}\n\n"
+    )
+
+
+def _course(facts: ReasonFacts) -> str:
+    if facts.waits:
+        return "It shows while it lasts, and the job goes on by itself when it is over."
+    code = f" (exit code {facts.exit_code})" if facts.exit_code is not None else ""
+    return f"It ends the run{code}; what served before goes on serving."
