@@ -11,17 +11,21 @@ STATUS = "kubectl get finetunejob NAME -o jsonpath='{.status.run.failure}'"
 PODS = "kubectl get pods -l finetune-operator.io/job=NAME"
 POD = "kubectl describe pods -l finetune-operator.io/job=NAME"
 LOG = "kubectl logs -l finetune-operator.io/job=NAME,finetune-operator.io/stage={stage} --tail=-1"
-PREPARE_LOG, TRAIN_LOG, SERVE_LOG = (LOG.format(stage=stage) for stage in ("Prepare", "Train", "Serve"))
+STAGES = ("Prepare", "Train", "Package", "Serve")
+PREPARE_LOG, TRAIN_LOG, PACKAGE_LOG, SERVE_LOG = (LOG.format(stage=stage) for stage in STAGES)
+EXPORT_ONLY = "It concerns the export alone; the run stays promoted and the model goes on serving."
 DATA = "kubectl get finetunejob NAME -o jsonpath='{.status.run.dataset.problems}'"
 CLAIMS = "kubectl get persistentvolumeclaims"
 
 
 @dataclass(frozen=True, slots=True)
 class Trouble:
-    """What mostly lies behind a reason, and the command that shows it."""
+    """What mostly lies behind a reason, and the command that shows it. `course`: what becomes of the job, where that
+    is neither the end of the run nor waiting."""
 
     causes: str
     look: str
+    course: str = ""
 
 
 TROUBLES: dict[Reason, Trouble] = {
@@ -132,6 +136,22 @@ TROUBLES: dict[Reason, Trouble] = {
         "forgotten.",
         "kubectl get finetunejob NAME -o jsonpath='{.status.runs[*].number}'",
     ),
+    Reason.DESTINATION_REFUSED: Trouble(
+        "Credentials of another registry or account, a repository or bucket that was not made, a tag that stands for "
+        "other content.",
+        PACKAGE_LOG,
+        EXPORT_ONLY,
+    ),
+    Reason.EXPORT_UNSUPPORTED: Trouble(
+        "An architecture that the exporter does not know, or outputs that differ from the model's own.",
+        PACKAGE_LOG,
+        EXPORT_ONLY,
+    ),
+    Reason.DESTINATION_UNAVAILABLE: Trouble(
+        "A registry that is down or behind a proxy, a private certificate authority, a NetworkPolicy.",
+        PACKAGE_LOG,
+        EXPORT_ONLY,
+    ),
     Reason.SYSTEM_FAULT: Trouble(
         "A fault of the node, of the driver, of the volume, or of ours. The end of the log stands in the message.",
         TRAIN_LOG,
@@ -165,7 +185,7 @@ def troubleshooting_page() -> str:
 
 def _part(reason: Reason, facts: ReasonFacts, trouble: Trouble) -> str:
     return (
-        f"### {reason}\n\n{facts.meaning} {_course(facts)}\n\n"
+        f"### {reason}\n\n{facts.meaning} {trouble.course or _course(facts)}\n\n"
         f"**Mostly.** {trouble.causes}\n\n```\n{trouble.look}\n```\n\n**What to do.** {facts.advice}\n\n"
     )
 
