@@ -60,7 +60,7 @@ def read(form: ClassificationFormat, rows: Sequence[Mapping[str, Any]]) -> tuple
         normal.append(form.normalise(row))
     tokens = [form.encode(one) for one in normal]
     form.end_of_training_data(Findings())
-    return tokens, normal
+    return [form.settled(each) for each in tokens], normal
 
 
 def checks(form: ClassificationFormat, row: Mapping[str, Any]) -> list[str]:
@@ -147,7 +147,7 @@ def test_labels_are_numbered_in_order_whatever_the_order_of_the_lines() -> None:
     assert form.facts == Facts(("9", "10", "ham", "spam", "true"), (1, 2, 1, 1, 1))
     assert [row["labels"][0] for row in rows] == [1, 3, 0, 2, 1, 4]
     assert [row["label"] for row in normal] == ["10", "spam", "9", "ham", "10", "true"]
-    assert list(form.encode({"text": "a", "label": "ham"})["labels"]) == [2]
+    assert list(form.settled(form.encode({"text": "a", "label": "ham"}))["labels"]) == [2]
 
 
 def test_several_labels_and_none() -> None:
@@ -348,7 +348,7 @@ def test_a_tiny_encoder_learns_and_is_measured_as_the_trainer_measures(tmp_path:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     form = new_format(tokenizer)
     rows, normal = read(form, data[:192])
-    held_rows = [form.encode(form.normalise(row)) for row in data[192:]]
+    held_rows = [form.settled(form.encode(form.normalise(row))) for row in data[192:]]
     held = HeldOut(held_rows, [form.normalise(row) for row in data[192:]], tokenizer, form.facts, 128, 128)
     model = _load(folder, form.facts).eval()
     before = KIND.measure(model, held)

@@ -11,13 +11,15 @@ A label is the token's own id where it is trained on, and -100 (IGNORED) elsewhe
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from bisect import bisect, bisect_left
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from finetune_trainer.data.problems import EncodingError
 from finetune_trainer.messages import render
 
+T = TypeVar("T")
 IGNORED = -100  # the index that PyTorch's cross entropy leaves out
 
 # Two markers that share neither their first nor their last character: a text can then not agree with both by chance.
@@ -45,16 +47,27 @@ class ChatMasker:
 
     def mask(self, example: Mapping[str, Any]) -> MaskedTokens:
         """`example` has `messages` in the form that templates take, and perhaps `tools`. Raises EncodingError."""
+        return _or_raise(self.mask_all([example])[0])
+
+    def mask_all(self, examples: Sequence[Mapping[str, Any]]) -> list[MaskedTokens | EncodingError]:
+        """The same of many, which the tokenizer reads at once; what keeps one from being masked is in its place."""
+        texts = [_or_error(self._render_whole, each["messages"], each.get("tools")) for each in examples]
+        rendered = [text for text in texts if isinstance(text, str)]
+        tokens = _with_offsets(self.tokenizer, rendered)
+        return [
+            text if isinstance(text, EncodingError) else _or_error(self._masked, each, text, *next(tokens))
+            for each, text in zip(examples, texts, strict=True)
+        ]
+
+    def _masked(
+        self, example: Mapping[str, Any], full: str, ids: list[int], offsets: Sequence[tuple[int, int]]
+    ) -> MaskedTokens:
         messages, tools = example["messages"], example.get("tools")
-        full = self._render_whole(messages, tools)
-        # verbose=False: that an example is longer than the context is reported by us, with its line
-        tokens = self.tokenizer(full, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        ids, offsets = list(tokens["input_ids"]), list(tokens["offset_mapping"])
         labels = [IGNORED] * len(ids)
         for index in trainable(messages):
             span = self._span(full, messages, tools, index)
-            for position in self._answer_positions(ids, offsets, span, index):
-                labels[position] = ids[position]
+            answer = self._answer_positions(ids, offsets, span, index)
+            labels[answer] = ids[answer]
         return MaskedTokens(ids, labels)
 
     def _render_whole(self, messages: Sequence[Any], tools: Any) -> str:
@@ -71,10 +84,11 @@ class ChatMasker:
         start = self._prefix_length(full, messages[:index], tools, prompt=True)
         if start is None:
             start = self._marked_position(full, messages, tools, index)
+        if index + 1 == len(messages):
+            return start, len(full)
         end = self._prefix_length(full, messages[: index + 1], tools, prompt=False)
         if end is None or end <= start:
-            last = index + 1 == len(messages)
-            end = len(full) if last else self._marked_position(full, messages, tools, index + 1)
+            end = self._marked_position(full, messages, tools, index + 1)
         return start, end
 
     def _prefix_length(self, full: str, messages: Sequence[Any], tools: Any, *, prompt: bool) -> int | None:
@@ -105,14 +119,15 @@ class ChatMasker:
 
     def _answer_positions(
         self, ids: Sequence[int], offsets: Sequence[tuple[int, int]], span: tuple[int, int], index: int
-    ) -> range:
+    ) -> slice:
         """Positions of the answer's tokens, up to and with its end-of-turn token.
 
-        A token that lies across the border counts as the answer's when any of its characters do.
+        A token that lies across the border counts as the answer's when any of its characters do. Offsets ascend.
         """
-        inside = [n for n, (low, high) in enumerate(offsets) if max(high, low + 1) > span[0] and low < span[1]]
-        stops = [n for n in inside if ids[n] in self.stop_ids]
-        if not stops:
+        first = bisect(offsets, span[0], key=lambda token: max(token[1], token[0] + 1))
+        after = bisect_left(offsets, span[1], lo=first, key=lambda token: token[0])
+        stop = next((n for n in range(after - 1, first - 1, -1) if ids[n] in self.stop_ids), None)
+        if stop is None:
             raise EncodingError(
                 "end_of_turn",
                 "the model's chat template does not end an answer with a stop token of the model, so it would never "
@@ -120,7 +135,7 @@ class ChatMasker:
                 "eos_token_id of its generation_config.json",
                 f"messages[{index}]",
             )
-        return range(inside[0], stops[-1] + 1)
+        return slice(first, stop + 1)
 
 
 def trainable(messages: Sequence[Mapping[str, Any]]) -> list[int]:
@@ -134,19 +149,56 @@ def mask_completion(tokenizer: Any, prompt: str, completion: str) -> MaskedToken
     The prompt is tokenised as a server tokenises it, with the beginning-of-sequence token where the model has one.
     Raises EncodingError when the tokenizer has no end-of-sequence token.
     """
+    return _or_raise(mask_completions(tokenizer, [(prompt, completion)])[0])
+
+
+def mask_completions(tokenizer: Any, pairs: Sequence[tuple[str, str]]) -> list[MaskedTokens | EncodingError]:
+    """The same of many (prompt, completion), which the tokenizer reads at once."""
     end = tokenizer.eos_token_id
     if end is None:
-        raise EncodingError(
-            "end_of_turn", "the model's tokenizer has no end-of-sequence token, so nothing would stop it"
-        )
+        text = "the model's tokenizer has no end-of-sequence token, so nothing would stop it"
+        return [EncodingError("end_of_turn", text) for _ in pairs]
     begin = _begin_ids(tokenizer)
-    prompt_ids = begin + tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    joint = begin + tokenizer(prompt + completion, add_special_tokens=False)["input_ids"]
-    if joint[: len(prompt_ids)] == prompt_ids:
-        answer = joint[len(prompt_ids) :]
-    else:  # a token lies across the border: the server will tokenise the prompt alone, and so do we
-        answer = tokenizer(completion, add_special_tokens=False)["input_ids"]
-    return MaskedTokens([*prompt_ids, *answer, end], [*[IGNORED] * len(prompt_ids), *answer, end])
+    prompts = _ids(tokenizer, [prompt for prompt, _ in pairs])
+    joint = _ids(tokenizer, [prompt + completion for prompt, completion in pairs])
+    # Where a token lies across the border the server will tokenise the prompt alone, and so do we.
+    apart = [n for n, whole in enumerate(joint) if whole[: len(prompts[n])] != prompts[n]]
+    answers = dict(zip(apart, _ids(tokenizer, [pairs[n][1] for n in apart]), strict=True))
+    masked: list[MaskedTokens | EncodingError] = []
+    for n, whole in enumerate(joint):
+        read, answer = [*begin, *prompts[n]], answers[n] if n in answers else whole[len(prompts[n]) :]
+        masked.append(MaskedTokens([*read, *answer, end], [*[IGNORED] * len(read), *answer, end]))
+    return masked
+
+
+def _ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    return list(_tokens(tokenizer, texts)["input_ids"]) if texts else []
+
+
+def _with_offsets(tokenizer: Any, texts: Sequence[str]) -> Iterator[tuple[list[int], Sequence[tuple[int, int]]]]:
+    """(ids, offsets in characters) of each text, one after the other."""
+    if texts:
+        found = _tokens(tokenizer, texts, return_offsets_mapping=True)
+        yield from zip(found["input_ids"], found["offset_mapping"], strict=True)
+
+
+def _tokens(tokenizer: Any, texts: Sequence[str], **more: Any) -> Any:
+    # verbose=False: that an example is longer than the context is reported by us, with its line
+    plain = {"add_special_tokens": False, "return_attention_mask": False, "verbose": False}
+    return tokenizer(list(texts), **plain, **more)
+
+
+def _or_error(make: Callable[..., T], *arguments: Any) -> T | EncodingError:
+    try:
+        return make(*arguments)
+    except EncodingError as error:
+        return error
+
+
+def _or_raise(found: MaskedTokens | EncodingError) -> MaskedTokens:
+    if isinstance(found, EncodingError):
+        raise found
+    return found
 
 
 def _agreement(one: str, other: str) -> int:

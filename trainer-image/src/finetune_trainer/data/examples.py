@@ -1,4 +1,4 @@
-"""The examples of one file that passed all checks, tokenised for one model."""
+"""From rows to examples: checked, cleaned and tokenised, a batch at a time."""
 
 from __future__ import annotations
 
@@ -6,45 +6,27 @@ import hashlib
 import json
 import logging
 import re
-from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
+from finetune_trainer.data.flow import Attached, Example
 from finetune_trainer.data.problems import EncodingError, Fault, FileName, Findings
-from finetune_trainer.tasks.kind import ExampleFormat, Tokens
+from finetune_trainer.tasks.kind import ExampleFormat
 
 log = logging.getLogger(__name__)
 
 SAY_EVERY = 10_000  # examples between two progress lines
+BATCH_EXAMPLES, BATCH_CHARACTERS = 256, 2**20  # tokenised at once, at most: of both the one that is reached first
 
 
 @dataclass(frozen=True, slots=True)
-class Example:
-    """One good example. `text` is its normalised JSON, `digest` its identity: equal examples have equal texts.
-
-    `tokens` are the columns that Train reads, in arrays of 4 bytes a number; `learned` is how many of them are
-    trained on.
-    """
+class Checked:
+    """An example that only has to be tokenised."""
 
     line: int
+    normal: Mapping[str, Any]
     text: str
-    digest: str
-    tokens: Tokens
-    learned: int
-
-    @property
-    def input_ids(self) -> array[int]:
-        return self.tokens["input_ids"]
-
-    @property
-    def length(self) -> int:
-        """Tokens of what is read, or of what is to be written apart from it where that is longer (Seq2Seq)."""
-        return max(len(self.input_ids), self.learned)
-
-    def with_tokens(self, tokens: Tokens, learned: int) -> Example:
-        return replace(self, tokens=tokens, learned=learned)
 
 
 def special_tokens(tokenizer: Any) -> re.Pattern[str]:
@@ -55,39 +37,66 @@ def special_tokens(tokenizer: Any) -> re.Pattern[str]:
     return re.compile("|".join(map(re.escape, ordered)) if ordered else r"(?!)")
 
 
-def load_examples(
-    rows: Iterable[tuple[int, Mapping[str, Any]]], file: FileName, form: ExampleFormat, findings: Findings
-) -> list[Example]:
-    """Check and tokenise the rows of a file. What is wrong goes into `findings`; only good examples are returned."""
-    examples = []
-    for line, value in rows:
-        example = _example(line, value, file, form, findings)
-        if example:
-            examples.append(example)
-            if len(examples) % SAY_EVERY == 0:
-                log.info("%s data: %d examples checked and tokenised", file, len(examples))
-    return examples
+def read_examples(
+    rows: Iterable[tuple[int, dict[str, Any]]],
+    file: FileName,
+    form: ExampleFormat,
+    findings: Findings,
+    attached: Attached,
+) -> Iterator[Example]:
+    """Yield the good examples of a file's rows, in order. What is wrong with the others goes into `findings`."""
+    number = 0
+    for batch in _batches(_checked(rows, file, form, findings, attached)):
+        for example in _tokenised(batch, file, form, findings):
+            attached.read(example)
+            yield example
+            number += 1
+            if number % SAY_EVERY == 0:
+                log.info("%s data: %d examples checked and tokenised", file, number)
 
 
-def _example(
-    line: int, value: Mapping[str, Any], file: FileName, form: ExampleFormat, findings: Findings
-) -> Example | None:
-    if findings.add(file, line, form.check(value)):
-        return None
-    normal = form.normalise(value)
-    if findings.add(file, line, _text_faults(normal, form.special)):
-        return None
-    try:
-        tokens = form.encode(normal)
-    except EncodingError as error:
-        findings.add(file, line, [Fault(error.check, error.message, error.where)])
-        return None
-    learned = form.learned(tokens)
-    if not learned:
-        findings.add(file, line, [Fault("nothing_trainable", "no token of the example would be trained on")])
-        return None
-    text = json.dumps(normal, ensure_ascii=False, sort_keys=False)
-    return Example(line, text, hashlib.sha256(text.encode()).hexdigest(), tokens, learned)
+def _checked(
+    rows: Iterable[tuple[int, dict[str, Any]]],
+    file: FileName,
+    form: ExampleFormat,
+    findings: Findings,
+    attached: Attached,
+) -> Iterator[Checked]:
+    for line, row in rows:
+        cleaned = attached.clean_row(file, line, row)
+        if cleaned is None or findings.add(file, line, form.check(cleaned)):
+            continue
+        normal = attached.clean_example(file, line, form.normalise(cleaned))
+        if normal is None or findings.add(file, line, _text_faults(normal, form.special)):
+            continue
+        yield Checked(line, normal, json.dumps(normal, ensure_ascii=False, sort_keys=False))
+
+
+def _batches(examples: Iterable[Checked]) -> Iterator[list[Checked]]:
+    batch: list[Checked] = []
+    size = 0
+    for example in examples:
+        batch.append(example)
+        size += len(example.text)
+        if len(batch) >= BATCH_EXAMPLES or size >= BATCH_CHARACTERS:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _tokenised(batch: Sequence[Checked], file: FileName, form: ExampleFormat, findings: Findings) -> Iterator[Example]:
+    for checked, tokens in zip(batch, form.encode_all([each.normal for each in batch]), strict=True):
+        if isinstance(tokens, EncodingError):
+            findings.add(file, checked.line, [Fault(tokens.check, tokens.message, tokens.where)])
+            continue
+        learned = form.learned(tokens)
+        if not learned:
+            text = "no token of the example would be trained on"
+            findings.add(file, checked.line, [Fault("nothing_trainable", text)])
+            continue
+        digest = hashlib.sha256(checked.text.encode()).hexdigest()
+        yield Example(file, checked.line, checked.text, digest, tokens, learned, checked.normal)
 
 
 def _text_faults(normal: Mapping[str, Any], special: re.Pattern[str]) -> Iterator[Fault]:
@@ -114,8 +123,3 @@ def _texts(value: Any, where: str) -> Iterator[tuple[str, str]]:
     elif isinstance(value, Sequence):
         for index, inner in enumerate(value):
             yield from _texts(inner, f"{where}[{index}]")
-
-
-def write_jsonl(path: Path, examples: Iterable[Example]) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        file.writelines(f"{example.text}\n" for example in examples)

@@ -6,6 +6,7 @@ No finding carries text of the dataset; a key or a role is named only when it is
 from __future__ import annotations
 
 import re
+from bisect import bisect
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -13,12 +14,14 @@ from typing import Any, Literal
 
 from finetune_api.status import Problem
 
-MAX_LINES = 20  # line numbers kept in the status; the report on the volume has all
+MAX_LINES = 20  # line numbers kept in the status
+MAX_LISTED = 10_000  # line numbers of a kind that the report on the volume lists; all are counted
 MAX_MESSAGE = 512  # characters of a status message
 MAX_PROBLEMS = 10  # kinds of problem kept in the status
 
 Severity = Literal["error", "warning"]
-FileName = Literal["train", "validation"]
+FileName = str
+"""`train`, `validation`, or, of several training files, `train.files[1]`: as people find it in the spec."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +36,26 @@ class Fault:
 
 @dataclass(slots=True)
 class Finding:
-    """One kind of problem in one file, with every line that has it."""
+    """One kind of problem in one file. `count` is of all lines that have it, `lines` are the first MAX_LISTED."""
 
     fault: Fault
     file: FileName
     lines: list[int] = field(default_factory=list)
     places: list[str] = field(default_factory=list)
     unit: str = "line"  # what the numbers in `lines` count
+    count: int = 0
+    _last: int | None = None
+
+    def add(self, line: int, where: str) -> None:
+        """Count the line once."""
+        if line == self._last:
+            return
+        self._last = line
+        self.count += 1
+        if len(self.lines) < MAX_LISTED:
+            at = bisect(self.lines, line)  # what only the tokens show is found a batch later than what the row shows
+            self.lines.insert(at, line)
+            self.places.insert(at, where)
 
     @property
     def message(self) -> str:
@@ -92,28 +108,26 @@ class Findings:
         refused = False
         for fault in faults:
             finding = self._kinds.setdefault((file, fault.check), Finding(fault, file, unit=self.unit(file)))
-            if not finding.lines or finding.lines[-1] != line:
-                finding.lines.append(line)
-                finding.places.append(fault.where)
+            finding.add(line, fault.where)
             refused |= fault.severity == "error"
         return refused
 
     def sorted(self) -> list[Finding]:
         """Errors before warnings, frequent before rare."""
-        return sorted(self._kinds.values(), key=lambda f: (f.fault.severity != "error", -len(f.lines), f.fault.check))
+        return sorted(self._kinds.values(), key=lambda f: (f.fault.severity != "error", -f.count, f.fault.check))
 
     def errors(self) -> list[Finding]:
         return [finding for finding in self.sorted() if finding.fault.severity == "error"]
 
     def counts(self) -> Counter[str]:
-        return Counter({f"{f.file}:{f.fault.check}": len(f.lines) for f in self._kinds.values()})
+        return Counter({f"{f.file}:{f.fault.check}": f.count for f in self._kinds.values()})
 
     def for_status(self) -> list[Problem]:
         """The worst kinds, cut to what the status takes."""
         return [
             Problem(
                 check=finding.fault.check,
-                count=len(finding.lines),
+                count=finding.count,
                 lines=[line for line in finding.lines if line][:MAX_LINES],
                 file=finding.file,
                 message=f"{finding.fault.severity}: {finding.message}"[:MAX_MESSAGE],
@@ -122,13 +136,13 @@ class Findings:
         ]
 
     def for_report(self) -> list[dict[str, Any]]:
-        """All kinds with all lines."""
+        """All kinds, each with its first MAX_LISTED lines."""
         return [
             {
                 "check": finding.fault.check,
                 "severity": finding.fault.severity,
                 "file": finding.file,
-                "count": len(finding.lines),
+                "count": finding.count,
                 "message": finding.fault.message,
                 "lines": [
                     {"line": line, **({"where": where} if where else {})}
@@ -139,15 +153,17 @@ class Findings:
         ]
 
 
-def line_list(lines: Iterable[int], limit: int = 10, unit: str = "line") -> str:
-    """`line 3`, `lines 3, 7 and 9`, `lines 3, 7, 9 and 41 more`; empty for the file as a whole."""
+def line_list(lines: Iterable[int], limit: int = 10, unit: str = "line", count: int = 0) -> str:
+    """`line 3`, `lines 3, 7 and 9`, `lines 3, 7, 9 and 41 more`; empty for the file as a whole. `count`: how many
+    there are, where `lines` has only the first of them."""
     numbers = [line for line in lines if line]
     if not numbers:
         return ""
     if len(numbers) == 1:
         return f"{unit} {numbers[0]}"
-    if len(numbers) > limit:
-        return f"{unit}s {', '.join(map(str, numbers[:limit]))} and {len(numbers) - limit} more"
+    total = max(count, len(numbers))
+    if total > limit:
+        return f"{unit}s {', '.join(map(str, numbers[:limit]))} and {total - limit} more"
     return f"{unit}s {', '.join(map(str, numbers[:-1]))} and {numbers[-1]}"
 
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from finetune_api.status import DatasetStatus, LabelCount, LengthStats
 from finetune_trainer import artifacts
-from finetune_trainer.data.examples import Example
+from finetune_trainer.data.flow import Example
 from finetune_trainer.data.problems import Finding, Findings, line_list
 from finetune_trainer.data.remedy import remedy
 from finetune_trainer.data.tokens import Cut
@@ -65,7 +65,7 @@ def dataset_status(
     return DatasetStatus(
         train_examples=len(train.kept),
         validation_examples=len(validation.kept),
-        train_tokens=sum(len(example.input_ids) for example in train.kept),
+        train_tokens=sum(len(example.tokens["input_ids"]) for example in train.kept),
         loss_tokens=sum(example.learned for example in train.kept),
         labels=[
             LabelCount(label=label[:253], count=count)
@@ -102,14 +102,14 @@ def shown(examples: Sequence[Example], tokenizer: Any) -> list[dict[str, Any]]:
 
 def _as_read(example: Example, tokenizer: Any) -> dict[str, Any]:
     labels = example.tokens.get("labels")
-    if labels is not None and len(labels) == len(example.input_ids) and _are_tokens(example):
-        return {"pieces": pieces(example.input_ids, labels, tokenizer)}
-    return {"read": tokenizer.decode(example.input_ids), "example": json.loads(example.text)}
+    if labels is not None and len(labels) == len(example.tokens["input_ids"]) and _are_tokens(example):
+        return {"pieces": pieces(example.tokens["input_ids"], labels, tokenizer)}
+    return {"read": tokenizer.decode(example.tokens["input_ids"]), "example": json.loads(example.text)}
 
 
 def _are_tokens(example: Example) -> bool:
     """Whether the labels are the tokens themselves, as where text is generated."""
-    pairs = zip(example.input_ids, example.tokens["labels"], strict=True)
+    pairs = zip(example.tokens["input_ids"], example.tokens["labels"], strict=True)
     return all(label in (IGNORED, token) for token, label in pairs)
 
 
@@ -132,7 +132,7 @@ def log_problems(findings: Findings) -> None:
 
 def _place(finding: Finding, limit: int) -> str:
     """`train data, lines 3 and 7`; `train data` for the file as a whole."""
-    lines = line_list(finding.lines, limit, finding.unit)
+    lines = line_list(finding.lines, limit, finding.unit, finding.count)
     return f"{finding.file} data" + (f", {lines}" if lines else "")
 
 

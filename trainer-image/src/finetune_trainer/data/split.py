@@ -6,7 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Sequence
 
-from finetune_trainer.data.examples import Example
+from finetune_trainer.data.flow import Example
 from finetune_trainer.data.problems import Fault, Findings
 from finetune_trainer.errors import UserInputError
 

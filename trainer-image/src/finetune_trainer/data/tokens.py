@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import datasets
@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa  # type: ignore[import-untyped]
 
 from finetune_api.status import LengthStats
-from finetune_trainer.data.examples import Example
+from finetune_trainer.data.flow import Example
 from finetune_trainer.data.problems import Fault, FileName, Findings, line_list
 from finetune_trainer.errors import UserInputError
 from finetune_trainer.tasks.kind import ExampleFormat
@@ -49,15 +49,16 @@ def cut(examples: Sequence[Example], max_length: int, form: ExampleFormat) -> Cu
     """Keep at most `max_length` tokens of each, as the task cuts; drop those in which nothing to learn remains."""
     kept, truncated, dropped = [], [], []
     for example in examples:
-        tokens = form.cut(example.tokens, max_length)
+        whole = form.settled(example.tokens)
+        tokens = form.cut(whole, max_length)
         if tokens is None:
             dropped.append(example.line)
-        elif tokens is example.tokens:
-            kept.append(example)
+        elif tokens is whole:
+            kept.append(replace(example, tokens=whole))
         else:
             if not form.windowed:
                 truncated.append(example.line)
-            kept.append(example.with_tokens(tokens, form.learned(tokens)))
+            kept.append(replace(example, tokens=tokens, learned=form.learned(tokens)))
     return Cut(kept, truncated, dropped)
 
 

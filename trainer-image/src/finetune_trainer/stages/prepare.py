@@ -23,7 +23,8 @@ from finetune_api.tasks import Task
 from finetune_trainer import artifacts
 from finetune_trainer.context import StageContext
 from finetune_trainer.data import report, split, tokens
-from finetune_trainer.data.examples import Example, load_examples, special_tokens, write_jsonl
+from finetune_trainer.data.examples import read_examples, special_tokens
+from finetune_trainer.data.flow import Attached, Example, Side
 from finetune_trainer.data.problems import Findings
 from finetune_trainer.data.rows import RowReading
 from finetune_trainer.data.tokens import Cut
@@ -71,10 +72,10 @@ def run(context: StageContext) -> Summary:
     scratch = context.run_dir / f".prepare-{secrets.token_hex(4)}"
     scratch.mkdir(parents=True)
     try:
-        findings = Findings()
+        findings, attached = Findings(), Attached()
         try:
-            data = _read(context, scratch, form, findings)
-            return _finish(context, base, shape, tokenizer, form, data, findings, scratch)
+            data = _read(context, scratch, form, findings, attached)
+            return _finish(context, base, shape, tokenizer, form, data, findings, scratch, attached)
         except UserInputError as error:
             raise report.refusal(error, findings, context.run_dir) from error
     finally:
@@ -107,21 +108,22 @@ def _model(context: StageContext) -> BaseModel:
     return base
 
 
-def _read(context: StageContext, scratch: Path, form: ExampleFormat, findings: Findings) -> Data:
+def _read(context: StageContext, scratch: Path, form: ExampleFormat, findings: Findings, attached: Attached) -> Data:
     """Read both files, check them, and decide which example is on which side."""
     spec, policy = context.config.dataset, context.config.policy
     path = fetch_data(spec.train, sources=context.sources, scratch=_folder(scratch / "train"), policy=policy)
     digests = [artifacts.sha256_of(path)]
     reading = RowReading(context.config.task, spec.columns, policy.max_bytes)
     rows = reading.rows(path, name_of(spec.train), "train", findings)
-    train = load_examples(rows, "train", form, findings)
+    train = list(read_examples(rows, "train", form, findings, attached))
     form.end_of_training_data(findings)
     validation: list[Example] = []
     if spec.validation.fraction is None:
         held = fetch_data(spec.validation, sources=context.sources, scratch=_folder(scratch / "held"), policy=policy)
         digests.append(artifacts.sha256_of(held))
         rows = reading.rows(held, name_of(spec.validation), "validation", findings)
-        validation = load_examples(rows, "validation", form, findings)
+        validation = list(read_examples(rows, "validation", form, findings, attached))
+    attached.end_of_reading(findings)
     report.refuse_errors(findings)
     _refuse_empty(train, "train", describe(spec.train))
     duplicates = split.find_duplicates(train)
@@ -153,6 +155,7 @@ def _finish(
     data: Data,
     findings: Findings,
     scratch: Path,
+    attached: Attached,
 ) -> Summary:
     """Cut, resolve, write the dataset folder, and sum up."""
     config = context.config
@@ -167,7 +170,7 @@ def _finish(
     resolution = resolve(config, _sizes(train, validation), shape, max_length, base.revision, cpu_limit())
     status = report.dataset_status(data, train, validation, lengths, form.facts, findings)
     folder = scratch / "dataset"
-    _write(folder, train, validation)
+    _write(folder, train, validation, attached)
     text = report.full_report(status, resolution, findings, report.shown(train.kept, tokenizer))
     artifacts.write_json(folder / "report.json", json.dumps(text, ensure_ascii=False, indent=1))
     artifacts.write_json(folder / FACTS, form.facts.to_json())
@@ -188,17 +191,21 @@ def _finish(
 def _sizes(train: Cut, validation: Cut) -> DataSizes:
     return DataSizes(
         train_examples=len(train.kept),
-        train_tokens=sum(len(example.input_ids) for example in train.kept),
-        validation_tokens=sum(len(example.input_ids) for example in validation.kept),
+        train_tokens=sum(len(example.tokens["input_ids"]) for example in train.kept),
+        validation_tokens=sum(len(example.tokens["input_ids"]) for example in validation.kept),
         longest=max(example.length for example in [*train.kept, *validation.kept]),
     )
 
 
-def _write(folder: Path, train: Cut, validation: Cut) -> None:
+def _write(folder: Path, train: Cut, validation: Cut, attached: Attached) -> None:
     folder.mkdir()
-    for name, part in (("train", train), ("validation", validation)):
-        tokens.save_tokens(part.kept, folder / name)
-        write_jsonl(folder / f"{name}.jsonl", part.kept)
+    sides: tuple[tuple[Side, Cut], ...] = (("train", train), ("validation", validation))
+    for side, part in sides:
+        tokens.save_tokens(part.kept, folder / side)
+        with (folder / f"{side}.jsonl").open("w", encoding="utf-8") as file:
+            for example in part.kept:
+                file.write(f"{example.text}\n")
+                attached.kept(side, example)
 
 
 def _put_in_place(folder: Path, target: Path) -> None:

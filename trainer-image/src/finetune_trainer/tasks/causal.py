@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 
 from finetune_api.conditions import FailureReason
 from finetune_api.tasks import Metric
-from finetune_trainer.data.problems import Fault, Findings
+from finetune_trainer.data.problems import EncodingError, Fault, Findings
 from finetune_trainer.errors import UserInputError
 from finetune_trainer.evaluation import answers
 from finetune_trainer.evaluation.questions import question
@@ -36,17 +36,25 @@ NOT_GENERATING = ("ForMaskedLM", "ForSequenceClassification", "ForTokenClassific
 
 @dataclass(frozen=True, slots=True)
 class CausalFormat:
-    """The ExampleFormat of both: `mask` says which tokens are the answer."""
+    """The ExampleFormat of both: `mask` says which tokens of each example are the answer."""
 
     windowed: ClassVar[bool] = False
     special: re.Pattern[str]
     check: Callable[[Mapping[str, Any]], list[Fault]]
     normalise: Callable[[Mapping[str, Any]], dict[str, Any]]
-    mask: Callable[[Mapping[str, Any]], MaskedTokens]
+    mask: Callable[[Sequence[Mapping[str, Any]]], Sequence[MaskedTokens | EncodingError]]
 
     def encode(self, normal: Mapping[str, Any]) -> Tokens:
-        masked = self.mask(normal)
-        return {"input_ids": array("i", masked.input_ids), "labels": array("i", masked.labels)}
+        (found,) = self.encode_all([normal])
+        if isinstance(found, EncodingError):
+            raise found
+        return found
+
+    def encode_all(self, normals: Sequence[Mapping[str, Any]]) -> Sequence[Tokens | EncodingError]:
+        return [each if isinstance(each, EncodingError) else _columns(each) for each in self.mask(normals)]
+
+    def settled(self, tokens: Tokens) -> Tokens:
+        return tokens
 
     def cut(self, tokens: Tokens, max_length: int) -> Tokens | None:
         """The first `max_length` tokens."""
@@ -64,6 +72,10 @@ class CausalFormat:
     @property
     def facts(self) -> Facts:
         return Facts()
+
+
+def _columns(masked: MaskedTokens) -> Tokens:
+    return {"input_ids": array("i", masked.input_ids), "labels": array("i", masked.labels)}
 
 
 class Causal:

@@ -39,7 +39,7 @@ class Chat(Causal):
             special,
             lambda example: check_chat(example, abilities),
             lambda example: normalise_chat(example, abilities),
-            ChatMasker(tokenizer, stop_ids).mask,
+            ChatMasker(tokenizer, stop_ids).mask_all,
         )
 
     def generated(

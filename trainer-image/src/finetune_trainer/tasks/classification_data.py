@@ -13,15 +13,16 @@ from transformers import PreTrainedTokenizerBase
 
 from finetune_trainer.data.problems import EncodingError, Fault, Findings, json_type, plain_word
 from finetune_trainer.tasks.classification_text import Layout, tokenize
-from finetune_trainer.tasks.kind import Facts, Tokens
+from finetune_trainer.tasks.kind import Facts, OneByOne, Tokens
 
 KEYS = ("text", "text_pair", "label")
 LONGEST_LABEL = 128  # characters; beyond that it is a text
 MOSTLY = 0.9  # share of one label from which accuracy says little
+MOST_TEXTS = 1_000_000  # different ones that are remembered, to find contradictions: about 170 MB
 MANY_LABELS = 20  # from which "nearly every example has a label of its own" is worth saying
 
 
-class ClassificationFormat:
+class ClassificationFormat(OneByOne):
     """The ExampleFormat. The first good line says whether examples have one label or a list, and one text or two."""
 
     windowed: ClassVar[bool] = False
@@ -35,13 +36,13 @@ class ClassificationFormat:
         self._said: dict[int, int] = {}
         self._counts: Counter[str] = Counter()
         self._numbers: dict[str, int] = {}
-        self._provisional: list[array[int]] = []  # label columns, until the labels are numbered in order
+        self._final: dict[int, int] = {}  # a label's number as it was met first -> its number in order
         self._examples = 0
         self._fixed = False
 
     @property
     def facts(self) -> Facts:
-        labels = tuple(self._numbers)
+        labels = tuple(sorted(self._numbers, key=label_order))
         return Facts(labels, tuple(self._counts[label] for label in labels), bool(self._multi_label))
 
     def check(self, row: Mapping[str, Any]) -> list[Fault]:
@@ -63,14 +64,14 @@ class ClassificationFormat:
         return {"text": row["text"], **pair, "label": written}
 
     def encode(self, normal: Mapping[str, Any]) -> Tokens:
-        """`labels` holds the numbers of the labels: one, or as many as apply."""
+        """`labels` holds the numbers of the labels, one or as many as apply: in the order of the lines until `settled`."""
         labels = labels_of(normal)
         unknown = [label for label in labels if label not in self._numbers] if self._fixed else []
         if unknown:
             raise EncodingError(
                 "unknown_label",
                 f"the label {plain_word(unknown[0])} does not occur in the training data, so that it cannot be "
-                f"learned; known: {', '.join(map(plain_word, list(self._numbers)[:10]))}. Correct it, or add training "
+                f"learned; known: {', '.join(map(plain_word, self.facts.labels[:10]))}. Correct it, or add training "
                 "examples of it",
                 "label",
             )
@@ -80,10 +81,10 @@ class ClassificationFormat:
             self._counts.update(labels)
             for label in labels:
                 self._numbers.setdefault(label, len(self._numbers))
-        numbers = array("i", sorted(self._numbers[label] for label in labels))
-        if not self._fixed:
-            self._provisional.append(numbers)
-        return {**columns, "labels": numbers}
+        return {**columns, "labels": array("i", (self._numbers[label] for label in labels))}
+
+    def settled(self, tokens: Tokens) -> Tokens:
+        return {**tokens, "labels": array("i", sorted(self._final[number] for number in tokens["labels"]))}
 
     def cut(self, tokens: Tokens, max_length: int) -> Tokens | None:
         """The beginning of the text, or of both; the special tokens around them stay."""
@@ -101,12 +102,7 @@ class ClassificationFormat:
 
     def end_of_training_data(self, findings: Findings) -> None:
         """Number the labels in order, whatever the order of the lines, and say what is odd about them."""
-        ordered = sorted(self._numbers, key=label_order)
-        moved = {self._numbers[label]: index for index, label in enumerate(ordered)}
-        for column in self._provisional:
-            column[:] = array("i", sorted(moved[number] for number in column))
-        self._provisional.clear()
-        self._numbers = {label: index for index, label in enumerate(ordered)}
+        self._final = {self._numbers[label]: index for index, label in enumerate(self.facts.labels)}
         self._fixed = True
         findings.add("train", 0, balance_faults(self.facts, self._examples))
 
@@ -127,10 +123,13 @@ class ClassificationFormat:
         return faults
 
     def _contradiction(self, row: Mapping[str, Any]) -> list[Fault]:
-        """Whether the same text came before with another label. Hashes are kept, not texts: data may be large."""
+        """Whether the same text came before with another label. Hashes are kept, not texts, and of
+        MOST_TEXTS of them: data may be large."""
         normal = self.normalise(row)
-        said = hash(tuple(sorted(labels_of(normal))))
-        if self._said.setdefault(hash((normal["text"], normal.get("text_pair"))), said) == said:
+        said, text = hash(tuple(sorted(labels_of(normal)))), hash((normal["text"], normal.get("text_pair")))
+        if self._said.get(text, said) == said:
+            if len(self._said) < MOST_TEXTS:
+                self._said[text] = said
             return []
         text = "the same text has another label in a line before, and both cannot be learned: keep the right one"
         return [Fault("contradiction", text, "label", severity="warning")]

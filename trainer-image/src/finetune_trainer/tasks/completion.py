@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from finetune_api.tasks import Task
 from finetune_trainer.data.completion import check_completion, normalise_completion
 from finetune_trainer.evaluation.questions import question
-from finetune_trainer.masking import mask_completion
+from finetune_trainer.masking import mask_completions
 from finetune_trainer.tasks.causal import Causal, CausalFormat
 from finetune_trainer.tasks.kind import HeldOut, Question
 
@@ -24,7 +24,7 @@ class Completion(Causal):
             special,
             check_completion,
             normalise_completion,
-            lambda example: mask_completion(tokenizer, example["prompt"], example["completion"]),
+            lambda examples: mask_completions(tokenizer, [(each["prompt"], each["completion"]) for each in examples]),
         )
 
     def pose(self, prompt: str, held_out: HeldOut) -> Question | None:

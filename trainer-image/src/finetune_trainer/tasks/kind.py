@@ -72,6 +72,12 @@ class ExampleFormat(Protocol):
     def encode(self, normal: Mapping[str, Any]) -> Tokens:
         """Its tokens, uncut. Raises EncodingError."""
 
+    def encode_all(self, normals: Sequence[Mapping[str, Any]]) -> Sequence[Tokens | EncodingError]:
+        """The tokens of each, in order, or why there are none."""
+
+    def settled(self, tokens: Tokens) -> Tokens:
+        """Tokens of either file after `end_of_training_data`: what was provisional (the number of a label) is final."""
+
     def cut(self, tokens: Tokens, max_length: int) -> Tokens | None:
         """At most `max_length` tokens of it, the same object when it is short enough; None when nothing to learn
         remains."""
@@ -85,6 +91,25 @@ class ExampleFormat(Protocol):
     @property
     def facts(self) -> Facts:
         """What was learned of the training data."""
+
+
+class OneByOne:
+    """The part of an ExampleFormat that reads one example after the other, and whose tokens are final at once."""
+
+    def encode(self, normal: Mapping[str, Any]) -> Tokens:
+        raise NotImplementedError
+
+    def encode_all(self, normals: Sequence[Mapping[str, Any]]) -> Sequence[Tokens | EncodingError]:
+        return [self._encoded(normal) for normal in normals]
+
+    def settled(self, tokens: Tokens) -> Tokens:
+        return tokens
+
+    def _encoded(self, normal: Mapping[str, Any]) -> Tokens | EncodingError:
+        try:
+            return self.encode(normal)
+        except EncodingError as error:
+            return error
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from finetune_trainer.tasks.kind import (
     Facts,
     HeldOut,
     Measured,
+    OneByOne,
     Question,
     Tokens,
     TrainerParts,
@@ -32,7 +33,7 @@ from finetune_trainer.tasks.preference_scoring import log_probabilities, prefere
 
 
 @dataclass(frozen=True, slots=True)
-class PreferenceFormat:
+class PreferenceFormat(OneByOne):
     """Columns: `prompt_ids`, `chosen_ids`, `rejected_ids` as TRL takes them, and `input_ids`, the longer of the two
     conversations, by which an example's length is measured."""
 

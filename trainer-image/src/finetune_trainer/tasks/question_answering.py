@@ -28,6 +28,7 @@ from finetune_trainer.tasks.kind import (
     Facts,
     HeldOut,
     Measured,
+    OneByOne,
     Question,
     Tokens,
     TrainerParts,
@@ -49,7 +50,7 @@ NO_ANSWER = "(no answer)"
 LABELS = ("start_positions", "end_positions")  # of a batch, as transformers calls them
 
 
-class AnswerFormat:
+class AnswerFormat(OneByOne):
     """Its ExampleFormat.
 
     Columns beside `input_ids` (and `token_type_ids` where the model has them): `answer`, the first and the last token

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from transformers import PreTrainedTokenizerBase
 
 from finetune_trainer.data.problems import EncodingError, Fault, Findings, json_type, plain_word
-from finetune_trainer.tasks.kind import Facts, Tokens
+from finetune_trainer.tasks.kind import Facts, OneByOne, Tokens
 
 KEYS = ("source", "target")
 EMPTY = {
@@ -114,7 +114,7 @@ def _affix_sizes(tokenizer: PreTrainedTokenizerBase) -> dict[str, tuple[int, int
     }
 
 
-class Seq2SeqFormat:
+class Seq2SeqFormat(OneByOne):
     """The ExampleFormat: `input_ids` for the encoder, `labels` of their own length for the decoder."""
 
     windowed: ClassVar[bool] = False

@@ -32,6 +32,7 @@ from finetune_trainer.tasks.kind import (
     Facts,
     HeldOut,
     Measured,
+    OneByOne,
     Question,
     Tokens,
     TrainerParts,
@@ -67,7 +68,7 @@ class Tagged:
         return np.asarray(exponents / exponents.sum(axis=1, keepdims=True), np.float32)
 
 
-class TagFormat:
+class TagFormat(OneByOne):
     """Its ExampleFormat. Labels are numbered in the order in which the training data first has their entities."""
 
     windowed: ClassVar[bool] = False
