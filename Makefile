@@ -14,10 +14,10 @@ PYTEST := $(BIN)/python -m pytest
 WORKERS ?= auto
 PARALLEL := -n $(WORKERS) --dist loadfile
 
-.PHONY: help setup lint verify generate unit integration local test soak e2e images demo bench lock cluster clean
+.PHONY: help setup lint verify generate unit integration local test soak e2e images demo bench bench-prepare lock cluster clean
 
 help: ## List the targets
-	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 setup: $(VENV)/.complete ## Virtual environment with the locked dependencies and the three distributions
 
@@ -69,6 +69,9 @@ demo: setup ## Fine-tune a tiny model on this machine and talk to it
 
 bench: setup ## Measure the control plane on a real API server
 	@$(BIN)/python -m tests.bench
+
+bench-prepare: setup ## Measure Prepare: memory on 1 GB of JSON Lines, time against the tokenizer alone
+	@$(BIN)/python -m tests.bench.prepare
 
 cluster: setup ## A one-node Kubernetes for hand use (root)
 	@$(BIN)/python -m tests.cluster up

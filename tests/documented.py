@@ -44,6 +44,7 @@ BY_TEXT = {
     "make generate": LOCAL,
     "python -m finetune_api generate": LOCAL,
     "make bench": LOCAL,
+    "make bench-prepare": LOCAL,
     ".venv/bin/python -m tests.bench --output bench.json": LOCAL,
     "make demo": LOCAL,
     "make demo MODEL=hf://HuggingFaceTB/SmolLM2-135M-Instruct": LOCAL,

@@ -21,6 +21,7 @@ from finetune_api.spec import (
     Hyperparameters,
     MethodSpec,
     Task,
+    TrainData,
     ValidationData,
 )
 from finetune_trainer import frame
@@ -84,7 +85,9 @@ class Laptop:
             hash="0123456789abcdef",
             base_name="tiny",
             tuned_name="travel",
-            dataset=DatasetSpec(train=train, validation=ValidationData(**held), max_lost_percent=lost),
+            dataset=DatasetSpec(
+                train=TrainData(**dict(train)), validation=ValidationData(**held), max_lost_percent=lost
+            ),
             method=MethodSpec(rank=4),
             evaluation=EvaluationSpec(),
             paths=RunPaths(run="team-a/travel/runs/1-01234567", models="team-a/models"),

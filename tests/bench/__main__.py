@@ -6,7 +6,6 @@ import argparse
 import asyncio
 import json
 import os
-import platform
 import statistics
 import tempfile
 import time
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.bench.load import Load
+from tests.bench.machine import machine
 from tests.cluster.control_plane import ControlPlane, start_control_plane
 from tests.cluster.processes import wait_until
 from tests.operator_process import OperatorProcess, install_crd, running_operator
@@ -37,18 +37,6 @@ def main() -> None:
     print(text)
     if arguments.output:
         arguments.output.write_text(text + "\n")
-
-
-def machine() -> dict[str, Any]:
-    """Where it was measured."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
-    return {
-        "cpu": model,
-        "cores": len(os.sched_getaffinity(0)),
-        "python": platform.python_version(),
-        "load_before": round(os.getloadavg()[0], 2),
-    }
 
 
 def measure(count: int, *, controllers: bool) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def merged(target: Any, patch: Any) -> Any:
     return result
 
 
-ONE_FILE = "give exactly one of source and configMapRef"
+ONE_FILE = "give exactly one of source, configMapRef and files"
 ONE_HELD_OUT = "give exactly one of fraction, source and configMapRef"
 ONE_BOUND = "give exactly one of minImprovement, max and min"
 NO_USER = "an https URL must not carry a user or a password; put them into a Secret and name it in secretRef"
@@ -158,6 +158,38 @@ OURS = (
         "dataset: {train: {configMapRef: {name: travel, key: train.jsonl}}}",
         "spec.dataset.train",
         ONE_FILE,
+    ),
+    Bad(
+        "one training file and several",
+        "dataset: {train: {files: [{source: 'pvc://datasets/a.jsonl'}]}}",
+        "spec.dataset.train",
+        ONE_FILE,
+    ),
+    Bad(
+        "one of several files without a place",
+        "dataset: {train: {source: null, files: [{weight: 2}]}}",
+        "spec.dataset.train.files[0]",
+        "give exactly one of source and configMapRef",
+    ),
+    Bad(
+        "a file with a weight of 0",
+        "dataset: {train: {source: null, files: [{source: 'pvc://datasets/a.jsonl', weight: 0}]}}",
+        "spec.dataset.train.files[0].weight",
+        "weight: write a number from 0.01 to 100; a file that is not to be learned is left out of the list",
+    ),
+    Bad(
+        "a file twice",
+        "dataset: {train: {source: null, files: [{source: 'pvc://datasets/a.jsonl'}, "
+        "{source: 'pvc://datasets/b.jsonl'}, {source: 'pvc://datasets/a.jsonl', weight: 3}]}}",
+        "spec.dataset.train",
+        "files: name each file once; to train on it more often, give it a weight",
+    ),
+    Bad(
+        "a key of a ConfigMap twice",
+        "dataset: {train: {source: null, files: [{configMapRef: {name: travel, key: a.jsonl}}, "
+        "{configMapRef: {name: travel, key: a.jsonl}}]}}",
+        "spec.dataset.train",
+        "files: name each file once; to train on it more often, give it a weight",
     ),
     Bad("no held-out data", "dataset: {validation: {}}", "spec.dataset.validation", ONE_HELD_OUT),
     Bad(

@@ -20,12 +20,12 @@ from finetune_api.reports import EvaluateReport, Summary, parse_summary
 from finetune_api.run_config import RunConfig, RunPaths
 from finetune_api.spec import (
     BaseModelSpec,
-    DataFile,
     DatasetSpec,
     EvaluationSpec,
     Hyperparameters,
     MethodSpec,
     Task,
+    TrainData,
 )
 from finetune_api.status import DatasetStatus, EvaluationStatus
 from finetune_trainer import __main__ as entry
@@ -44,7 +44,7 @@ def context(tmp_path: Path) -> StageContext:
         base_model=BaseModelSpec(source="pvc://models/tiny"),
         base_name="tiny",
         tuned_name="travel",
-        dataset=DatasetSpec(train=DataFile(source="pvc://data/train.jsonl")),
+        dataset=DatasetSpec(train=TrainData(source="pvc://data/train.jsonl")),
         method=MethodSpec(),
         hyperparameters=Hyperparameters(),
         evaluation=EvaluationSpec(),

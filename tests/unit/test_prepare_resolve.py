@@ -16,7 +16,6 @@ from finetune_api.conditions import FailureReason
 from finetune_api.run_config import RunConfig, RunPaths
 from finetune_api.spec import (
     BaseModelSpec,
-    DataFile,
     DatasetSpec,
     EvaluationSpec,
     Hyperparameters,
@@ -24,6 +23,7 @@ from finetune_api.spec import (
     MethodType,
     Packing,
     Task,
+    TrainData,
 )
 from finetune_api.status import LengthStats
 from finetune_trainer import resolve as rules
@@ -66,7 +66,7 @@ def config(
         base_model=BaseModelSpec(source="pvc://models/tiny"),
         base_name="tiny",
         tuned_name="travel",
-        dataset=DatasetSpec(train=DataFile(source="pvc://data/train.jsonl")),
+        dataset=DatasetSpec(train=TrainData(source="pvc://data/train.jsonl")),
         method=method or MethodSpec(),
         hyperparameters=Hyperparameters(**hyperparameters),
         evaluation=EvaluationSpec(),

@@ -20,13 +20,13 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from finetune_api.run_config import RunConfig, RunPaths
 from finetune_api.spec import (
     BaseModelSpec,
-    DataFile,
     DatasetSpec,
     EvaluationSpec,
     Hyperparameters,
     MethodSpec,
     MethodType,
     Task,
+    TrainData,
 )
 from finetune_api.status import ResolvedValues
 from finetune_api.tasks import Metric
@@ -333,7 +333,7 @@ def resolved(task: Task, method: MethodType = MethodType.LORA, **knobs: Any) -> 
         base_model=BaseModelSpec(source="hf://a/b"),
         base_name="b",
         tuned_name="t",
-        dataset=DatasetSpec(train=DataFile(source="pvc://a/b")),
+        dataset=DatasetSpec(train=TrainData(source="pvc://a/b")),
         method=MethodSpec(type=method),
         hyperparameters=Hyperparameters(**knobs),
         evaluation=EvaluationSpec(),

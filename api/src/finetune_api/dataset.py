@@ -7,8 +7,9 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from finetune_api.base import ApiModel, Int, Rule
-from finetune_api.fields import KEY, NAME, Fraction, Source, given
+from finetune_api.fields import KEY, NAME, Fraction, Source, Weight, given
 
+MAX_FILES = 16  # of the training data
 Column = Annotated[str, Field(min_length=1, max_length=128)]
 
 
@@ -48,6 +49,52 @@ class DataFile(ApiModel):
             lambda data: not (data.source or "").startswith("hf://") or data.source.count("/") >= 4,
         ),
     )
+
+    @property
+    def place(self) -> tuple[str, ...]:
+        """Where the file lies: equal for what is the same file."""
+        ref = self.config_map_ref
+        return (self.source or "",) if ref is None else (ref.name, ref.key)
+
+
+class WeightedFile(DataFile):
+    """One of several training files."""
+
+    weight: Weight = Field(
+        default=1.0,
+        description="How often an epoch passes over the file: 2 is twice; 0.5 takes a half of its examples, 2.5 all of "
+        "them twice and a half once more, chosen by their contents.",
+    )
+
+
+class TrainData(DataFile):
+    """The training examples: one file, or several with weights."""
+
+    files: Annotated[list[WeightedFile], Field(min_length=1, max_length=MAX_FILES)] | None = Field(
+        default=None, description="Several files, read one after the other."
+    )
+    rules: ClassVar = (
+        Rule(
+            "[has(self.source), has(self.configMapRef), has(self.files)].filter(x, x).size() == 1",
+            "give exactly one of source, configMapRef and files",
+            lambda data: given(data.source, data.config_map_ref, data.files) == 1,
+        ),
+        DataFile.rules[1],
+        Rule(
+            "!has(self.files) || self.files.all(f, self.files.exists_one(g, "
+            "has(f.source) ? has(g.source) && g.source == f.source "
+            ": has(g.configMapRef) && has(f.configMapRef) && g.configMapRef == f.configMapRef))",
+            "files: name each file once; to train on it more often, give it a weight",
+            lambda data: len({file.place for file in data.files or ()}) == len(data.files or ()),
+        ),
+    )
+
+    @property
+    def parts(self) -> list[tuple[str, DataFile, float]]:
+        """(where in `dataset`, file, weight) of each file, in order."""
+        if self.files is None:
+            return [("train", self, 1.0)]
+        return [(f"train.files[{index}]", file, file.weight) for index, file in enumerate(self.files)]
 
 
 class ValidationData(DataFile):
@@ -92,7 +139,7 @@ class Columns(ApiModel):
 class DatasetSpec(ApiModel):
     """The examples to learn from and to be judged by."""
 
-    train: DataFile = Field(description="The training examples.")
+    train: TrainData = Field(description="The training examples.")
     validation: ValidationData = Field(
         default=ValidationData(fraction=0.1),
         description="The held-out examples. By default a tenth of the training data.",
@@ -112,3 +159,10 @@ class DatasetSpec(ApiModel):
         description="Share of the examples, in percent, that may be cut or dropped because they are longer than "
         "maxLength. Above it the data is refused before a GPU is asked for.",
     )
+
+    @property
+    def files(self) -> list[tuple[str, DataFile]]:
+        """(where in the spec, file) of everything that Prepare reads."""
+        named = [(f"spec.dataset.{place}", file) for place, file, _ in self.train.parts]
+        held_out = self.validation.fraction is None
+        return [*named, ("spec.dataset.validation", self.validation)] if held_out else named

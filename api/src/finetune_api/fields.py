@@ -118,6 +118,16 @@ _CHECKED, _DECLARED = ruled(
 Fraction = Annotated[float, Strict(), _CHECKED, _DECLARED, Field(json_schema_extra={"minimum": 0.01, "maximum": 0.5})]
 
 
+_CHECKED, _DECLARED = ruled(
+    Rule(
+        "self >= 0.01 && self <= 100",
+        "weight: write a number from 0.01 to 100; a file that is not to be learned is left out of the list",
+        lambda value: 0.01 <= value <= 100,
+    )
+)
+Weight = Annotated[float, Strict(), _CHECKED, _DECLARED, Field(json_schema_extra={"minimum": 0.01, "maximum": 100})]
+
+
 def _form(scheme: str, pattern: str, message: str) -> Rule:
     """Sources of this scheme must match the pattern (RE2 and Python's re alike, without backslashes)."""
     return Rule(

@@ -12,7 +12,9 @@ from finetune_api.dataset import ConfigMapRef as ConfigMapRef
 from finetune_api.dataset import DataFile as DataFile
 from finetune_api.dataset import DatasetSpec as DatasetSpec
 from finetune_api.dataset import SecretRef as SecretRef
+from finetune_api.dataset import TrainData as TrainData
 from finetune_api.dataset import ValidationData as ValidationData
+from finetune_api.dataset import WeightedFile as WeightedFile
 from finetune_api.evaluation import IN_PROMPT as IN_PROMPT
 from finetune_api.evaluation import Baseline as Baseline
 from finetune_api.evaluation import EvaluationSpec as EvaluationSpec

@@ -42,7 +42,7 @@ class Problem(StatusModel):
     check: Word = Field(description="Name of the check.")
     count: Count = Field(description="Examples with this problem.")
     lines: list[Count] = Field(default=[], max_length=20, description="First line numbers, counted from 1.")
-    file: Word = Field(default="train", description="train or validation.")
+    file: Word = Field(default="train", description="train, validation, or, of several, train.files[1].")
     message: Annotated[str, Field(max_length=512)] = Field(default="", description="What is wrong and how to right it.")
 
 

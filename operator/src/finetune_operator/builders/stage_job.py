@@ -234,13 +234,12 @@ def _source_volumes(job: FineTuneJob, run: RunStatus) -> Volumes:
 
 
 def _claims(job: FineTuneJob) -> Iterator[str]:
-    dataset = job.spec.dataset
-    for source in (job.spec.base_model.source, dataset.train.source, dataset.validation.source):
+    for source in (job.spec.base_model.source, *(file.source for _, file in job.spec.dataset.files)):
         if source and source.startswith("pvc://"):
             yield names.claim_of(source)
 
 
 def _config_maps(job: FineTuneJob) -> Iterator[str]:
-    for part in (job.spec.dataset.train, job.spec.dataset.validation):
-        if part.config_map_ref:
-            yield part.config_map_ref.name
+    for _, file in job.spec.dataset.files:
+        if file.config_map_ref:
+            yield file.config_map_ref.name

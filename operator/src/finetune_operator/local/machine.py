@@ -66,10 +66,7 @@ def _config_map_problem(field: str, ref: ConfigMapRef, config_map: Mapping[str, 
 
 
 def _config_map_refs(spec: FineTuneJobSpec) -> Iterator[tuple[str, ConfigMapRef]]:
-    for field, data in (
-        ("spec.dataset.train", spec.dataset.train),
-        ("spec.dataset.validation", spec.dataset.validation),
-    ):
+    for field, data in spec.dataset.files:
         if data.config_map_ref is not None:
             yield field, data.config_map_ref
 
@@ -81,10 +78,7 @@ def referenced_config_maps(spec: FineTuneJobSpec) -> set[str]:
 
 def _sources(spec: FineTuneJobSpec) -> Iterator[tuple[str, str]]:
     yield "spec.baseModel.source", spec.base_model.source
-    for field, data in (
-        ("spec.dataset.train", spec.dataset.train),
-        ("spec.dataset.validation", spec.dataset.validation),
-    ):
+    for field, data in spec.dataset.files:
         if data.source is not None:
             yield f"{field}.source", data.source
 

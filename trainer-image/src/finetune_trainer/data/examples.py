@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import re
@@ -16,6 +15,7 @@ from finetune_trainer.tasks.kind import ExampleFormat
 
 log = logging.getLogger(__name__)
 
+SURROGATE = re.compile("[\ud800-\udfff]")
 SAY_EVERY = 10_000  # examples between two progress lines
 BATCH_EXAMPLES, BATCH_CHARACTERS = 256, 2**20  # tokenised at once, at most: of both the one that is reached first
 
@@ -95,13 +95,12 @@ def _tokenised(batch: Sequence[Checked], file: FileName, form: ExampleFormat, fi
             text = "no token of the example would be trained on"
             findings.add(file, checked.line, [Fault("nothing_trainable", text)])
             continue
-        digest = hashlib.sha256(checked.text.encode()).hexdigest()
-        yield Example(file, checked.line, checked.text, digest, tokens, learned, checked.normal)
+        yield Example(file, checked.line, checked.text, tokens, learned, checked.normal)
 
 
 def _text_faults(normal: Mapping[str, Any], special: re.Pattern[str]) -> Iterator[Fault]:
     for where, text in _texts(normal, ""):
-        if any("\ud800" <= character <= "\udfff" for character in text):
+        if SURROGATE.search(text):
             yield Fault("invalid_text", "a text has half of a surrogate pair, which is no character; remove it", where)
         match = special.search(text)
         if match:

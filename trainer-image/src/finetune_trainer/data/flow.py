@@ -13,6 +13,7 @@ numbers of lines stay those of the file. A text that a cleaner makes is checked 
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ Side = Literal["train", "validation"]
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One good example. `text` is its normalised JSON, `digest` its identity: equal examples have equal texts.
+    """One good example. `text` is its normalised JSON: equal examples have equal texts.
 
     `file` and `line` are where it stands. `tokens` are the columns that Train reads, in arrays of 4 bytes a number;
     `learned` is how many of them are trained on.
@@ -36,7 +37,6 @@ class Example:
     file: FileName
     line: int
     text: str
-    digest: str
     tokens: Tokens
     learned: int
     parsed: Mapping[str, Any] | None = None
@@ -46,6 +46,11 @@ class Example:
         """What `text` says."""
         found: Mapping[str, Any] = json.loads(self.text) if self.parsed is None else self.parsed
         return found
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of `text`, 64 hexadecimal digits: the example's identity."""
+        return hashlib.sha256(self.text.encode()).hexdigest()
 
     @property
     def length(self) -> int:

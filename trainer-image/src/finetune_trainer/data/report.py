@@ -6,14 +6,15 @@ import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from finetune_api.status import DatasetStatus, LabelCount, LengthStats
 from finetune_trainer import artifacts
 from finetune_trainer.data.flow import Example
 from finetune_trainer.data.problems import Finding, Findings, line_list
 from finetune_trainer.data.remedy import remedy
-from finetune_trainer.data.tokens import Cut
+from finetune_trainer.data.split import Split
+from finetune_trainer.data.tokens import Stored
 from finetune_trainer.errors import UserInputError
 from finetune_trainer.masking import IGNORED
 from finetune_trainer.resolve import Resolution
@@ -21,18 +22,8 @@ from finetune_trainer.tasks.kind import Facts
 
 log = logging.getLogger(__name__)
 
-SHOWN_EXAMPLES = 3
 MAX_LABELS = 100  # in the status
 PROBLEMS_FILE = "dataset-problems.json"
-
-
-class CheckedData(Protocol):
-    @property
-    def duplicates(self) -> int: ...
-    @property
-    def overlap(self) -> int: ...
-    @property
-    def sha256(self) -> str: ...
 
 
 def refuse_errors(findings: Findings) -> None:
@@ -59,24 +50,30 @@ def refusal(error: UserInputError, findings: Findings, run_dir: Path) -> UserInp
 
 
 def dataset_status(
-    data: CheckedData, train: Cut, validation: Cut, lengths: LengthStats, facts: Facts, findings: Findings
+    sides: Split,
+    train: Stored,
+    validation: Stored,
+    lengths: LengthStats,
+    facts: Facts,
+    findings: Findings,
+    sha256: str,
 ) -> DatasetStatus:
     """Figures for the status. Tokens are those that are trained on, after the cut; lengths those before it."""
     return DatasetStatus(
-        train_examples=len(train.kept),
-        validation_examples=len(validation.kept),
-        train_tokens=sum(len(example.tokens["input_ids"]) for example in train.kept),
-        loss_tokens=sum(example.learned for example in train.kept),
+        train_examples=train.examples,
+        validation_examples=validation.examples,
+        train_tokens=train.tokens,
+        loss_tokens=train.learned,
         labels=[
             LabelCount(label=label[:253], count=count)
             for label, count in zip(facts.labels[:MAX_LABELS], facts.counts, strict=False)
         ],
         length=lengths,
-        truncated=len(train.truncated) + len(validation.truncated),
-        dropped=len(train.dropped) + len(validation.dropped),
-        duplicates=data.duplicates,
-        overlap=data.overlap,
-        sha256=data.sha256,
+        truncated=train.truncated + validation.truncated,
+        dropped=train.dropped + validation.dropped,
+        duplicates=sides.duplicates,
+        overlap=sides.overlap,
+        sha256=sha256,
         problems=findings.for_status(),
     )
 
@@ -96,8 +93,8 @@ def full_report(
 
 
 def shown(examples: Sequence[Example], tokenizer: Any) -> list[dict[str, Any]]:
-    """The first examples as the model reads them, and what it learns of each."""
-    return [{"line": example.line, **_as_read(example, tokenizer)} for example in examples[:SHOWN_EXAMPLES]]
+    """Examples as the model reads them, and what it learns of each."""
+    return [{"line": example.line, **_as_read(example, tokenizer)} for example in examples]
 
 
 def _as_read(example: Example, tokenizer: Any) -> dict[str, Any]:

@@ -1,71 +1,149 @@
-"""Which examples are trained on and which are held out; pure functions."""
+"""Which examples are trained on, how often, and which are held out: by their keys, whatever their number."""
 
 from __future__ import annotations
 
-import hashlib
-from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from finetune_trainer.data.flow import Example
-from finetune_trainer.data.problems import Fault, Findings
+import numpy as np
+from numpy.typing import NDArray
+
+from finetune_trainer.data.problems import Fault, FileName, Findings
+from finetune_trainer.data.spool import Part, Spool
 from finetune_trainer.errors import UserInputError
 
 FEW_EXAMPLES = 50  # OpenAI's guide: clear improvements begin at 50 to 100 examples; below we warn
+Positions = NDArray[np.int64]
 
 
-def find_duplicates(examples: Sequence[Example]) -> list[int]:
-    """Line numbers of the examples that occurred before, in order. They stay: repeating can be meant as a weight."""
-    seen: set[str] = set()
-    lines = []
-    for example in examples:
-        digest = example.digest
-        if digest in seen:
-            lines.append(example.line)
-        seen.add(digest)
-    return lines
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Of every example in the spool, shape [n]: how often an epoch passes over it, and whether it is held out."""
+
+    times: NDArray[np.uint8]
+    held: NDArray[np.bool_]
+    duplicates: int
+    overlap: int
+
+    @property
+    def train_examples(self) -> int:
+        return int(self.times.sum(dtype=np.int64))
+
+    @property
+    def validation_examples(self) -> int:
+        return int(self.held.sum())
 
 
-def hold_out(examples: Sequence[Example], fraction: float, seed: int) -> tuple[list[Example], list[Example]]:
-    """Split into (train, held out): about `fraction` of the examples, at least one, and never all.
+def split(spool: Spool, train: Sequence[Part], held: Part | None, fraction: float, findings: Findings) -> Split:
+    """Hold out `fraction` of the training data, or the examples of `held` that are not trained on.
 
-    Depends on the seed and on each example's content only, not on the order. Equal examples go to the same side, so
-    that nothing held out is trained on; one of each is held out.
-    Raises UserInputError with fewer than two different examples.
+    Raises UserInputError when one of both sides would be empty.
     """
-    counts = Counter(example.digest for example in examples)
-    if len(counts) < 2:
+    examples = train[-1].after
+    alike = _Alike.of(spool.high[:examples], spool.low[:examples]) if held is None else _Alike.of(spool.high, spool.low)
+    duplicates = alike.later(below=examples)
+    _note(spool, train, duplicates, "duplicate", "the example occurred before; it is trained on again", findings)
+    times, chosen = np.zeros(len(spool), np.uint8), np.zeros(len(spool), np.bool_)
+    times[:examples] = 1
+    overlap: Positions = np.zeros(0, np.int64)
+    if held is None:
+        out = alike.first_groups(_wanted(alike.groups, fraction))
+        times[out] = 0
+        chosen[alike.firsts(out)] = True
+    else:
+        overlap = alike.shared(examples)
+        chosen[held.place] = True
+        chosen[overlap] = False
+        text = "the held-out example is also a training example; it is left out of the evaluation"
+        _note(spool, [held], overlap, "overlap", text, findings)
+        if not chosen.any():
+            raise UserInputError(
+                "validation data: every held-out example is also a training example, so nothing could be measured",
+                advice="hold out examples that are not trained on, or set dataset.validation.fraction",
+            )
+    for part in train:
+        if part.weight != 1:
+            times[part.place] = weighted(times[part.place], spool.low[part.place], part.weight)
+    result = Split(times, chosen, len(duplicates), len(overlap))
+    note_few(result.train_examples, findings)
+    return result
+
+
+@dataclass(frozen=True, slots=True)
+class _Alike:
+    """Equal examples side by side: positions in the order of the keys, of equal keys the earlier first, and whether
+    each begins a group of equal ones."""
+
+    order: Positions
+    begins: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, high: NDArray[np.uint64], low: NDArray[np.uint64]) -> _Alike:
+        order = np.lexsort((low, high))
+        begins = np.ones(len(order), np.bool_)
+        begins[1:] = np.diff(high[order]) != 0
+        begins[1:] |= np.diff(low[order]) != 0
+        return cls(order, begins)
+
+    @property
+    def groups(self) -> int:
+        return int(self.begins.sum())
+
+    def later(self, below: int) -> Positions:
+        """Positions below `below` whose example occurred before, in order."""
+        again = self.order[~self.begins]
+        return np.sort(again[again < below])
+
+    def first_groups(self, count: int) -> Positions:
+        """All positions of the `count` groups with the smallest keys, groups together."""
+        ends = np.flatnonzero(self.begins)
+        return self.order[: ends[count] if count < len(ends) else len(self.order)]
+
+    def firsts(self, positions: Positions) -> Positions:
+        """Of positions that `first_groups` gave, the first of each group."""
+        return positions[self.begins[: len(positions)]]
+
+    def shared(self, examples: int) -> Positions:
+        """Positions from `examples` on that are equal to one before it, in order."""
+        number = np.cumsum(self.begins) - 1
+        trained = self.order[self.begins] < examples  # of each group: its first member is the earliest
+        return np.sort(self.order[trained[number] & (self.order >= examples)])
+
+
+def _wanted(groups: int, fraction: float) -> int:
+    """How many different examples are held out: at least one, and never all. Raises UserInputError with fewer than
+    two."""
+    if groups < 2:
         raise UserInputError(
-            f"train data: {len(counts)} different example(s), and at least 2 are needed to hold one out",
+            f"train data: {groups} different example(s), and at least 2 are needed to hold one out",
             advice="add examples, or give dataset.validation a source of its own",
         )
-    ranked = sorted(counts, key=lambda digest: hashlib.sha256(f"{seed}:{digest}".encode()).digest())
-    wanted = min(max(1, round(fraction * len(counts))), len(counts) - 1)
-    held = set(ranked[:wanted])
-    train = [example for example in examples if example.digest not in held]
-    first = {example.digest: example for example in reversed(examples) if example.digest in held}
-    return train, sorted(first.values(), key=lambda example: example.line)
+    return min(max(1, round(fraction * groups)), groups - 1)
 
 
-def without_overlap(train: Sequence[Example], held_out: Sequence[Example]) -> tuple[list[Example], list[int]]:
-    """(held-out examples that are not trained on, lines of those that are). Measuring on the latter would flatter."""
-    known = {example.digest for example in train}
-    kept = [example for example in held_out if example.digest not in known]
-    return kept, [example.line for example in held_out if example.digest in known]
+def weighted(times: NDArray[np.uint8], low: NDArray[np.uint64], weight: float) -> NDArray[np.uint8]:
+    """How often an epoch passes over each example of a file of this weight: 2.5 is twice over all of them and a third
+    time over a half, which the keys choose. At least one example is taken."""
+    taken = np.flatnonzero(times)
+    whole = int(weight)
+    more = round((weight - whole) * len(taken))
+    if not whole and len(taken):
+        more = max(1, more)
+    result = np.zeros_like(times)
+    result[taken] = whole
+    result[taken[np.argsort(low[taken], kind="stable")[:more]]] += 1
+    return result
 
 
-def note_duplicates(lines: Sequence[int], findings: Findings) -> None:
-    text = "the example occurred before; it is trained on again"
-    for line in lines:
-        findings.add("train", line, [Fault("duplicate", text, severity="warning")])
+def _note(spool: Spool, parts: Sequence[Part], positions: Positions, check: str, text: str, findings: Findings) -> None:
+    fault = Fault(check, text, severity="warning")
+    for part in parts:
+        inside = positions[(positions >= part.first) & (positions < part.after)]
+        for position in inside:
+            findings.add(part.file, spool.line(int(position)), [fault])
 
 
-def note_overlap(lines: Sequence[int], findings: Findings) -> None:
-    text = "the held-out example is also a training example; it is left out of the evaluation"
-    for line in lines:
-        findings.add("validation", line, [Fault("overlap", text, severity="warning")])
-
-
-def note_few(train: Sequence[Example], findings: Findings) -> None:
-    if len(train) < FEW_EXAMPLES:
-        text = f"only {len(train)} training examples; clear improvements begin at {FEW_EXAMPLES} to 100"
-        findings.add("train", 0, [Fault("few_examples", text, severity="warning")])
+def note_few(examples: int, findings: Findings, file: FileName = "train") -> None:
+    if examples < FEW_EXAMPLES:
+        text = f"only {examples} training examples; clear improvements begin at {FEW_EXAMPLES} to 100"
+        findings.add(file, 0, [Fault("few_examples", text, severity="warning")])

@@ -2,101 +2,185 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import TracebackType
 
 import datasets
 import numpy as np
-import pyarrow as pa  # type: ignore[import-untyped]
+from numpy.typing import NDArray
 
 from finetune_api.status import LengthStats
-from finetune_trainer.data.flow import Example
-from finetune_trainer.data.problems import Fault, FileName, Findings, line_list
+from finetune_trainer.data.flow import Attached, Example, Side
+from finetune_trainer.data.problems import Fault, FileName, Finding, Findings, line_list
+from finetune_trainer.data.split import Split
+from finetune_trainer.data.spool import ColumnWriter, Spool
 from finetune_trainer.errors import UserInputError
 from finetune_trainer.tasks.kind import ExampleFormat
 
+SHOWN_EXAMPLES = 3
+DROPPED = "nothing to learn lies in the first {} tokens (maxLength), so the example is left out"
+TRUNCATED = "the example is longer than maxLength ({} tokens) and is cut: the end is not learned"
+DATA_FILE = "data-00000-of-00001.arrow"  # as the `datasets` library names it
 
-@dataclass(frozen=True, slots=True)
-class Cut:
-    """Examples that are kept, cut to max_length. `truncated` (something is not learned) and `dropped` are line numbers,
-    without overlap."""
 
-    kept: list[Example]
-    truncated: list[int]
-    dropped: list[int]
+@dataclass(slots=True)
+class Stored:
+    """What came of the examples of one side. `tokens` are of the kept ones, `learned` those that are trained on;
+    `longest` is the longest kept example, `shown` are the first ones; `lost` has the lines of those that were cut or
+    dropped. An example that an epoch passes over twice counts twice."""
+
+    side: Side
+    examples: int = 0
+    tokens: int = 0
+    learned: int = 0
+    longest: int = 0
+    truncated: int = 0
+    dropped: int = 0
+    shown: list[Example] = field(default_factory=list)
+    lost: dict[FileName, Finding] = field(default_factory=dict)
+
+    def add(self, example: Example, times: int) -> None:
+        self.examples += times
+        self.tokens += times * len(example.tokens["input_ids"])
+        self.learned += times * example.learned
+        self.longest = max(self.longest, example.length)
+        if len(self.shown) < SHOWN_EXAMPLES:
+            self.shown.append(example)
 
     @property
     def lost_percent(self) -> float:
-        total = len(self.kept) + len(self.dropped)
-        return 100 * (len(self.truncated) + len(self.dropped)) / total if total else 0.0
+        total = self.examples + self.dropped
+        return 100 * (self.truncated + self.dropped) / total if total else 0.0
 
 
-def percentile(sorted_values: Sequence[int], percent: int) -> int:
-    """Nearest rank: the smallest value that at least `percent` of 100 values do not exceed."""
-    return sorted_values[max(0, math.ceil(percent / 100 * len(sorted_values)) - 1)]
+def length_stats(lengths: NDArray[np.uint32], times: NDArray[np.uint8]) -> LengthStats:
+    """Distribution of the lengths before any cut, in tokens, each counted as often as an epoch passes over it."""
+    trained = lengths[times > 0]
+    counts = np.bincount(trained, weights=times[times > 0]).astype(np.int64)
+    p50, p90, p99 = (percentile(counts, percent) for percent in (50, 90, 99))
+    return LengthStats(min=int(trained.min()), p50=p50, p90=p90, p99=p99, max=int(trained.max()))
 
 
-def length_stats(examples: Sequence[Example]) -> LengthStats:
-    """Distribution of the examples' lengths before any cut, in tokens."""
-    lengths = sorted(example.length for example in examples)
-    p50, p90, p99 = (percentile(lengths, percent) for percent in (50, 90, 99))
-    return LengthStats(min=lengths[0], p50=p50, p90=p90, p99=p99, max=lengths[-1])
+def percentile(counts: NDArray[np.int64], percent: int) -> int:
+    """Nearest rank: the smallest value that at least `percent` of 100 values do not exceed. `counts[value]`: how many
+    there are of it."""
+    rank = max(1, math.ceil(percent / 100 * int(counts.sum())))
+    return int(np.searchsorted(np.cumsum(counts), rank))
 
 
-def cut(examples: Sequence[Example], max_length: int, form: ExampleFormat) -> Cut:
-    """Keep at most `max_length` tokens of each, as the task cuts; drop those in which nothing to learn remains."""
-    kept, truncated, dropped = [], [], []
-    for example in examples:
-        whole = form.settled(example.tokens)
-        tokens = form.cut(whole, max_length)
-        if tokens is None:
-            dropped.append(example.line)
-        elif tokens is whole:
-            kept.append(replace(example, tokens=whole))
-        else:
-            if not form.windowed:
-                truncated.append(example.line)
-            kept.append(replace(example, tokens=tokens, learned=form.learned(tokens)))
-    return Cut(kept, truncated, dropped)
+def store(
+    spool: Spool,
+    split: Split,
+    max_length: int,
+    form: ExampleFormat,
+    folder: Path,
+    findings: Findings,
+    attached: Attached,
+) -> tuple[Stored, Stored]:
+    """Write every example of both sides, cut, into the dataset folder: one pass, one example at a time.
+
+    Returns what came of the training and of the held-out examples. Raises OSError when the volume is full.
+    """
+    with SideWriter("train", folder) as train, SideWriter("validation", folder) as validation:
+        for position, example in enumerate(spool.examples()):
+            times = int(split.times[position])
+            if times or split.held[position]:
+                side = train if times else validation
+                kept = _cut(example, max_length, form, side.stored, times or 1, findings)
+                if kept:
+                    side.add(kept, times or 1, attached)
+    return train.stored, validation.stored
 
 
-def note_cut(result: Cut, file: FileName, max_length: int, findings: Findings) -> None:
-    for line in result.truncated:
-        text = f"the example is longer than maxLength ({max_length} tokens) and is cut: the end is not learned"
-        findings.add(file, line, [Fault("truncated", text, severity="warning")])
-    for line in result.dropped:
-        text = f"nothing to learn lies in the first {max_length} tokens (maxLength), so the example is left out"
-        findings.add(file, line, [Fault("dropped", text, severity="warning")])
+def _cut(
+    example: Example, max_length: int, form: ExampleFormat, stored: Stored, times: int, findings: Findings
+) -> Example | None:
+    """At most `max_length` tokens, as the task cuts; None when nothing to learn remains."""
+    whole = form.settled(example.tokens)
+    tokens = form.cut(whole, max_length)
+    if tokens is whole:
+        return replace(example, tokens=whole)
+    if tokens is None:
+        stored.dropped += times
+        fault = Fault("dropped", DROPPED.format(max_length), severity="warning")
+    elif not form.windowed:
+        stored.truncated += times
+        fault = Fault("truncated", TRUNCATED.format(max_length), severity="warning")
+    else:
+        fault = None
+    if fault:
+        stored.lost.setdefault(example.file, Finding(fault, example.file)).add(example.line, "")
+        findings.add(example.file, example.line, [fault])
+    return replace(example, tokens=tokens, learned=form.learned(tokens)) if tokens else None
 
 
-def refuse_great_loss(result: Cut, max_length: int, max_lost_percent: int, context: int, unit: str = "line") -> None:
-    """Raise UserInputError when more examples are cut or dropped than `dataset.maxLostPercent` allows. `unit`: what
-    the numbers of the examples count."""
-    if result.lost_percent <= max_lost_percent:
+def refuse_great_loss(stored: Stored, max_length: int, max_lost_percent: int, context: int, findings: Findings) -> None:
+    """Raise UserInputError when more examples are cut or dropped than `dataset.maxLostPercent` allows."""
+    if stored.lost_percent <= max_lost_percent:
         return
-    lines = line_list(sorted([*result.truncated, *result.dropped]), unit=unit)
+    places = [line_list(lost.lines, unit=findings.unit(file), count=lost.count) for file, lost in stored.lost.items()]
+    if len(places) > 1:
+        places = [f"{file} {place}" for file, place in zip(stored.lost, places, strict=True)]
     longer = "raise hyperparameters.maxLength" if max_length < context else "use a model with a longer context"
     raise UserInputError(
-        f"train data: {len(result.truncated)} examples would be cut and {len(result.dropped)} left out at maxLength "
-        f"{max_length} tokens ({lines}): {result.lost_percent:.1f} % of all, and {max_lost_percent} % are allowed",
+        f"train data: {stored.truncated} examples would be cut and {stored.dropped} left out at maxLength "
+        f"{max_length} tokens ({'; '.join(places)}): {stored.lost_percent:.1f} % of all, and {max_lost_percent} % are "
+        "allowed",
         advice=f"shorten these examples, {longer}, or raise dataset.maxLostPercent",
     )
 
 
-def save_tokens(examples: Sequence[Example], folder: Path) -> None:
-    """Write the examples as a `datasets` folder with the task's columns, lists of int32."""
-    names = list(examples[0].tokens) if examples else ["input_ids", "labels"]
-    columns = {name: _column([example.tokens[name] for example in examples]) for name in names}
-    features = datasets.Features({name: datasets.List(datasets.Value("int32")) for name in columns})
-    table = pa.table(columns).cast(features.arrow_schema)
-    datasets.Dataset(datasets.table.InMemoryTable(table)).save_to_disk(str(folder))
+class SideWriter:
+    """Writes one side: a folder of the `datasets` library, which Train and Evaluate map into memory, and the same
+    examples as text, a line each."""
+
+    def __init__(self, side: Side, folder: Path) -> None:
+        self.stored = Stored(side)
+        self._folder = folder / side
+        self._folder.mkdir(parents=True)
+        self._texts = (folder / f"{side}.jsonl").open("w", encoding="utf-8")
+        self._columns: ColumnWriter | None = None
+
+    def add(self, example: Example, times: int, attached: Attached) -> None:
+        """Write the example `times` times."""
+        self.stored.add(example, times)
+        writer = self._columns or self._begin(list(example.tokens))
+        for _ in range(times):
+            writer.add(example.tokens)
+            self._texts.write(f"{example.text}\n")
+            attached.kept(self.stored.side, example)
+
+    def __enter__(self) -> SideWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._texts:
+            columns = self._columns or self._begin(["input_ids", "labels"])
+            if error:
+                columns.abandon()
+            else:
+                columns.close()
+
+    def _begin(self, names: list[str]) -> ColumnWriter:
+        features = datasets.Features({name: datasets.List(datasets.Value("int32")) for name in names})
+        datasets.DatasetInfo(features=features).write_to_directory(str(self._folder))
+        (self._folder / "state.json").write_text(json.dumps(STATE), encoding="utf-8")
+        self._columns = ColumnWriter(self._folder / DATA_FILE, names, None, described=False)
+        return self._columns
 
 
-def _column(rows: Sequence[Sequence[int]]) -> pa.ListArray:
-    """A list column built from one flat buffer: no Python object a token."""
-    offsets = np.zeros(len(rows) + 1, dtype=np.int64)
-    offsets[1:] = np.cumsum([len(row) for row in rows])
-    flat = np.concatenate([np.asarray(row, dtype=np.int32) for row in rows]) if rows else np.zeros(0, np.int32)
-    return pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(flat))
+# What `Dataset.save_to_disk` leaves beside the data, and `load_from_disk` reads.
+STATE = {
+    "_data_files": [{"filename": DATA_FILE}],
+    "_fingerprint": "prepared",
+    "_format_columns": None,
+    "_format_kwargs": {},
+    "_format_type": None,
+    "_output_all_columns": False,
+    "_split": None,
+}

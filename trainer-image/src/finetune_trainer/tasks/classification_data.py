@@ -64,7 +64,7 @@ class ClassificationFormat(OneByOne):
         return {"text": row["text"], **pair, "label": written}
 
     def encode(self, normal: Mapping[str, Any]) -> Tokens:
-        """`labels` holds the numbers of the labels, one or as many as apply: in the order of the lines until `settled`."""
+        """`labels` holds the numbers of the labels, one or as many as apply: until `settled` in the lines' order."""
         labels = labels_of(normal)
         unknown = [label for label in labels if label not in self._numbers] if self._fixed else []
         if unknown:
