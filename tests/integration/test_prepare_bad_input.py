@@ -162,7 +162,7 @@ def test_a_pad_token_that_is_the_end_of_text_does_not_hide_the_end(tmp_path: Pat
 @pytest.mark.parametrize(
     ("kind", "task", "says", "remedy"),
     [
-        ("encoder", Task.CHAT, "it is a BertForMaskedLM", "use a language model that generates text"),
+        ("encoder", Task.CHAT, "it is a Bert", "use a language model that generates text"),
         ("chat", Task.TOKEN_CLASSIFICATION, "it is a LlamaForCausalLM", "BERT"),
     ],
 )

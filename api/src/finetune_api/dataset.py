@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, ClassVar
 
 from pydantic import Field
@@ -37,7 +38,7 @@ class DataFile(ApiModel):
         "pvc://CLAIM/PATH, s3://BUCKET/KEY or https://HOST/PATH.",
     )
     config_map_ref: ConfigMapRef | None = Field(default=None, description="A small dataset kept in a ConfigMap.")
-    rules: ClassVar = (
+    rules: ClassVar[Sequence[Rule]] = (
         Rule(
             "has(self.source) != has(self.configMapRef)",
             "give exactly one of source and configMapRef",

@@ -90,20 +90,20 @@ class Attached:
     observers: Sequence[Observer] = ()
 
     def clean_row(self, file: FileName, line: int, row: dict[str, Any]) -> dict[str, Any] | None:
-        cleaned: dict[str, Any] | None = row
         for cleaner in self.cleaners:
-            cleaned = cleaner.row(file, line, cleaned)
+            cleaned = cleaner.row(file, line, row)
             if cleaned is None:
                 return None
-        return cleaned
+            row = cleaned
+        return row
 
     def clean_example(self, file: FileName, line: int, normal: dict[str, Any]) -> dict[str, Any] | None:
-        cleaned: dict[str, Any] | None = normal
         for cleaner in self.cleaners:
-            cleaned = cleaner.example(file, line, cleaned)
+            cleaned = cleaner.example(file, line, normal)
             if cleaned is None:
                 return None
-        return cleaned
+            normal = cleaned
+        return normal
 
     def read(self, example: Example) -> None:
         for observer in self.observers:

@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import datasets
 import numpy as np
@@ -175,7 +176,7 @@ class SideWriter:
 
 
 # What `Dataset.save_to_disk` leaves beside the data, and `load_from_disk` reads.
-STATE = {
+STATE: dict[str, Any] = {
     "_data_files": [{"filename": DATA_FILE}],
     "_fingerprint": "prepared",
     "_format_columns": None,

@@ -8,7 +8,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    MODEL_FOR_MASKED_LM_MAPPING,
+    AutoModelForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from finetune_api.conditions import FailureReason
 from finetune_api.tasks import Metric
@@ -31,6 +36,7 @@ from finetune_trainer.tasks.kind import (
 )
 
 # Architectures with these endings hold weights of another task, though a causal model could be built around them.
+GENERATING = ("ForCausalLM", "LMHeadModel")
 NOT_GENERATING = ("ForMaskedLM", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering")
 
 
@@ -92,8 +98,9 @@ class Causal:
                 advice="set spec.task to Seq2Seq, with source and target, or use a model such as Llama or Qwen",
                 reason=FailureReason.MODEL_INVALID,
             )
+        encoder = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
         for name in config.architectures or []:
-            if name.endswith(NOT_GENERATING):
+            if name.endswith(NOT_GENERATING) or (encoder and not name.endswith(GENERATING)):
                 raise UserInputError(
                     f"{source} cannot be used as a causal language model: it is a {name}",
                     advice="use a language model that generates text, or the task that the model was made for",

@@ -126,10 +126,10 @@ class ClassificationFormat(OneByOne):
         """Whether the same text came before with another label. Hashes are kept, not texts, and of
         MOST_TEXTS of them: data may be large."""
         normal = self.normalise(row)
-        said, text = hash(tuple(sorted(labels_of(normal)))), hash((normal["text"], normal.get("text_pair")))
-        if self._said.get(text, said) == said:
+        said, key = hash(tuple(sorted(labels_of(normal)))), hash((normal["text"], normal.get("text_pair")))
+        if self._said.get(key, said) == said:
             if len(self._said) < MOST_TEXTS:
-                self._said[text] = said
+                self._said[key] = said
             return []
         text = "the same text has another label in a line before, and both cannot be learned: keep the right one"
         return [Fault("contradiction", text, "label", severity="warning")]
