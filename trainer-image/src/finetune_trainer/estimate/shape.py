@@ -91,6 +91,7 @@ def measure_shape(
             model = kind.auto_model.from_config(config, trust_remote_code=False)
     except Exception as error:
         raise _unusable(source, kind, error) from error
+    _refuse_grown(model, tokenizer, source)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     decoder = TASKS[kind.task].decoder
     plain_rows = decoder and packed_attention.keeps_apart(model)
@@ -133,6 +134,19 @@ def _context(config: Any, tokenizer: PreTrainedTokenizerBase, *, decoder: bool) 
     tokenizers know."""
     positions = getattr(config, "max_position_embeddings", None) or 0
     return positions if decoder or not positions else min(positions, tokenizer.model_max_length)
+
+
+def _refuse_grown(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: str) -> None:
+    """Raise UserInputError (ModelInvalid) when the tokenizer has tokens that the model has no row for."""
+    rows, largest = model.get_input_embeddings().weight.shape[0], max(tokenizer.get_vocab().values())
+    if largest >= rows:
+        raise UserInputError(
+            f"{source}: the tokenizer counts tokens up to {largest}, and the model knows {rows} (0 to {rows - 1}): the "
+            "vocabulary would have to grow, and the new tokens would mean nothing",
+            advice="use the tokenizer that the model was published with; to add tokens, enlarge the model by "
+            "resize_token_embeddings first, and save both",
+            reason=FailureReason.MODEL_INVALID,
+        )
 
 
 def _unusable(source: str, kind: TaskKind, error: Exception) -> UserInputError:
