@@ -20,6 +20,7 @@ from finetune_api.reports import EvaluateReport, Summary
 from finetune_api.run_config import RunConfig
 from finetune_api.spec import EvaluationSpec
 from finetune_trainer import artifacts
+from finetune_trainer.adoption import adopt_former_run
 from finetune_trainer.context import StageContext
 from finetune_trainer.errors import (
     ArtifactInvalidError,
@@ -76,6 +77,7 @@ def with_present_evaluation(config: RunConfig, environment: Mapping[str, str]) -
 def run_stage(stage: Stage, context: StageContext, termination_log: Path | None) -> int:
     """Do the stage, or find that it was done. Returns the exit code; errors.py says what it means."""
     try:
+        adopt_former_run(context)
         summary = reusable_summary(stage, context)
         if summary:
             log.info("was done before: the report and what it describes are intact, nothing to do")
