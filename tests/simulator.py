@@ -93,6 +93,7 @@ class Cluster:
         self.pods: list[Manifest] = []
         self.former: list[Manifest] = []  # pods that a Job left which is gone
         self.refusals: dict[str, PodRefusal] = {}
+        self.workloads: dict[str, Manifest] = {}  # Kueue's, by name of the Job
         self.progress: ProgressReport | None = None
         self.plans: list[Plan] = []
         self.created: list[str] = []
@@ -115,6 +116,7 @@ class Cluster:
             progress=self.progress,
             former_pods=[slim(pod) for pod in self.former],
             refusals=dict(self.refusals),
+            workloads={name: slim(workload) for name, workload in self.workloads.items()},
         )
 
     def plan(self) -> Plan:
@@ -178,8 +180,10 @@ class Cluster:
         self.pods = [p for p in self.pods if p["metadata"]["ownerReferences"][0]["uid"] != uid]
 
     def _job_moves(self, job: Manifest) -> list[Callable[[], None]]:
-        conditions = job.get("status", {}).get("conditions")
-        if conditions:
+        conditions = job.get("status", {}).get("conditions") or ()
+        if any(condition["type"] != "Suspended" for condition in conditions):
+            return []
+        if job["spec"].get("suspend"):
             return []
         pods = self.pods_of(job)
         live = [p for p in pods if p["status"]["phase"] in ("Pending", "Running")]
@@ -188,6 +192,29 @@ class Cluster:
         if live:
             return [lambda: self.step_pod(live[0])]
         return [lambda: self.judge_job(job)]
+
+    def suspend(self, job: Manifest, *, suspended: bool, **spec: Any) -> None:
+        """What a queue does to a Job, in one update, and the Job controller after it. Pods of a suspended one go."""
+        job["spec"]["suspend"] = suspended
+        job["spec"]["template"]["spec"] |= spec
+        status = job.setdefault("status", {})
+        status.pop("startTime", None)
+        status |= {} if suspended else {"startTime": stamp(self.now)}
+        self._conclude(job, "Suspended", "JobSuspended" if suspended else "JobResumed", "", str(suspended))
+        if suspended:
+            self.pods = [pod for pod in self.pods if pod not in self.pods_of(job)]
+
+    def queue_says(self, job: Manifest, message: str, reason: str = "Pending", **spec: Any) -> None:
+        """What Kueue writes into the Workload of a Job that waits."""
+        condition = {"type": "QuotaReserved", "status": "False", "reason": reason, "message": message}
+        name = job["metadata"]["name"]
+        meta = {"name": f"job-{name}-abcde", "namespace": "team-a"}
+        self.workloads[name] = {
+            "kind": "Workload",
+            "metadata": meta,
+            "spec": {"active": True, **spec},
+            "status": {"conditions": [condition]},
+        }
 
     def pods_of(self, job: Manifest) -> list[Manifest]:
         uid = job["metadata"]["uid"]
@@ -237,8 +264,8 @@ class Cluster:
             return
         self.start_pod(job)
 
-    def _conclude(self, job: Manifest, kind: str, reason: str, message: str) -> None:
-        entry = {"type": kind, "status": "True", "reason": reason, "message": message}
+    def _conclude(self, job: Manifest, kind: str, reason: str, message: str, status: str = "True") -> None:
+        entry = {"type": kind, "status": status, "reason": reason, "message": message}
         job["status"]["conditions"] = [{**entry, "lastTransitionTime": stamp(self.now)}]
 
     def _deployment_status(self, deployment: Manifest) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from tests.cluster.processes import run, say
 HERE = Path(__file__).parent
 GO_MODULE = HERE / "go"
 KSTATUS_MODULE = HERE / "kstatus"  # apart: it stands on another version of the API machinery
+KUEUE_MODULE = HERE / "kueue"  # apart: it needs other versions of Kubernetes' modules than ours
 KUBERNETES = "1.36.3"
 # The names that the multi-call binary answers to; the folder then looks like KUBEBUILDER_ASSETS.
 KUBE_NAMES = (
@@ -92,6 +93,12 @@ def versitygw() -> Path:
 def registry() -> Path:
     """An OCI registry: the reference implementation of the distribution protocol."""
     return _installed("registry", "github.com/distribution/distribution/v3/cmd/registry@v3.1.2", "1 minute")
+
+
+def kueue() -> Path:
+    """A folder with Kueue's program `manager` and its Helm chart `chart`, both of the version that go.mod pins."""
+    sources = [KUEUE_MODULE / name for name in ("go.mod", "go.sum", "tools.go")]
+    return _made(Recipe("kueue", _hash(*(path.read_text() for path in sources)), "3 minutes", _build_kueue))
 
 
 def pause() -> Path:
@@ -167,6 +174,15 @@ def _build_kube(folder: Path) -> None:
     _go_build(folder, "./cmd/kube", "-ldflags", " ".join(["-s -w", *flags]))
     for name in KUBE_NAMES:
         (folder / name).symlink_to("kube")
+
+
+def _build_kueue(folder: Path) -> None:
+    def go(*words: str) -> str:
+        return run("go", *words, cwd=KUEUE_MODULE, env=_go_environment(), timeout=3600)
+
+    package = "sigs.k8s.io/kueue"
+    go("build", "-trimpath", "-ldflags", "-s -w", "-o", str(folder / "manager"), f"{package}/cmd/kueue")
+    shutil.copytree(Path(go("list", "-m", "-f", "{{.Dir}}", package).strip()) / "charts" / "kueue", folder / "chart")
 
 
 def _go_build(folder: Path, package: str, *flags: str, module: Path = GO_MODULE) -> None:

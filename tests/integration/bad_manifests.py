@@ -388,6 +388,12 @@ OURS = (
         "serving.engine: VLLM needs a GPU, and compute.gpus is 0; set serving.gpus to 1 or engine to Native",
     ),
     Bad(
+        "a place in no queue",
+        "compute: {workloadPriorityClassName: high}",
+        "spec.compute",
+        "workloadPriorityClassName: only a queue knows it; set compute.queueName, or remove it",
+    ),
+    Bad(
         "two GPUs a server",
         "serving: {gpus: 2}",
         "spec.serving.gpus",

@@ -34,6 +34,7 @@ from finetune_operator.control.apply import CORRECTIONS_AT_ONCE, Applier
 from finetune_operator.control.cache import Cache, Name
 from finetune_operator.control.progress import ProgressReports
 from finetune_operator.control.reconcile import Reconciler
+from finetune_operator.control.resources import WATCHED
 from finetune_operator.control.resync import Resync
 from finetune_operator.control.workqueue import WorkQueue
 from finetune_operator.decide import decide
@@ -203,7 +204,7 @@ def passes(plane: ControlPlane, namespace: str, image: str, disturb: Sequence[st
             settings=Settings(),
             progress=ProgressReports(queue, 10),
         )
-        resync = Resync(api, cache, queue.add, [namespace], 300)
+        resync = Resync(api, cache, queue.add, watched=WATCHED, namespaces=[namespace], seconds=300)
         seen = []
         try:
             for other in ("", *disturb):

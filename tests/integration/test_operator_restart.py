@@ -31,7 +31,7 @@ from finetune_operator.control.apply import Applier
 from finetune_operator.control.cache import Cache, Name
 from finetune_operator.control.progress import ProgressReports
 from finetune_operator.control.reconcile import Reconciler
-from finetune_operator.control.resources import FINE_TUNE_JOB, JOB
+from finetune_operator.control.resources import FINE_TUNE_JOB, JOB, WATCHED
 from finetune_operator.control.resync import Resync
 from finetune_operator.control.workqueue import WorkQueue
 from finetune_operator.decide import decide
@@ -100,7 +100,7 @@ def one_life(plane: ControlPlane, namespace: str, writes: float) -> int:
             settings=Settings(),
             progress=ProgressReports(queue, 10),
         )
-        await Resync(api, cache, queue.add, [namespace], 300).once(first=True)
+        await Resync(api, cache, queue.add, watched=WATCHED, namespaces=[namespace], seconds=300).once(first=True)
         try:
             before = -1
             while api.writes > before:
@@ -171,7 +171,7 @@ def test_a_relist_prunes_what_vanished_unseen_and_asks_for_passes(plane: Control
 
     async def body(api: MortalApi, cache: Cache, queue: WorkQueue[Name]) -> Mapping[str, Any]:
         asked: list[Name] = []
-        resync = Resync(api, cache, asked.append, [namespace], 300)
+        resync = Resync(api, cache, asked.append, watched=WATCHED, namespaces=[namespace], seconds=300)
         await resync.once(first=True)
         assert cache.get(JOB, (namespace, "travel-r1-prepare"))
         await asyncio.to_thread(plane.kubectl, "delete", "finetunejob", "other", namespace=namespace)

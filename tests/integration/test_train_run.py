@@ -151,13 +151,21 @@ def test_a_resumed_run_ends_with_the_same_weights(
     context = make_run(tmp_path)
     with monkeypatch.context() as patch:
         inject(patch, stop_at(step))
-        with pytest.raises(InterruptedStageError, match=rf"checkpoint saved at step {step + 1} of 10"):
+        with pytest.raises(InterruptedStageError, match=rf"checkpoint saved at step {step + 1} of 10") as caught:
             train.run(context)
     assert progress(context).checkpoint_step == step + 1
+    frame.report_failure(Stage.TRAIN, caught.value, tmp_path / "words", context.config)
+    last = Summary.model_validate_json((tmp_path / "words").read_bytes())
+    assert last.checkpoint is not None
+    assert last.checkpoint.step == step + 1
+    assert last.stop_costs is not None
+    assert min(last.stop_costs.step_seconds or 0, last.stop_costs.save_seconds or 0) > 0
     assert not context.model_dir.exists()
     with caplog.at_level(logging.INFO):
         summary = train.run(context)
     assert summary.resumed_from_step == step + 1
+    assert summary.stop_costs is not None
+    assert summary.stop_costs.lost_steps == 0
     assert f"resuming from checkpoint step {step + 1} of 10" in caplog.text
     assert f"resumed_from_step={step + 1}" in caplog.text
     assert progress(context).attempt_first_step == step + 1
@@ -192,6 +200,8 @@ def test_damaged_checkpoints_are_passed_over(
     saved = make_run_copy(context, "checkpoint-2", steps_before=2, monkeypatch=monkeypatch, root=tmp_path / "other")
     summary = train.run(context)
     assert summary.resumed_from_step == saved
+    assert summary.stop_costs is not None
+    assert summary.stop_costs.lost_steps == 7 - saved  # trained again, for want of a sound checkpoint
     assert "passing over checkpoint-7: it was never finished" in caplog.text
     assert "passing over checkpoint-6:" in caplog.text
     assert_same_weights(context.model_dir, uninterrupted[0].model_dir)

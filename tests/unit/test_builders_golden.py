@@ -48,6 +48,7 @@ GPU_SPEC: dict[str, Any] = {
     },
     "serving": {"replicas": 2, "nodeSelector": {"pool": "serving"}},
 }
+QUEUE = {"queueName": "team-a", "workloadPriorityClassName": "high"}
 
 
 EXPORTS: dict[str, Any] = {
@@ -85,6 +86,8 @@ def manifests() -> Iterator[tuple[str, Manifest]]:
     exported = make_job(**GPU_SPEC, output=EXPORTS)
     promoted = run_of(exported).model_copy(update={"package": PackageStatus(promoted=True)})
     yield "job-package", stage_job(exported, promoted, Stage.PACKAGE, PLATFORM)
+    queued = make_job(**{**GPU_SPEC, "compute": {**GPU_SPEC["compute"], **QUEUE}})
+    yield "job-train-queued", stage_job(queued, run_of(queued), Stage.TRAIN, PLATFORM)
     for name, job, kind, settings in (
         ("native", cpu, "Adapter", plain),
         ("vllm-adapter", gpu, "Adapter", PLATFORM),
@@ -169,4 +172,4 @@ def test_prepare_has_the_secrets_and_no_gpu() -> None:
 
 def test_training_alone_carries_the_progress_token() -> None:
     carriers = [name for name, spec in PODS.items() if any("projected" in volume for volume in spec["volumes"])]
-    assert carriers == ["job-train-gpu"]
+    assert carriers == ["job-train-gpu", "job-train-queued"]

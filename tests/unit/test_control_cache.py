@@ -10,7 +10,7 @@ from finetune_operator import names
 from finetune_operator.control.cache import Cache
 from finetune_operator.control.handlers import take_event
 from finetune_operator.control.observe import observe
-from finetune_operator.control.resources import CONFIG_MAP, FINE_TUNE_JOB, JOB, POD, Resource
+from finetune_operator.control.resources import CONFIG_MAP, FINE_TUNE_JOB, JOB, POD, WORKLOAD, Resource
 from finetune_operator.names import LABEL_JOB
 
 
@@ -181,3 +181,31 @@ def test_what_a_watch_tells_during_a_list_is_newer_than_the_list() -> None:
     cache.end_relist(JOB, relist)
     cache.store(JOB, made(JOB, "later", 9))
     assert ("team-a", "later") not in relist.touched
+
+
+def test_a_workload_belongs_to_the_finetunejob_whose_job_it_is_of_and_others_are_not_kept() -> None:
+    cache = Cache()
+    asked: list[tuple[str, str]] = []
+    cache.store(FINE_TUNE_JOB, made(FINE_TUNE_JOB, "travel", uid="T"))
+    cache.store(JOB, made(JOB, "travel-r1-train", uid="J", owner="T", label="travel"))
+    condition = {"type": "QuotaReserved", "status": "False", "message": "no room"}
+
+    def workload(name: str, job: str, uid: str) -> dict[str, Any]:
+        owner = {"kind": "Job", "name": job, "uid": uid, "controller": True}
+        meta = {"namespace": "team-a", "name": name, "uid": f"uid-{name}", "resourceVersion": "1"}
+        spec = {"active": True, "podSets": [{"name": "main", "template": {}}]}
+        body = {"metadata": {**meta, "ownerReferences": [owner]}, "spec": spec}
+        return {**body, "status": {"conditions": [condition], "admission": {}}}
+
+    take_event(cache, WORKLOAD, "ADDED", workload("job-a", "travel-r1-train", "J"), asked.append)
+    take_event(cache, WORKLOAD, "ADDED", workload("job-b", "somebodys", "X"), asked.append)
+    take_event(cache, WORKLOAD, "ADDED", workload("job-c", "travel-r1-train", "former"), asked.append)
+    assert asked == [("team-a", "travel")]
+    assert cache.names(WORKLOAD) == [("team-a", "job-a")]
+    found = observe(cache, "T").workloads["travel-r1-train"]
+    assert found["status"] == {"conditions": [condition]}
+    assert found["spec"] == {"active": True}
+    take_event(
+        cache, WORKLOAD, "DELETED", {"kind": "Workload", **workload("job-a", "travel-r1-train", "J")}, asked.append
+    )
+    assert observe(cache, "T").workloads == {}

@@ -7,7 +7,7 @@ from typing import Any
 from finetune_operator.control.cache import Cache
 from finetune_operator.control.handlers import kopf_settings, take_event
 from finetune_operator.control.observe import observe
-from finetune_operator.control.resources import FINE_TUNE_JOB, JOB, POD, POD_REFUSAL, Resource
+from finetune_operator.control.resources import FINE_TUNE_JOB, JOB, POD, POD_REFUSAL, WATCHED, Resource
 from finetune_operator.names import LABEL_JOB
 
 TEAM = "team-a"
@@ -86,5 +86,5 @@ def test_pods_that_a_job_left_are_seen_though_the_job_has_no_children_yet() -> N
 
 
 def test_the_server_sends_no_other_events() -> None:
-    found = kopf_settings().watching.field_selectors["", "v1", "events"]
+    found = kopf_settings(WATCHED).watching.field_selectors["", "v1", "events"]
     assert found == "involvedObject.kind=Job,reason=FailedCreate"

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from finetune_api.interruptions import StopCosts
 from finetune_operator.control.progress import (
     ProgressReports,
     Reported,
@@ -136,3 +137,15 @@ def test_passes_are_asked_for_at_most_once_an_interval() -> None:
     clock.now = 10.0
     reports.take(NAME, 1, "pod", clean_report(report(99)))
     assert asked.now == 2
+
+
+def test_what_a_stop_costs_is_taken_and_what_makes_no_sense_is_not() -> None:
+    sent = report(None, step_seconds="1.5", save_seconds="-2", lost_steps="3")
+    assert clean_report(sent).costs == {"step_seconds": 1.5, "lost_steps": 3}
+    assert clean_report(report(None, step_seconds="NaN", save_seconds="inf", lost_steps="x")).costs == {}
+    reports = ProgressReports(Asked(), 10)  # type: ignore[arg-type]
+    reports.take(NAME, 1, "pod", clean_report(sent))
+    reports.take(NAME, 1, "pod", clean_report(report(None, save_seconds="4")))
+    found = reports.report(NAME)
+    assert found is not None
+    assert found.stop_costs == StopCosts(step_seconds=1.5, save_seconds=4, lost_steps=3)

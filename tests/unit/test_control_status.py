@@ -18,7 +18,7 @@ from finetune_operator.control.apply import GoneError, _refused, event_manifest
 from finetune_operator.control.cache import Cache
 from finetune_operator.control.health import OLDEST_SECONDS, Health
 from finetune_operator.control.reconcile import invalid_status
-from finetune_operator.control.resources import FINE_TUNE_JOB, JOB
+from finetune_operator.control.resources import FINE_TUNE_JOB, JOB, WATCHED
 from finetune_operator.control.resync import Resync
 from finetune_operator.control.workqueue import WorkQueue
 from finetune_operator.plan import Event
@@ -104,7 +104,7 @@ async def test_probes_fail_when_a_restart_would_help() -> None:
     now = OLDEST_SECONDS + 1
     assert "waiting" in (health.problem() or "")
     now = 0.0
-    resync = Resync(Api.__new__(Api), cache, queue.add, (), 300)
+    resync = Resync(Api.__new__(Api), cache, queue.add, watched=WATCHED, namespaces=(), seconds=300)
     health.resync = resync
     assert health.problem() is None
     resync.finished_at = float("-inf")

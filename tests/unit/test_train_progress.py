@@ -1,13 +1,16 @@
-"""Numbers that are not finite end training at once, and by name."""
+"""Numbers that are not finite end training at once, and by name; what a stop costs is measured."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from finetune_api.interruptions import StopCosts
+from finetune_api.reports import ProgressFile
 from finetune_trainer.errors import LossNotFiniteError
-from finetune_trainer.training.progress import check_finite
+from finetune_trainer.training.progress import ProgressCallback, check_finite, lost_steps
 
 NAN, INF = float("nan"), float("inf")
 
@@ -24,3 +27,36 @@ def test_a_number_that_is_not_finite(logs: dict[str, Any]) -> None:
 
 def test_other_numbers_do_not_matter() -> None:
     check_finite({"loss": 1.5, "grad_norm": 0, "entropy": NAN, "note": "text"}, 1)
+
+
+def test_lost_steps_are_those_that_no_checkpoint_had(tmp_path: Path) -> None:
+    """Of all attempts: the sum lies on the volume, whoever looks at the pods meanwhile."""
+    path = tmp_path / "progress.json"
+    assert lost_steps(path, 0) == 0
+    lost = 0
+    for reached, resumed, all_lost in ((17, 10, 7), (20, 20, 7), (31, 25, 13)):
+        before = ProgressFile(step=reached, stop_costs=StopCosts(lost_steps=lost))
+        path.write_text(before.model_dump_json(by_alias=True))
+        lost = lost_steps(path, resumed)
+        assert lost == all_lost
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"step": "many"}', "[]", '{"step": 5, "stopCosts": {"lostSteps": -1}}'])
+def test_a_file_that_nobody_can_read_counts_nothing(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "progress.json"
+    path.write_text(text)
+    assert lost_steps(path, 3) == 0
+
+
+def test_a_file_of_an_earlier_version_counts_what_it_knows(tmp_path: Path) -> None:
+    path = tmp_path / "progress.json"
+    path.write_text('{"step": 9, "percent": 20}')
+    assert lost_steps(path, 4) == 5
+
+
+def test_the_slowest_step_and_checkpoint_are_kept(tmp_path: Path) -> None:
+    callback = ProgressCallback(tmp_path / "progress.json", 0)
+    for seconds in (1.0, 3.0, 2.0):
+        callback.checkpoint_saved(1, seconds)
+    written = ProgressFile.model_validate_json((tmp_path / "progress.json").read_bytes())
+    assert written.stop_costs == StopCosts(save_seconds=3.0)

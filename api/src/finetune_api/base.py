@@ -29,6 +29,9 @@ class Named(StrEnum):
 Int = Annotated[int, Strict()]
 """A whole number as the API server takes it: neither "5" nor true."""
 
+Bool = Annotated[bool, Strict()]
+"""true or false as the API server takes it: neither "yes" nor 1."""
+
 
 @dataclass(frozen=True, slots=True)
 class Rule:

@@ -16,7 +16,8 @@ class Stage(Named):
 
 
 class ConditionType(Named):
-    """Ready, Reconciling and Stalled by kstatus; then one condition for each thing that a run must achieve."""
+    """Ready, Reconciling and Stalled by kstatus; then one condition for each thing that a run must achieve; Suspended
+    only while spec.suspend is true."""
 
     READY = "Ready"
     RECONCILING = "Reconciling"
@@ -27,6 +28,7 @@ class ConditionType(Named):
     PROMOTED = "Promoted"
     SERVING = "Serving"
     PACKAGED = "Packaged"
+    SUSPENDED = "Suspended"
 
 
 class Trigger(Named):
@@ -80,6 +82,9 @@ class FailureReason(Named):
     DEADLINE_EXCEEDED = "DeadlineExceeded"
     QUOTA_EXCEEDED = "QuotaExceeded"
     POD_REFUSED = "PodRefused"
+    QUEUED = "Queued"
+    QUEUE_UNAVAILABLE = "QueueUnavailable"
+    JOB_SUSPENDED = "JobSuspended"
     NAME_CONFLICT = "NameConflict"
     FORMER_POD = "FormerPod"
     NOT_READY = "NotReady"

@@ -22,6 +22,7 @@ CONDITION_MEANINGS = {
     ConditionType.PROMOTED: "The newest run passed its gate.",
     ConditionType.SERVING: "A promoted model answers at `status.endpoint`.",
     ConditionType.PACKAGED: "The newest run is exported as `output.exports` asks. Absent without exports.",
+    ConditionType.SUSPENDED: "`spec.suspend` is true and no stage's pod is left. There only while it is true.",
 }
 EXIT_CODES = {
     ExitCode.DONE: "Done.",

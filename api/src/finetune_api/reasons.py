@@ -172,6 +172,24 @@ REASONS: dict[Reason, ReasonFacts] = {
         "controller keeps trying.",
         waits=True,
     ),
+    Reason.QUEUED: ReasonFacts(
+        Blame.CLUSTER,
+        "The queue has not admitted the stage yet.",
+        "Nothing to do: it starts, or goes on from its checkpoint, as soon as the queue has room.",
+        waits=True,
+    ),
+    Reason.QUEUE_UNAVAILABLE: ReasonFacts(
+        Blame.CLUSTER,
+        "The queue does not exist, is stopped, or can never hold the stage.",
+        "Name a queue in compute.queueName that exists, is not stopped, and has the quota for compute.",
+        waits=True,
+    ),
+    Reason.JOB_SUSPENDED: ReasonFacts(
+        Blame.CLUSTER,
+        "Somebody else suspended the stage's Job.",
+        "Let the Job go on (spec.suspend: false in the Job); to suspend a FineTuneJob, set its own spec.suspend.",
+        waits=True,
+    ),
     Reason.NAME_CONFLICT: ReasonFacts(
         Blame.CLUSTER,
         "An object of the name that is needed belongs to somebody else.",

@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field
 
 from finetune_api.base import StatusModel
 from finetune_api.conditions import FailureReason, Stage
+from finetune_api.interruptions import StopCosts
 from finetune_api.measured import CheckScore, EvaluationStatus
 from finetune_api.package import PackageSummary
 from finetune_api.status import (
@@ -67,6 +68,7 @@ class Summary(StatusModel):
     eval_loss: float | None = None
     train_seconds: float | None = None
     resumed_from_step: int | None = None
+    stop_costs: StopCosts | None = None
     notes: list[str] = Field(default=[], description="What the user should know, for example a halved micro batch.")
     # Evaluate
     evaluation: EvaluationStatus | None = None
@@ -232,6 +234,7 @@ class ProgressFile(StatusModel):
     remaining_seconds: int | None = None
     update_time: str = ""
     attempt_first_step: int = Field(default=0, description="Step at which this attempt began; above 0 after a resume.")
+    stop_costs: StopCosts = StopCosts()
 
 
 def model_status(summary: ModelSummary, *, claim: str, run: int, name: str) -> ModelStatus:

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from finetune_api.base import ApiModel, Int, Named, Rule
+from finetune_api.base import ApiModel, Bool, Int, Named, Rule
 from finetune_api.dataset import Columns as Columns
 from finetune_api.dataset import ConfigMapRef as ConfigMapRef
 from finetune_api.dataset import DataFile as DataFile
@@ -28,6 +28,7 @@ from finetune_api.method import MethodSpec as MethodSpec
 from finetune_api.method import Packing as Packing
 from finetune_api.placement import Placement as Placement
 from finetune_api.placement import Resources as Resources
+from finetune_api.queueing import Queueing as Queueing
 from finetune_api.tasks import DECODERS, TASKS
 from finetune_api.tasks import MethodType as MethodType
 from finetune_api.tasks import Metric as Metric
@@ -79,7 +80,7 @@ class BaseModelSpec(ApiModel):
     )
 
 
-class ComputeSpec(Placement):
+class ComputeSpec(Queueing):
     """What training and evaluation run on."""
 
     gpus: Int = Field(default=1, ge=0, le=1, description="GPUs of the training pod. 0 trains on the CPU.")
@@ -181,6 +182,11 @@ class FineTuneJobSpec(ApiModel):
     evaluation: EvaluationSpec = Field(default=EvaluationSpec(), description="How the result is proven.")
     output: OutputSpec = Field(description="Where results are kept.")
     serving: ServingSpec = Field(default=ServingSpec(), description="The endpoint.")
+    suspend: Bool = Field(
+        default=False,
+        description="true: no stage runs. A training saves a checkpoint and gives its GPU back; false goes on from "
+        "there. What was promoted keeps answering: serving.replicas: 0 ends that.",
+    )
     rerun_token: str | None = Field(
         default=None,
         min_length=1,

@@ -14,6 +14,7 @@ from finetune_api.failure import Failure as Failure
 from finetune_api.failure import Message as Message
 from finetune_api.failure import Time as Time
 from finetune_api.failure import Word as Word
+from finetune_api.interruptions import Interruptions as Interruptions
 from finetune_api.measured import FEWEST_EXAMPLES as FEWEST_EXAMPLES
 from finetune_api.measured import CheckScore as CheckScore
 from finetune_api.measured import EvaluationStatus as EvaluationStatus
@@ -179,6 +180,7 @@ class RunStatus(StatusModel):
     estimate: Estimate | None = Field(default=None, description="Expected memory and time.")
     progress: Progress | None = Field(default=None, description="Where the training is.")
     checkpoint: Checkpoint | None = Field(default=None, description="The newest complete checkpoint.")
+    interruptions: Interruptions | None = Field(default=None, description="What stopping the training costs.")
     evaluation: EvaluationStatus | None = Field(default=None, description="The proof.")
     gate: GateStatus | None = Field(default=None, description="The verdict.")
     failure: Failure | None = Field(default=None, description="What is wrong.")
@@ -223,8 +225,8 @@ class FineTuneJobStatus(StatusModel):
     conditions: list[Condition] = Field(
         default=[],
         max_length=16,
-        description="Ready, Reconciling, Stalled, DatasetValid, Trained, Evaluated, Promoted, Serving, and Packaged "
-        "where exports are asked for.",
+        description="Ready, Reconciling, Stalled, DatasetValid, Trained, Evaluated, Promoted, Serving; Packaged where "
+        "exports are asked for, Suspended while spec.suspend is true.",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
     )
     stage: Stage | None = Field(default=None, description="Derived from the conditions, for printing.")

@@ -15,6 +15,7 @@ STAGES = ("Prepare", "Train", "Package", "Serve")
 PREPARE_LOG, TRAIN_LOG, PACKAGE_LOG, SERVE_LOG = (LOG.format(stage=stage) for stage in STAGES)
 EXPORT_ONLY = "It concerns the export alone; the run stays promoted and the model goes on serving."
 DATA = "kubectl get finetunejob NAME -o jsonpath='{.status.run.dataset.problems}'"
+QUEUE = "kubectl get finetunejob NAME -o jsonpath='{.status.run.failure.message}'"
 CLAIMS = "kubectl get persistentvolumeclaims"
 
 
@@ -115,6 +116,21 @@ TROUBLES: dict[Reason, Trouble] = {
         "Pod Security, a LimitRange, a quota that demands limits, a policy engine's webhook, a PriorityClass that does "
         "not exist. The message has the refusal word for word.",
         "kubectl get events --field-selector reason=FailedCreate",
+    ),
+    Reason.QUEUED: Trouble(
+        "Others have the quota, or a job of higher priority took it. The message is the queue's own. A training that "
+        "had to give way keeps its checkpoint and its place.",
+        QUEUE,
+    ),
+    Reason.QUEUE_UNAVAILABLE: Trouble(
+        "A misspelt queue, one of another namespace, one that was stopped, a ClusterQueue without the resource that "
+        "is asked for or with less than one job needs, a Workload that somebody deactivated.",
+        QUEUE,
+    ),
+    Reason.JOB_SUSPENDED: Trouble(
+        "A queue controller that takes every Job of the namespace, or a person. The operator itself never suspends a "
+        "Job without a queue.",
+        "kubectl get jobs -l finetune-operator.io/job=NAME",
     ),
     Reason.NAME_CONFLICT: Trouble(
         "An object of that name was there before, or a job was made anew while its children were still being "

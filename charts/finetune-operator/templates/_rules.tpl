@@ -33,6 +33,10 @@
 - apiGroups: ['']
   resources: [events]
   verbs: [list, watch]
+# Why a queue holds a Job back, where Kueue is installed.
+- apiGroups: [kueue.x-k8s.io]
+  resources: [workloads]
+  verbs: [list, watch]
 # Events about a job.
 - apiGroups: [events.k8s.io]
   resources: [events]

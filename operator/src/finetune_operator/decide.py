@@ -23,6 +23,7 @@ from finetune_operator.stages.package import package
 from finetune_operator.stages.pipeline import PIPELINE, STAGES
 from finetune_operator.stages.promote import Promotion, promote
 from finetune_operator.stages.serve import Serving, serve
+from finetune_operator.stages.suspension import Pause
 from finetune_operator.stages.view import Step, View, is_deleting, own_children, reference
 from finetune_operator.transitions import events
 from finetune_operator.verdicts import Outcome, judgements
@@ -42,7 +43,8 @@ def decide(job: FineTuneJob, observed: Observed, now: datetime, settings: Settin
     run = _with_trouble(view, packaging.run, promotion, serving)
     if step.done and serving.settled and not packaging.done:
         stage = Stage.PACKAGE
-    status = _status(view, run, stage, promotion, serving)
+    pause = packaging.pause if stage is Stage.PACKAGE else step.pause
+    status = _status(view, run, (stage, pause), promotion, serving)
     return Plan(
         status=status,
         apply=_once(step.apply + serving.apply + packaging.apply),
@@ -76,18 +78,22 @@ def _with_trouble(view: View, run: RunStatus, promotion: Promotion, serving: Ser
     return run.model_copy(update={"failure": failure})
 
 
-def _status(view: View, run: RunStatus, stage: Stage, promotion: Promotion, serving: Serving) -> FineTuneJobStatus:
+def _status(
+    view: View, run: RunStatus, reached: tuple[Stage, Pause | None], promotion: Promotion, serving: Serving
+) -> FineTuneJobStatus:
     job, spec = view.job, view.job.spec
-    promoted = runs.is_promoted(promotion.records, run.number)
+    stage, pause = reached
     outcome = Outcome(
         run,
         stage,
         promotion.wanted,
-        promoted,
-        serving,
-        spec.serving.replicas,
-        spec.output.claim_name,
+        promoted=runs.is_promoted(promotion.records, run.number),
+        serving=serving,
+        replicas=spec.serving.replicas,
+        claim=spec.output.claim_name,
         exports=bool(spec.output.exports),
+        suspend=spec.suspend,
+        pause=pause,
     )
     conditions = merge(job.status.conditions, judgements(outcome), view.time, job.metadata.generation)
     keep = [spec.serving.run, *(model.run for model in (serving.model, promotion.wanted) if model)]

@@ -31,6 +31,12 @@ ANNOTATION_PACKAGE_HASH = f"{GROUP}/package-hash"
 # The claim that a Job writes to, where the run's own claim is read when the status was lost.
 ANNOTATION_CLAIM = f"{GROUP}/claim"
 
+# Kueue's own, on the Jobs that wait in a queue.
+LABEL_QUEUE = "kueue.x-k8s.io/queue-name"
+LABEL_QUEUE_PRIORITY = "kueue.x-k8s.io/priority-class"
+# Seconds between SIGTERM and SIGKILL of a Job's pods: the rest of its spec is not kept in memory.
+ANNOTATION_GRACE = f"{GROUP}/grace-seconds"
+
 CONTAINER = "main"
 PORT = 8000
 

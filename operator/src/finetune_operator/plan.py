@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from finetune_api.conditions import FailureReason
+from finetune_api.interruptions import StopCosts
 from finetune_api.status import Checkpoint, FineTuneJobStatus, Progress
 
 Manifest = dict[str, Any]
@@ -20,6 +21,7 @@ class ProgressReport:
     run: int
     progress: Progress
     checkpoint: Checkpoint | None = None
+    stop_costs: StopCosts | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,7 @@ class Observed:
     # Job that somebody deleted without waiting for its pods.
     former_pods: Sequence[Manifest] = ()
     refusals: Mapping[str, PodRefusal] = field(default_factory=dict)  # by name of the Job
+    workloads: Mapping[str, Manifest] = field(default_factory=dict)  # Kueue's, by name of the Job
 
 
 @dataclass(frozen=True, slots=True)

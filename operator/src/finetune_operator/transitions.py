@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from finetune_api.conditions import ConditionType as Type
-from finetune_api.conditions import Stage
+from finetune_api.conditions import FailureReason, Stage
 from finetune_api.status import FineTuneJobStatus
 from finetune_operator.conditions import find, is_true, sentence, shorten
 from finetune_operator.plan import Event
 from finetune_operator.runs import is_done, stage_time
 from finetune_operator.stages.pipeline import PIPELINE, STAGES
 
+IN_QUEUE = frozenset({FailureReason.QUEUED, FailureReason.QUEUE_UNAVAILABLE})
 EVENT_MESSAGE = 1024  # the API server refuses longer notes
 
 
@@ -30,6 +31,7 @@ def _all(old: FineTuneJobStatus, new: FineTuneJobStatus) -> Iterator[Event]:
         yield _normal("RunStarted", f"Run {run.number} {'taken up again' if known else f'started ({run.trigger})'}.")
     if same_run or not known:  # a run that is taken up again did all that before
         yield from _reached(old, new, same_run)
+    yield from _suspension(old, new)
     yield from _trouble(old, new, same_run)
     if new.endpoint and is_true(new.conditions, Type.SERVING) and _answering(old) != _answering(new):
         url = new.endpoint.url
@@ -56,6 +58,14 @@ def _became_true(
         yield _normal(reason, condition.message)
 
 
+def _suspension(old: FineTuneJobStatus, new: FineTuneJobStatus) -> Iterator[Event]:
+    before, after = (find(status.conditions, Type.SUSPENDED) for status in (old, new))
+    if after and after.status == "True" and not is_true(old.conditions, Type.SUSPENDED):
+        yield _normal("Suspended", after.message)
+    if before and not after:
+        yield _normal("Resumed", "spec.suspend is no longer true.")
+
+
 def _trouble(old: FineTuneJobStatus, new: FineTuneJobStatus, same_run: bool) -> Iterator[Event]:
     gate, gate_before = find(new.conditions, Type.PROMOTED), find(old.conditions, Type.PROMOTED)
     if gate and gate.status == "False" and not (same_run and gate_before and gate_before.status == "False"):
@@ -68,12 +78,19 @@ def _trouble(old: FineTuneJobStatus, new: FineTuneJobStatus, same_run: bool) -> 
     if not known:
         reason = failure.reason.value if failure.waiting else "Failed"
         text = f"{sentence(f'{failure.reason}: {failure.message}')} {sentence(failure.advice, capital=True)}"
-        yield Event("Warning", reason, shorten(text, EVENT_MESSAGE))
+        # To wait for one's turn is what a queue is for.
+        if failure.reason is FailureReason.QUEUED:
+            yield _normal(reason, text)
+        else:
+            yield Event("Warning", reason, shorten(text, EVENT_MESSAGE))
 
 
 def _has_begun(status: FineTuneJobStatus, stage: Stage) -> bool:
+    """Whether its Job is there, and was let go by its queue."""
     entry = stage_time(status.run, stage) if status.run else None
-    return entry is not None and entry.start_time is not None
+    failure = status.run.failure if status.run else None
+    queued = failure is not None and failure.stage is stage and failure.reason in IN_QUEUE
+    return entry is not None and entry.start_time is not None and not queued
 
 
 def _answering(status: FineTuneJobStatus) -> int | None:

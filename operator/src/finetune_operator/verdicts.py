@@ -12,6 +12,7 @@ from finetune_operator.runs import ended_with_failure, is_done
 from finetune_operator.stages.job_stage import JobStage
 from finetune_operator.stages.pipeline import PACKAGE, PIPELINE, STAGES
 from finetune_operator.stages.serve import Serving
+from finetune_operator.stages.suspension import Pause, pause_words, suspended
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,8 @@ class Outcome:
     replicas: int
     claim: str = ""  # that the spec names
     exports: bool = False  # whether any is asked for
+    suspend: bool = False
+    pause: Pause | None = None
 
 
 def judgements(outcome: Outcome) -> list[Judgement]:
@@ -37,6 +40,7 @@ def judgements(outcome: Outcome) -> list[Judgement]:
         _promoted(outcome),
         _serving(outcome),
         *_packaged(outcome),
+        *([suspended(run, outcome.stage, outcome.pause)] if outcome.suspend else ()),
     ]
 
 
@@ -47,10 +51,14 @@ def _summary(outcome: Outcome) -> list[Judgement]:
 
 
 def _verdict(outcome: Outcome) -> tuple[str, str, str]:
-    """The one of the three that is true, its reason, and its sentence."""
+    """The one of the three that is true (another word: none), its reason, and its sentence."""
     failure = outcome.run.failure
     if failure is not None and not failure.waiting:
         return "Stalled", failure.reason, _failed_words(outcome, failure)
+    if outcome.pause is not None:
+        reason, text = pause_words(outcome.run, outcome.stage, outcome.pause)
+        # Nothing is under way and nothing is wrong: none of the three is true.
+        return "Reconciling" if outcome.pause is Pause.ENDING else reason, reason, f"{text} {_still(outcome)}".strip()
     if outcome.stage is not Stage.SERVE or not outcome.serving.settled:
         waits = failure is not None and not _is_elsewhere(outcome, failure)
         reason = failure.reason if failure is not None and waits else _doing(outcome.stage)[0]

@@ -16,6 +16,7 @@ from typing import ClassVar
 
 from finetune_api.conditions import ExitCode, FailureReason
 from finetune_api.package import PackageSummary
+from finetune_api.reports import ProgressFile
 from finetune_api.status import DatasetStatus
 
 
@@ -77,3 +78,4 @@ class InterruptedStageError(TrainerError):
 
     exit_code = ExitCode.INTERRUPTED
     default_reason = FailureReason.INTERRUPTED
+    progress: ProgressFile | None = None  # of a training: what is saved, and what that took

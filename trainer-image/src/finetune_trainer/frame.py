@@ -14,11 +14,13 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from finetune_api.conditions import FailureReason, Stage
 from finetune_api.reports import EvaluateReport, Summary
 from finetune_api.run_config import RunConfig
 from finetune_api.spec import EvaluationSpec
+from finetune_api.status import Checkpoint
 from finetune_trainer import artifacts
 from finetune_trainer.adoption import adopt_former_run
 from finetune_trainer.context import StageContext
@@ -134,7 +136,8 @@ def report_failure(
     known = {"run": config.run, "hash": config.hash} if config else {}
     dataset = error.dataset if isinstance(error, UserInputError) else None
     package = error.done if isinstance(error, PackageError) else None
-    summary = Summary(stage=stage, ok=False, failure=failure, dataset=dataset, package=package, **known)
+    kept = _kept(error)
+    summary = Summary(stage=stage, ok=False, failure=failure, dataset=dataset, package=package, **known, **kept)
     write_message(termination_log, summary)
     # A stack trace helps only when the fault is ours; users need the sentence.
     trace = error if exit_code == 1 else None
@@ -142,6 +145,14 @@ def report_failure(
         "reason=%s %s%s", failure.reason, failure.message, f" ({failure.advice})" * bool(failure.advice), exc_info=trace
     )
     return exit_code
+
+
+def _kept(error: BaseException) -> dict[str, Any]:
+    """What an interrupted training has saved, for its summary."""
+    progress = error.progress if isinstance(error, InterruptedStageError) else None
+    if progress is None or progress.checkpoint_step is None:
+        return {}
+    return {"checkpoint": Checkpoint(step=progress.checkpoint_step), "stop_costs": progress.stop_costs}
 
 
 def write_message(termination_log: Path | None, summary: Summary) -> None:

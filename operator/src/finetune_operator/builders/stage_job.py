@@ -25,6 +25,7 @@ from finetune_operator.builders.metadata import digest, metadata, sealed
 from finetune_operator.builders.previous import previous_run
 from finetune_operator.builders.run_config_map import CA_CRT
 from finetune_operator.builders.shape import SHAPES
+from finetune_operator.interruption import grace
 from finetune_operator.plan import Manifest
 from finetune_operator.settings import Settings
 
@@ -43,6 +44,9 @@ def stage_job(job: FineTuneJob, run: RunStatus, stage: Stage, settings: Settings
         "podFailurePolicy": {"rules": failure_rules()},
         "template": {"metadata": {"labels": dict(labels)}, "spec": _pod(job, run, stage, settings)},
     }
+    queued = queue_labels(job, stage)
+    if queued:
+        spec["suspend"] = True  # the queue lets it go; without one it must not run past every quota
     if SHAPES[stage].bounded and job.spec.compute.active_deadline_seconds:
         spec["activeDeadlineSeconds"] = job.spec.compute.active_deadline_seconds
     annotations = {
@@ -50,14 +54,24 @@ def stage_job(job: FineTuneJob, run: RunStatus, stage: Stage, settings: Settings
         names.ANNOTATION_INPUTS_HASH: inputs_hash(job, stage),
         names.ANNOTATION_CLAIM: run_claim(job, run),
     }
+    if SHAPES[stage].saves:
+        annotations[names.ANNOTATION_GRACE] = str(grace(run, settings))
     if SHAPES[stage].measures:
         annotations[names.ANNOTATION_EVALUATION_HASH] = evaluation_hash(job.spec.evaluation)
     if SHAPES[stage].delivers:
         annotations[names.ANNOTATION_PACKAGE_HASH] = package_hash(_package(job, run))
     name = names.stage_name(job.metadata.name, run.number, stage)
-    return sealed(
-        {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata(job, name, labels, annotations), "spec": spec}
-    )
+    meta = metadata(job, name, {**labels, **queued}, annotations)
+    return sealed({"apiVersion": "batch/v1", "kind": "Job", "metadata": meta, "spec": spec})
+
+
+def queue_labels(job: FineTuneJob, stage: Stage) -> dict[str, str]:
+    """Labels of a Job that waits in a queue; none of one that does not."""
+    compute = job.spec.compute
+    if compute.queue_name is None or SHAPES[stage].fetches or SHAPES[stage].delivers:
+        return {}
+    priority = compute.workload_priority_class_name
+    return {names.LABEL_QUEUE: compute.queue_name, **({names.LABEL_QUEUE_PRIORITY: priority} if priority else {})}
 
 
 def run_claim(job: FineTuneJob, run: RunStatus) -> str:
@@ -124,7 +138,7 @@ def _pod(job: FineTuneJob, run: RunStatus, stage: Stage, settings: Settings) -> 
             pod.tmp_volume(_amounts(job, stage)),
             *extra_volumes,
         ],
-        grace_seconds=settings.train_grace_seconds if SHAPES[stage].saves else GRACE_SECONDS,
+        grace_seconds=grace(run, settings) if SHAPES[stage].saves else GRACE_SECONDS,
         # Prepare goes where training will: it is the first consumer of the volume and so chooses its zone.
         where=pod.placement(job.spec.compute, job.spec.compute.priority_class_name),
         restart_policy="Never",

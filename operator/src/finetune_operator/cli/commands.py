@@ -68,7 +68,8 @@ def check(files: Sequence[str], name: str | None, claims: Sequence[str], namespa
 
 
 def run(files: Sequence[str], name: str | None, claims: Sequence[str], namespace: str | None, output: Output) -> None:
-    """Exit code 0 when the job is Ready, 1 when it failed, 2 when its input is wrong, 130 when interrupted."""
+    """Exit code 0 when the job is Ready, 1 when it failed or is suspended, 2 when its input is wrong, 130 when it was
+    interrupted."""
     store, console = open_store(), consoles(output)
     job = _wanted(store, console, files, name, claims, namespace)
     before = store.load(job.metadata.namespace, job.metadata.name)
@@ -91,6 +92,9 @@ def drive(store: Store, console: Console, job: FineTuneJob) -> FineTuneJob:
         kept = f"The checkpoint of step {saved.step} is saved." if saved else "What was finished is kept."
         console.print(f"Interrupted. {kept} Go on with: {_like_this()}", highlight=False, soft_wrap=True)
         sys.exit(INTERRUPTED)
+    if result.ending is Ending.SUSPENDED:
+        console.print(f"{words.message(job)} Set it in the job's file.", highlight=False, soft_wrap=True)
+        sys.exit(1)
     if result.ending is not Ending.READY:
         if job.status.run and job.status.run.evaluation:
             report.show_run(console, store, job)

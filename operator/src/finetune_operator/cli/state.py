@@ -33,6 +33,8 @@ def state_of(job: FineTuneJob, *, driven: bool) -> State:
         return State("serving", "green", _address(job)) if served else State("running", "cyan", _doing(job))
     if words.condition(job, ConditionType.READY) == "True":
         return State("finished", "green", f"finetune chat {words.named(job)}")
+    if words.condition(job, ConditionType.SUSPENDED) == "True":
+        return State("suspended", "yellow", _line(words.message(job)))
     return State("stopped", "yellow", f"{_reached(job)}; go on with: finetune run {words.named(job)}")
 
 

@@ -142,4 +142,5 @@ def message(job: FineTuneJob) -> str:
         found = find(job.status.conditions, kind)
         if found and found.status == "True":
             return found.message
-    return ""
+    held = find(job.status.conditions, ConditionType.SUSPENDED)
+    return held.message if held else ""

@@ -21,8 +21,10 @@ from finetune_operator.control.resources import (
     DEPLOYMENT,
     FINE_TUNE_JOB,
     JOB,
+    OF_JOBS,
     POD,
     POD_REFUSAL,
+    WORKLOAD,
     Resource,
     controller_uid,
 )
@@ -67,6 +69,9 @@ def slim(body: Manifest) -> Manifest:
         kept["data"] = {key: text for key, text in (body.get("data") or {}).items() if key == RUN_JSON}
     if body.get("kind") == POD.kind:  # which claims and ConfigMaps a pod waits for
         kept["spec"] = {"volumes": (body.get("spec") or {}).get("volumes") or []}
+    if body.get("kind") == WORKLOAD.kind:
+        kept["spec"] = {"active": (body.get("spec") or {}).get("active")}
+        kept["status"] = {"conditions": (body.get("status") or {}).get("conditions") or []}
     if body.get("kind") == POD_REFUSAL.kind:
         kept = {key: kept[key] for key in REFUSAL_PARTS if key in kept}
     return cast(Manifest, shared_keys(kept))
@@ -151,15 +156,17 @@ class Cache:
         if about := body.get("involvedObject"):
             job = self._objects[JOB.kind].get((metadata.get("namespace", ""), about.get("name", "")))
             return self.job_of(job) if job else None
+        if body.get("kind") == WORKLOAD.kind:
+            return self.owner_of(body)
         return self._labelled.get(
             (metadata.get("namespace", ""), (metadata.get("labels") or {}).get(names.LABEL_JOB, ""))
         )
 
-    def owner_of(self, pod: Manifest) -> Name | None:
-        """The FineTuneJob whose own Job made the pod; never one that only has the name of the pod's former owner."""
-        uid = controller_uid(pod)
-        for reference in pod["metadata"].get("ownerReferences") or ():
-            job = self._objects[JOB.kind].get((pod["metadata"].get("namespace", ""), reference.get("name", "")))
+    def owner_of(self, body: Manifest) -> Name | None:
+        """The FineTuneJob whose own Job made the pod or Workload; never one that has the name of its former owner."""
+        uid = controller_uid(body)
+        for reference in body["metadata"].get("ownerReferences") or ():
+            job = self._objects[JOB.kind].get((body["metadata"].get("namespace", ""), reference.get("name", "")))
             if reference.get("uid") == uid and job is not None and job["metadata"]["uid"] == uid:
                 return self._job_names.get(controller_uid(job) or "")
         return None
@@ -171,8 +178,8 @@ class Cache:
         not: an older version there is the truth of an API server whose etcd was restored from a backup.
         """
         name = name_of(body)
-        if resource is POD_REFUSAL and self.job_of(body) is None:
-            return False  # about a Job of others: an Event that comes before its Job comes again
+        if resource.kind in OF_JOBS and self.job_of(body) is None:
+            return False  # about a Job of others; what comes before its Job comes again
         if from_watch:
             self._touch(resource, name)
         known = self._objects[resource.kind].get(name)

@@ -6,7 +6,7 @@ level-triggered by our own queue. kopf's retries, timers, daemons and indexes ar
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import kopf
@@ -15,14 +15,14 @@ from kubernetes.aio.client import Configuration
 from finetune_operator.control.api_client import CHUNK, kopf_credentials
 from finetune_operator.control.cache import Cache, Name, name_of
 from finetune_operator.control.metrics import EVENTS_SEEN
-from finetune_operator.control.resources import FINE_TUNE_JOB, WATCHED, Resource
+from finetune_operator.control.resources import FINE_TUNE_JOB, Resource
 from finetune_operator.control.stateless import NoDiffBase, NoProgress
 from finetune_operator.plan import Manifest
 
 Enqueue = Callable[[Name], None]
 
 
-def kopf_settings() -> kopf.OperatorSettings:
+def kopf_settings(watched: Sequence[Resource]) -> kopf.OperatorSettings:
     """How kopf watches."""
     settings = kopf.OperatorSettings()
     settings.posting.enabled = False  # Events are ours to post, deduplicated
@@ -38,7 +38,7 @@ def kopf_settings() -> kopf.OperatorSettings:
     settings.networking.request_timeout = 30
     settings.queueing.idle_timeout = 1.0  # a worker task per object: end those of a burst soon
     settings.queueing.exit_timeout = 0.5
-    for resource in WATCHED:
+    for resource in watched:
         key = (resource.group, resource.version, resource.plural)
         if resource.selector:
             settings.watching.label_selectors[key] = resource.selector
@@ -63,7 +63,9 @@ def take_event(cache: Cache, resource: Resource, kind: str | None, body: Manifes
         enqueue(job)
 
 
-def make_registry(configuration: Configuration, cache: Cache, enqueue: Enqueue) -> kopf.OperatorRegistry:
+def make_registry(
+    configuration: Configuration, cache: Cache, enqueue: Enqueue, watched: Sequence[Resource]
+) -> kopf.OperatorRegistry:
     """kopf's registry with one event handler a kind."""
     registry = kopf.OperatorRegistry()
 
@@ -71,7 +73,7 @@ def make_registry(configuration: Configuration, cache: Cache, enqueue: Enqueue) 
     async def login(**_: Any) -> kopf.ConnectionInfo:
         return await kopf_credentials(configuration)
 
-    for resource in WATCHED:
+    for resource in watched:
         _register(registry, resource, cache, enqueue)
     return registry
 

@@ -10,6 +10,7 @@ from finetune_operator.control.resources import (
     JOB,
     POD_REFUSAL,
     SERVICE,
+    WORKLOAD,
     Resource,
 )
 from finetune_operator.plan import ApplyFailure, Manifest, Observed, PodRefusal, ProgressReport
@@ -36,6 +37,7 @@ def observe(
         apply_failure=apply_failure,
         former_pods=former,
         refusals={name: found for name, job in jobs.items() if (found := _refusal(cache, job))},
+        workloads={name: made for name, job in jobs.items() if (made := _workload(cache, job))},
     )
 
 
@@ -58,6 +60,11 @@ def _refusal(cache: Cache, job: Manifest) -> PodRefusal | None:
     told = [each for each in cache.children(job["metadata"]["uid"]) if each["kind"] == POD_REFUSAL.kind]
     newest = max(told, key=_time, default=None)
     return PodRefusal(str(newest.get("message") or ""), _time(newest)) if newest else None
+
+
+def _workload(cache: Cache, job: Manifest) -> Manifest | None:
+    """What Kueue made of the Job."""
+    return next((each for each in cache.children(job["metadata"]["uid"]) if each["kind"] == WORKLOAD.kind), None)
 
 
 def _time(event: Manifest) -> str:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import signal
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from typing import Any
 
 import kopf
@@ -16,6 +16,7 @@ from finetune_operator.control.api_client import Api, load_configuration
 from finetune_operator.control.apply import Applier
 from finetune_operator.control.cache import Cache, Name
 from finetune_operator.control.certificates import Certificates
+from finetune_operator.control.discovery import watched_kinds
 from finetune_operator.control.environment import Environment
 from finetune_operator.control.handlers import kopf_settings, make_registry
 from finetune_operator.control.health import Health, serve_health
@@ -23,6 +24,7 @@ from finetune_operator.control.lease import Lease, LeaseLostError
 from finetune_operator.control.progress import ProgressReports
 from finetune_operator.control.receiver import serve_progress
 from finetune_operator.control.reconcile import Decide, Reconciler
+from finetune_operator.control.resources import Resource
 from finetune_operator.control.resync import Resync
 from finetune_operator.control.workqueue import WorkQueue
 
@@ -86,14 +88,16 @@ class Operator:
         stack.push_async_callback(_cancel, [watch])
 
     async def _lead(self, stop: asyncio.Event) -> None:
+        watched = await watched_kinds(self._api)
         resync = Resync(
             self._api,
             self._cache,
             self._queue.add,
-            self._environment.watch_namespaces,
-            self._environment.resync_seconds,
+            watched=watched,
+            namespaces=self._environment.watch_namespaces,
+            seconds=self._environment.resync_seconds,
         )
-        async with self._watching():
+        async with self._watching(watched):
             # Nothing is decided before everything is known; the watches fill the cache meanwhile.
             if not await _unless(stop, resync.once(first=True)):
                 return
@@ -114,13 +118,13 @@ class Operator:
         await _cancel([work, *others])
 
     @contextlib.asynccontextmanager
-    async def _watching(self) -> AsyncIterator[None]:
+    async def _watching(self, watched: Sequence[Resource]) -> AsyncIterator[None]:
         """kopf's tasks. Its own runner is not used: on exit it cancels every task of the process."""
         namespaces = self._environment.watch_namespaces
-        registry = make_registry(self._configuration, self._cache, self._queue.add)
+        registry = make_registry(self._configuration, self._cache, self._queue.add, watched)
         self._watch_tasks = await kopf.spawn_tasks(
             registry=registry,
-            settings=kopf_settings(),
+            settings=kopf_settings(watched),
             standalone=True,
             clusterwide=not namespaces,
             namespaces=namespaces,

@@ -38,6 +38,7 @@ WATCHED_NAMESPACES = (
     Permission("", "services", ("get", *WATCH, "create", "update", "delete"), "Their name."),
     Permission("", "pods", WATCH, "Why a stage waits or failed; never created or changed by us."),
     Permission("", "events", WATCH, "Why no pod can be made of a Job: a quota, a LimitRange, Pod Security."),
+    Permission("kueue.x-k8s.io", "workloads", WATCH, "Why a queue holds a Job back, where Kueue is installed."),
     Permission("events.k8s.io", "events", ("create",), "Events about a job."),
 )
 

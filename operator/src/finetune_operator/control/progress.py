@@ -6,10 +6,11 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+from finetune_api.interruptions import StopCosts
 from finetune_api.status import Checkpoint, Progress
 from finetune_operator.control.cache import Name
 from finetune_operator.control.workqueue import WorkQueue
@@ -27,6 +28,8 @@ NUMBERS = {
     "epoch": "epoch",
     "tokens_per_second": "tokens_per_second",
 }
+SECONDS = frozenset({"step_seconds", "save_seconds"})
+COSTS = SECONDS | {"lost_steps"}  # what our trainer alone measures
 COUNTS = {"current_step": "step", "total_steps": "total_steps", "checkpoint_step": "checkpoint_step"}
 
 
@@ -41,6 +44,7 @@ class Reported:
     percent: int | None
     values: Mapping[str, float]
     counts: Mapping[str, int]
+    costs: Mapping[str, float] = field(default_factory=dict)
 
 
 def clean_report(body: object) -> Reported:
@@ -56,6 +60,7 @@ def clean_report(body: object) -> Reported:
         raise ReportInvalidError(f"trainerStatus.metrics must be a list of at most {MAX_METRICS}")
     values: dict[str, float] = {}
     counts: dict[str, int] = {}
+    costs: dict[str, float] = {}
     for each in listed:
         name, number = (each.get("name"), _finite(each.get("value"))) if isinstance(each, dict) else (None, None)
         if not isinstance(name, str) or number is None:
@@ -64,8 +69,10 @@ def clean_report(body: object) -> Reported:
             values[NUMBERS[name]] = number
         elif name in COUNTS and 0 <= number <= LARGEST_COUNT:
             counts[COUNTS[name]] = int(number)
+        elif name in COSTS and number >= 0:
+            costs[name] = number if name in SECONDS else int(number)
     percent = _finite(status.get("progressPercentage"))
-    return Reported(None if percent is None else int(max(0, min(100, percent))), values, counts)
+    return Reported(None if percent is None else int(max(0, min(100, percent))), values, counts, costs)
 
 
 def _finite(value: object) -> float | None:
@@ -125,7 +132,9 @@ class ProgressReports:
         old = same_run.report if same_run else None
         progress = self._merged(old.progress if old else Progress(), reported, step, first, now)
         checkpoint = self._checkpoint(old.checkpoint if old else None, reported)
-        known = _Known(run, pod_uid, *first, ProgressReport(run, progress, checkpoint))
+        costs = (old and old.stop_costs) or StopCosts()
+        costs = costs.model_copy(update=dict(reported.costs))
+        known = _Known(run, pod_uid, *first, ProgressReport(run, progress, checkpoint, costs))
         known.asked_at = before.asked_at if before else known.asked_at
         self._known[name] = known
         self._ask(name, known, now)

@@ -42,11 +42,14 @@ DEPLOYMENT = Resource("Deployment", "apps", "v1", "deployments", OURS)
 SERVICE = Resource("Service", "", "v1", "services", OURS)
 # Why no pod can be made of a Job is told nowhere but in Kubernetes' own Events; the server sends only those.
 POD_REFUSAL = Resource("Event", "", "v1", "events", fields="involvedObject.kind=Job,reason=FailedCreate")
+# Why a queue holds a Job back. Kueue gives its Workloads no label of ours: those of others are dropped on arrival.
+WORKLOAD = Resource("Workload", "kueue.x-k8s.io", "v1beta2", "workloads")
 EVENT = Resource("Event", "events.k8s.io", "v1", "events")
 LEASE = Resource("Lease", "coordination.k8s.io", "v1", "leases")
 
 WATCHED = (FINE_TUNE_JOB, JOB, POD, CONFIG_MAP, DEPLOYMENT, SERVICE, POD_REFUSAL)
-BY_KIND: Mapping[str, Resource] = {each.kind: each for each in (*WATCHED, EVENT, LEASE)}
+BY_KIND: Mapping[str, Resource] = {each.kind: each for each in (*WATCHED, WORKLOAD, EVENT, LEASE)}
+OF_JOBS = frozenset({POD_REFUSAL.kind, WORKLOAD.kind})  # is about a Job; one about a Job of others is not kept
 
 
 def resource_of(manifest: Mapping[str, Any]) -> Resource:

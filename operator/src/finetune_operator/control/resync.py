@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from finetune_operator.control.api_client import Api
 from finetune_operator.control.cache import Cache, Name, name_of
 from finetune_operator.control.metrics import RESYNC_TIME, WATCH_MISSED
-from finetune_operator.control.resources import FINE_TUNE_JOB, WATCHED, Resource
+from finetune_operator.control.resources import FINE_TUNE_JOB, Resource
 
 logger = logging.getLogger(__name__)
 
@@ -29,11 +29,19 @@ class Resync:
     """
 
     def __init__(
-        self, api: Api, cache: Cache, enqueue: Callable[[Name], None], namespaces: Sequence[str], seconds: float
+        self,
+        api: Api,
+        cache: Cache,
+        enqueue: Callable[[Name], None],
+        *,
+        watched: Sequence[Resource],
+        namespaces: Sequence[str],
+        seconds: float,
     ) -> None:
         self._api = api
         self._cache = cache
         self._enqueue = enqueue
+        self._watched = watched
         self._namespaces: Sequence[str | None] = namespaces or (None,)
         self._seconds = seconds
         self._told: dict[str, int] = {}  # plural -> watch events until the last list
@@ -45,7 +53,7 @@ class Resync:
         """One list of every kind. Raises ApiError; what was listed until then counts."""
         start = time.monotonic()
         suspects: set[str] = set()
-        for resource in WATCHED:
+        for resource in self._watched:
             missed = await self._relist(resource)
             told = self._cache.told[resource.plural]
             if missed and not first and told == self._told.get(resource.plural):

@@ -11,6 +11,7 @@ from finetune_operator.diagnose.facts import (
     spent,
     summary_of,
 )
+from finetune_operator.diagnose.queue import held_back
 from finetune_operator.diagnose.verdict import deployment_trouble, job_failure, pod_trouble, refused_pod, to_failure
 from finetune_operator.finding import Finding
 
@@ -21,6 +22,7 @@ __all__ = [
     "ever_ran",
     "first_finding",
     "has_failed",
+    "held_back",
     "is_over",
     "job_condition",
     "job_failure",

@@ -79,7 +79,7 @@ def check(store: Store, wanted: FineTuneJob, stop: Stop, watch: Watch) -> tuple[
         scratch.home.mkdir(parents=True, exist_ok=True)
         if not (scratch.home / part).is_symlink():
             (scratch.home / part).symlink_to(store.home / part)
-    spec = wanted.spec.model_copy(update={"rerun_token": CHECK_TOKEN})
+    spec = wanted.spec.model_copy(update={"rerun_token": CHECK_TOKEN, "suspend": False})
     meta = wanted.metadata
     with scratch.lock(meta.namespace, meta.name):
         scratch.object_path(meta.namespace, meta.name).unlink(missing_ok=True)

@@ -17,12 +17,13 @@ from finetune_api.reports import ProgressFile
 from finetune_api.run_config import SourcePolicy
 from finetune_api.status import Checkpoint, FineTuneJobStatus, Progress
 from finetune_operator import names
-from finetune_operator.conditions import is_true
+from finetune_operator.conditions import find, is_true
 from finetune_operator.decide import decide
 from finetune_operator.local.backend import Backend, server_ended
 from finetune_operator.local.pods import LOCALHOST
 from finetune_operator.plan import Plan, ProgressReport
 from finetune_operator.settings import Settings
+from finetune_operator.stages.suspension import SUSPENDED
 
 PASS_SECONDS = 0.3  # between two looks at what runs; a process that ends is seen at once
 # The owner of the machine is the platform: any https host may be a source, and progress costs nothing to write.
@@ -38,6 +39,7 @@ class Ending(Enum):
     STALLED = auto()
     INTERRUPTED = auto()
     REACHED = auto()  # what `until` waited for
+    SUSPENDED = auto()  # spec.suspend, and a stage that would have something to do
 
 
 @dataclass(slots=True)
@@ -70,10 +72,13 @@ def stop_on_signals() -> Iterator[Stop]:
 
 
 def at_rest(status: FineTuneJobStatus) -> Ending | None:
-    """Ready or Stalled: nothing more happens by itself."""
+    """Ready, Stalled or suspended: nothing more happens by itself."""
     if is_true(status.conditions, ConditionType.STALLED):
         return Ending.STALLED
-    return Ending.READY if is_true(status.conditions, ConditionType.READY) else None
+    if is_true(status.conditions, ConditionType.READY):
+        return Ending.READY
+    held = find(status.conditions, ConditionType.SUSPENDED)
+    return Ending.SUSPENDED if held and (held.status, held.reason) == ("True", SUSPENDED) else None
 
 
 def answering(status: FineTuneJobStatus) -> Ending | None:
@@ -169,7 +174,7 @@ def report(run: int, file: ProgressFile) -> ProgressReport:
         update_time=file.update_time or None,
     )
     checkpoint = Checkpoint(step=file.checkpoint_step, time=file.update_time or None) if file.checkpoint_step else None
-    return ProgressReport(run=run, progress=progress, checkpoint=checkpoint)
+    return ProgressReport(run=run, progress=progress, checkpoint=checkpoint, stop_costs=file.stop_costs)
 
 
 def localised(status: FineTuneJobStatus, port: int | None) -> FineTuneJobStatus:

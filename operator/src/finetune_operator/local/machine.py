@@ -30,6 +30,9 @@ def adapted(job: FineTuneJob, *, gpu: bool, replicas: int) -> tuple[FineTuneJob,
     if compute.gpus and not gpu:
         compute = compute.model_copy(update={"gpus": 0})
         notes.append("this machine has no CUDA device: compute.gpus is 0 here, so training runs on the processor")
+    if compute.queue_name is not None:
+        compute = compute.model_copy(update={"queue_name": None, "workload_priority_class_name": None})
+        notes.append("compute.queueName is for a cluster: nothing waits here")
     if serving.engine is not Engine.NATIVE:
         if serving.engine is Engine.VLLM:
             notes.append("serving.engine is Native here: one machine is served by our own server")

@@ -10,11 +10,13 @@ from finetune_api.reports import Summary
 from finetune_api.status import Failure, RunStatus
 from finetune_operator import names
 from finetune_operator.builders.run_config_map import run_config_map
+from finetune_operator.builders.shape import SHAPES
 from finetune_operator.builders.stage_job import inputs_hash, stage_job
 from finetune_operator.diagnose import (
     Finding,
     current,
     ever_ran,
+    held_back,
     is_over,
     job_condition,
     job_failure,
@@ -26,9 +28,11 @@ from finetune_operator.diagnose import (
     summary_of,
     to_failure,
 )
+from finetune_operator.interruption import newer, with_costs, with_grace, with_grace_of, with_longer_grace
 from finetune_operator.plan import Manifest
 from finetune_operator.runs import ended_with_failure, is_done, stage_time, with_time, without_time
 from finetune_operator.stages.measurement import measures_otherwise
+from finetune_operator.stages.suspension import Pause
 from finetune_operator.stages.view import Step, View, is_deleting, reference
 from finetune_operator.times import parse_time
 
@@ -74,12 +78,15 @@ def advance(view: View, run: RunStatus, stage: JobStage) -> Step:
         return Step(run, done=True)
     name = names.stage_name(view.job.metadata.name, run.number, stage.stage)
     job = view.observed.jobs.get(name)
+    run = run if job is None else with_grace_of(run, job)
     if job is not None and is_deleting(job):
-        return Step(run)
+        return Step(with_last_words(run, pods_of(view, job)), pause=Pause.ENDING if view.job.spec.suspend else None)
     if job is not None and measures_otherwise(view, run, job):
         return replace_job(view, without_time(run, stage.stage), job)
     if ended_with_failure(run, stage.stage):
         return _try_again(view, run, stage.stage, job)
+    if view.job.spec.suspend and (job is None or not _has_ended(job)):
+        return _hold(view, run, job)
     if job is None:
         return _blocked(view, run, stage.stage) or _create(view, run, stage.stage)
     if job_condition(job, "Complete") or job_condition(job, "SuccessCriteriaMet"):
@@ -87,6 +94,30 @@ def advance(view: View, run: RunStatus, stage: JobStage) -> Step:
     if job_condition(job, "Failed") or job_condition(job, "FailureTarget"):
         return _fail(view, run, stage, job)
     return _watch(view, run, stage, job)
+
+
+def _has_ended(job: Manifest) -> bool:
+    return any(job_condition(job, kind) for kind in ("Complete", "SuccessCriteriaMet", "Failed", "FailureTarget"))
+
+
+def _hold(view: View, run: RunStatus, job: Manifest | None) -> Step:
+    """spec.suspend: the Job is deleted, and no other is made. Its pods have their grace period to save a checkpoint."""
+    if job is not None:
+        return replace(replace_job(view, with_last_words(run, pods_of(view, job)), job), pause=Pause.ENDING)
+    run = run.model_copy(update={"failure": None})
+    if _former_pod(view, run) is not None:
+        return Step(run, pause=Pause.ENDING, requeue_after=FOREIGN_SECONDS)
+    return Step(run, pause=Pause.HELD)
+
+
+def with_last_words(run: RunStatus, pods: list[Manifest]) -> RunStatus:
+    """The run with the checkpoint that an interrupted pod says it has saved, and with what that took."""
+    members = current(pods)
+    summary = last_summary(members) if all(is_over(pod) for pod in members) else None
+    if summary is None or summary.ok or summary.run != run.number:
+        return run
+    run = run.model_copy(update={"checkpoint": newer(summary.checkpoint, run.checkpoint)})
+    return with_costs(run, summary.stop_costs)
 
 
 def pods_of(view: View, job: Manifest) -> list[Manifest]:
@@ -114,9 +145,17 @@ def _create(view: View, run: RunStatus, stage: Stage) -> Step:
     if stage_time(run, stage) is None:
         run = run.model_copy(update={"attempt": 1})
     run = with_time(run, stage, start=view.time)
-    run = run.model_copy(update={"failure": _refusal(view, run, stage)})
-    manifests = (*ensure_config_map(view, run), stage_job(view.job, run, stage, view.settings))
+    run = with_grace(run, view.settings) if SHAPES[stage].saves else run
+    made = stage_job(view.job, run, stage, view.settings)
+    run = run.model_copy(update={"failure": _refusal(view, run, stage) or _queued(view, run, stage, made)})
+    manifests = (*ensure_config_map(view, run), made)
     return Step(run, apply=manifests)
+
+
+def _queued(view: View, run: RunStatus, stage: Stage, made: Manifest) -> Failure | None:
+    """A Job that is made for a queue does not run yet."""
+    finding = held_back(made, None)
+    return to_failure(finding, stage, view.time, waiting=True, previous=run.failure) if finding else None
 
 
 def _refusal(view: View, run: RunStatus, stage: Stage) -> Failure | None:
@@ -231,9 +270,11 @@ def _watch(view: View, run: RunStatus, stage: JobStage, job: Manifest) -> Step:
     pods = pods_of(view, job)
     if not any(ever_ran(pod) for pod in pods) and _is_outdated(view, run, stage.stage, job):
         return replace_job(view, run, job)
-    run = with_time(run, stage.stage, start=view.time)
-    refusal = view.observed.refusals.get(job["metadata"]["name"])
-    finding = refused_pod(refusal, pods, view.now) or pod_trouble(pods, view.now)
+    run = with_last_words(with_time(run, stage.stage, start=view.time), pods)
+    name = job["metadata"]["name"]
+    finding = held_back(job, view.observed.workloads.get(name))
+    if finding is None:
+        finding = refused_pod(view.observed.refusals.get(name), pods, view.now) or pod_trouble(pods, view.now)
     failure = finding and to_failure(finding, stage.stage, view.time, waiting=True, previous=run.failure)
     run = run.model_copy(update={"failure": failure, "attempt": _attempt(run, job, pods)})
     step = Step(run, requeue_after=mount_check_after(pods, view.now))
@@ -246,6 +287,7 @@ def _watch(view: View, run: RunStatus, stage: JobStage, job: Manifest) -> Step:
 def _is_outdated(view: View, run: RunStatus, stage: Stage, job: Manifest) -> bool:
     """Whether the Job is no longer what we would create: the user changed compute, or the image was corrected."""
     attempt = names.number(names.label(job, names.LABEL_ATTEMPT)) or 1
+    run = with_longer_grace(run, view.settings) if SHAPES[stage].saves else run
     wanted = stage_job(view.job, run.model_copy(update={"attempt": attempt}), stage, view.settings)
     return names.annotation(job, names.ANNOTATION_SPEC_HASH) != names.annotation(wanted, names.ANNOTATION_SPEC_HASH)
 

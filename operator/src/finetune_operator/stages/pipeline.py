@@ -15,6 +15,7 @@ from finetune_api.status import Progress, RunStatus
 from finetune_operator import names
 from finetune_operator.builders.stage_job import run_claim
 from finetune_operator.conditions import shorten
+from finetune_operator.interruption import newer, with_costs
 from finetune_operator.stages.job_stage import JobStage, Words
 from finetune_operator.stages.view import View
 from finetune_operator.times import parse_time
@@ -66,7 +67,7 @@ def trained(view: View, run: RunStatus, summary: Summary) -> RunStatus | None:
         "resolved": summary.resolved or run.resolved,
         "notes": [shorten(note, NOTE_LENGTH) for note in summary.notes[:NOTES]],
     }
-    return run.model_copy(update=update)
+    return with_costs(run.model_copy(update=update), summary.stop_costs)
 
 
 def _finished(view: View, run: RunStatus, summary: Summary) -> Progress:
@@ -135,7 +136,8 @@ def training_progress(view: View, run: RunStatus) -> tuple[RunStatus, float | No
             return run, left
     # The time of writing, not of reporting: the interval bounds our writes, and a pod's clock may be wrong.
     progress = shown.model_copy(update={"update_time": view.time})
-    return run.model_copy(update={"progress": progress, "checkpoint": report.checkpoint or run.checkpoint}), None
+    run = run.model_copy(update={"progress": progress, "checkpoint": newer(report.checkpoint, run.checkpoint)})
+    return with_costs(run, report.stop_costs), None
 
 
 def _finite(progress: Progress) -> Progress:

@@ -11,6 +11,7 @@ from finetune_api.job import FineTuneJob
 from finetune_api.status import RunStatus
 from finetune_operator.plan import Manifest, ObjectRef, Observed
 from finetune_operator.settings import Settings
+from finetune_operator.stages.suspension import Pause
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,7 @@ class Step:
     delete: tuple[ObjectRef, ...] = ()
     done: bool = False
     requeue_after: float | None = None
+    pause: Pause | None = None
 
 
 def own_children(job: FineTuneJob, observed: Observed) -> tuple[Observed, frozenset[str]]:

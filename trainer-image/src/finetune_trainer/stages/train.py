@@ -62,6 +62,7 @@ def run(context: StageContext) -> Summary:
         eval_loss=best.eval_loss,
         train_seconds=result.seconds,
         resumed_from_step=result.resumed_from_step or None,
+        stop_costs=result.stop_costs,
         notes=[*notes, *more_notes, *verify_notes],
     )
 

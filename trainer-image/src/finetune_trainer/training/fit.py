@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.utils import is_flash_attn_2_available
 
 from finetune_api.conditions import FailureReason
+from finetune_api.interruptions import StopCosts
 from finetune_api.status import ResolvedValues
 from finetune_trainer.context import StageContext
 from finetune_trainer.errors import UserInputError
@@ -45,6 +46,7 @@ class Fit:
     resumed_from_step: int
     train_loss: float | None
     seconds: float
+    stop_costs: StopCosts
 
 
 def fit(context: StageContext, prepared: Prepared, resolved: ResolvedValues, device: Device, stop: StopRequest) -> Fit:
@@ -69,6 +71,7 @@ def fit(context: StageContext, prepared: Prepared, resolved: ResolvedValues, dev
         resumed_from_step=resumed.step if resumed else 0,
         train_loss=losses[-1] if losses else None,
         seconds=round(time.monotonic() - started, 1),
+        stop_costs=trainer.stop_costs,
     )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from finetune_api.interruptions import StopCosts
 from finetune_api.reports import ProgressFile
 from finetune_trainer import artifacts
 from finetune_trainer.errors import LossNotFiniteError
@@ -29,7 +30,12 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]  # untyped librar
 
     def __init__(self, path: Path, first_step: int) -> None:
         self._path = path
-        self._values = ProgressFile(attempt_first_step=first_step, checkpoint_step=first_step or None)
+        self._values = ProgressFile(
+            attempt_first_step=first_step,
+            checkpoint_step=first_step or None,
+            stop_costs=StopCosts(lost_steps=lost_steps(path, first_step)),
+        )
+        self._step_started: float | None = None
         self._started = time.monotonic()
         self._written = -math.inf
 
@@ -37,8 +43,10 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]  # untyped librar
     def values(self) -> ProgressFile:
         return self._values
 
-    def checkpoint_saved(self, step: int) -> None:
+    def checkpoint_saved(self, step: int, seconds: float) -> None:
+        """A finished checkpoint, and how long it took."""
         self._values = self._values.model_copy(update={"checkpoint_step": step})
+        self._slowest("save_seconds", seconds)
         self._write()
 
     def on_train_begin(
@@ -48,9 +56,16 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]  # untyped librar
         self._update(state)
         self._write()
 
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._step_started = time.monotonic()
+
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if control.should_save or control.should_evaluate:
             control.should_log = True  # a NaN must be seen before it is saved
+        if self._step_started is not None:
+            self._slowest("step_seconds", time.monotonic() - self._step_started)
         self._update(state)
         if time.monotonic() - self._written >= SECONDS_BETWEEN_WRITES:
             self._write()
@@ -93,9 +108,25 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]  # untyped librar
         }
         self._values = self._values.model_copy(update={**update, **values})
 
+    def _slowest(self, name: str, seconds: float) -> None:
+        """A stop may come in the middle of the slowest step and then wait for the slowest checkpoint."""
+        costs = self._values.stop_costs
+        slowest = max(getattr(costs, name) or 0.0, round(seconds, 3))
+        self._values = self._values.model_copy(update={"stop_costs": costs.model_copy(update={name: slowest})})
+
     def _write(self) -> None:
         self._written = time.monotonic()
         artifacts.write_json(self._path, self._values.model_dump_json(by_alias=True, exclude_none=True))
+
+
+def lost_steps(path: Path, first_step: int) -> int:
+    """Steps that were trained and are trained again, of all attempts until now: the former attempt's sum, and what it
+    did after the checkpoint that this one goes on from. It wrote its step at least every second."""
+    try:
+        before = ProgressFile.model_validate_json(path.read_bytes())
+    except (OSError, ValueError):
+        return 0
+    return before.stop_costs.lost_steps + max(0, before.step - first_step)
 
 
 def check_finite(logs: dict[str, Any], step: int) -> None:

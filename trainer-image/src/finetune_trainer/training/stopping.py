@@ -7,6 +7,7 @@ import signal
 from types import FrameType, TracebackType
 from typing import Any
 
+from finetune_api.reports import ProgressFile
 from finetune_trainer.errors import InterruptedStageError
 
 log = logging.getLogger(__name__)
@@ -37,10 +38,14 @@ class StopRequest:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def check(self, saved: str) -> None:
-        """Raise InterruptedStageError when a stop was asked for. `saved` says what is kept."""
+    def check(self, saved: str, progress: ProgressFile | None = None) -> None:
+        """Raise InterruptedStageError when a stop was asked for. `saved` says what is kept, `progress` in figures."""
         if self.requested:
-            raise InterruptedStageError(f"asked to stop: {saved}", advice="nothing to do: the stage goes on from there")
+            error = InterruptedStageError(
+                f"asked to stop: {saved}", advice="nothing to do: the stage goes on from there"
+            )
+            error.progress = progress
+            raise error
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
         if self.requested and number == signal.SIGINT:

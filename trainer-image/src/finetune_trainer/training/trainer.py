@@ -21,6 +21,7 @@ from transformers import (
 )
 from transformers.integrations import KubeflowCallback
 
+from finetune_api.interruptions import StopCosts
 from finetune_trainer import artifacts
 from finetune_trainer.tasks.kind import Measured
 from finetune_trainer.training import checkpoints
@@ -132,12 +133,17 @@ class Checkpointing(Trainer):  # type: ignore[misc]  # untyped library
         self._clock += time.monotonic() - started
         return metrics
 
+    @property
+    def stop_costs(self) -> StopCosts:
+        """What it took to save, and what had to be trained again."""
+        return self._progress.values.stop_costs
+
     def _stop_evaluating(self) -> None:
         """Grant a stop request in the middle of an evaluation; the next attempt measures these weights."""
         step = self.state.global_step
         if self._stop.requested and (self._resumed is None or self._resumed.step != step):
             self._save_checkpoint(self.model_wrapped, None)  # raises once it is saved
-        self._stop.check(f"checkpoint of step {step} of {self.state.max_steps} is there")
+        self._stop.check(f"checkpoint of step {step} of {self.state.max_steps} is there", self._progress.values)
 
     def _evaluate_resumed(self) -> None:
         """Measure what was loaded, unless it was before; the loss counts when the best checkpoint is chosen."""
@@ -148,7 +154,8 @@ class Checkpointing(Trainer):  # type: ignore[misc]  # untyped library
         checkpoints.score_later(self._resumed.path, metrics["eval_loss"])
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Adds what travels to the control plane with the stock protocol: tokens_per_second, checkpoint_step."""
+        """Adds what travels to the control plane with the stock protocol: tokens_per_second, checkpoint_step, and what
+        a stop costs."""
         if "loss" in logs:
             now, tokens = time.monotonic(), self._tokens_seen()
             if now > self._clock:
@@ -156,6 +163,7 @@ class Checkpointing(Trainer):  # type: ignore[misc]  # untyped library
             self._clock, self._tokens_before = now, tokens
         if self._progress.values.checkpoint_step:
             logs["checkpoint_step"] = self._progress.values.checkpoint_step
+        logs.update(self._progress.values.stop_costs.model_dump(exclude_none=True))
         super().log(logs, start_time)
 
     def _tokens_seen(self) -> int:
@@ -172,9 +180,10 @@ class Checkpointing(Trainer):  # type: ignore[misc]  # untyped library
         super()._save_checkpoint(model, trial)
         artifacts.finish(folder)
         checkpoints.rotate(folder.parent)
-        self._progress.checkpoint_saved(step)
-        self._clock += time.monotonic() - started
-        self._stop.check(f"checkpoint saved at step {step} of {self.state.max_steps}")
+        seconds = time.monotonic() - started
+        self._progress.checkpoint_saved(step, seconds)
+        self._clock += seconds
+        self._stop.check(f"checkpoint saved at step {step} of {self.state.max_steps}", self._progress.values)
 
 
 def free_memory() -> None:
