@@ -34,6 +34,8 @@ TELLS = {
     "curl -s localhost:8000/v1/chat/completions": '"finish_reason"',
     "kubectl explain": "baseModel",
     "kubectl describe finetunejob": "Promoted",
+    "kubectl exec deployment/NAME-serve -- finetune-trainer report >": "",
+    "kubectl exec deployment/NAME-serve -- finetune-trainer report --card": "library_name: ",
     "kubectl -n NAMESPACE get lease": "finetune-operator",
 }
 

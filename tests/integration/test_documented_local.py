@@ -38,6 +38,7 @@ TELLS = {
     "finetune logs": "INFO",
     "finetune chat": "tuned",
     "finetune chat NAME": "Ask; every question stands by itself.",
+    "finetune report": "evaluation/report.html",
     "finetune serve": "base_url=",
     "finetune delete": "removes",
     "make generate": "",

@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from tests.tiny_models import make_tiny_chat_model
 from tests.trained_runs import BASE, chats, make_run, one_thread
 
 from finetune_api.conditions import GateVerdict, Stage
 from finetune_api.gate import judge
-from finetune_api.reports import EvaluateReport, Summary
+from finetune_api.reports import EvaluateReport, Summary, TrainingReport
 from finetune_api.run_config import RunConfig
 from finetune_api.spec import Baseline, GateRule, MethodType, Task
 from finetune_trainer import artifacts, frame
@@ -112,6 +113,30 @@ def test_checks_are_run_on_the_answers_of_both_and_failures_are_kept(
     verdict = judge([GateRule.model_validate(rule) for rule in wanted], summary.evaluation)
     assert verdict.verdict is GateVerdict.FAILED
     assert verdict.reasons[0].startswith("never-a-hotel: 100.0 % of 4 answers pass")
+
+
+def test_a_page_and_a_card_tell_of_the_run_and_the_model_stays_what_it_was(
+    lora: tuple[StageContext, Summary, Summary],
+) -> None:
+    context, fit, summary = lora
+    page = context.page_path.read_text()
+    assert summary.evaluation is not None
+    assert summary.evaluation.tuned is not None
+    for text in (
+        f"{summary.evaluation.tuned.loss:.3f}", "Base with the nearest examples", "tokens of a request",
+        "says-the-impossible", "Answers side by side", "held-out loss", "The gate is passed.", torch.__version__,
+    ):  # fmt: skip
+        assert text in page, text
+    card = ModelCard(context.card_path.read_text())
+    assert (card.data.library_name, card.data.pipeline_tag) == ("peft", "text-generation")
+    (loss,) = (result.metric_value for result in card.data.eval_results or () if result.metric_type == "loss")
+    assert loss == pytest.approx(summary.evaluation.tuned.loss, abs=1e-5)
+    assert not any(line["messages"][1]["content"] in card.text for line in chats(6, offset=100))
+    assert fit.model is not None
+    assert artifacts.verify(context.model_dir) == fit.model.sha256
+    curves = TrainingReport.model_validate_json(context.training_report_path.read_bytes())
+    assert [point.step for point in curves.points] == list(range(1, 11))
+    assert [point.eval_loss for point in curves.points][-1] == pytest.approx(fit.eval_loss)
 
 
 def previous(context: StageContext, monkeypatch: pytest.MonkeyPatch, **more: Any) -> None:

@@ -35,6 +35,23 @@ def test_finished_folder_verifies_to_the_same_digest(folder: Path) -> None:
     }
 
 
+def test_a_card_may_be_added_and_written_anew_and_even_its_writer_may_be_killed(folder: Path) -> None:
+    digest = artifacts.finish(folder)
+    for text in ("# measured", "# measured again"):
+        artifacts.write_json(folder / artifacts.CARD, text)
+        assert artifacts.verify(folder) == digest
+    (folder / f".{artifacts.CARD}.0a1b2c3d.tmp").write_text("# half")
+    assert artifacts.verify(folder) == digest
+
+
+def test_a_card_that_came_with_a_model_is_vouched_for(folder: Path) -> None:
+    (folder / artifacts.CARD).write_text("# by its maker")
+    artifacts.finish(folder)
+    (folder / artifacts.CARD).write_text("# by another")
+    with pytest.raises(ArtifactInvalidError, match="was changed"):
+        artifacts.verify(folder)
+
+
 def flip(folder: Path) -> None:
     (folder / "weights.safetensors").write_bytes(b"w" * 999 + b"x")
 

@@ -13,6 +13,7 @@ from tests.simulator import Cluster, make_job
 from finetune_api.conditions import FailureReason, Stage
 from finetune_api.status import CheckScore, DatasetStatus, EvaluationStatus, Failure, Interval, Problem, Scores
 from finetune_operator.cli import report, words
+from finetune_operator.local.errors import BadInput
 from finetune_operator.local.store import Store
 
 
@@ -72,6 +73,16 @@ def test_problems_are_told_with_the_file_as_the_job_names_it_and_with_the_place_
     assert f"In the training data, {report.source_of(job, 'train')}:" in shown
     assert (train.source or train.config_map_ref.name) in report.source_of(job, "train")
     assert "lines 4, 8" in shown
+
+
+def test_a_run_is_named_by_its_number_and_an_unknown_one_is_answered_with_those_that_are_known(tmp_path: Path) -> None:
+    store, job = Store(tmp_path), Cluster(make_job()).run().change(hyperparameters={"epochs": 2}).run().job
+    assert job.status.run is not None
+    assert report.folder_of(store, job, None) == report.run_folder(store, job, job.status.run)
+    assert report.folder_of(store, job, 1).name.startswith("1-")
+    with pytest.raises(BadInput, match="no run 7 here") as caught:
+        report.folder_of(store, job, 7)
+    assert caught.value.advice == "known are: 1, 2"
 
 
 def test_words_that_a_newcomer_does_not_know_are_explained_where_they_stand() -> None:

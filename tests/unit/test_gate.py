@@ -123,10 +123,14 @@ def test_whether_tuning_was_worth_it_is_said_against_the_best_prompt() -> None:
     def asked(loss: float, tokens: float) -> Scores:
         return scores(loss).model_copy(update={"request_tokens": tokens})
 
-    found = EvaluationStatus(base=asked(4, 30), few_shot=asked(3, 300), retrieval=asked(2, 310), tuned=asked(1, 30))
+    found = EvaluationStatus(
+        examples=20, base=asked(4, 30), few_shot=asked(3, 300), retrieval=asked(2, 310), tuned=asked(1, 30)
+    )
     assert found.worth == (
         "Tuning was worth it: a prompt with the nearest examples reaches a loss of 2 with 310 tokens a request, "
         "the tuned model 1 with 30."
     )
     assert "not worth it" in str(found.model_copy(update={"tuned": asked(2.5, 30)}).worth)
+    assert "a prompt with no examples reaches" in str(found.model_copy(update={"base": asked(1.5, 30)}).worth)
+    assert str(found.model_copy(update={"examples": 9}).worth).startswith("Tuning looks worth it")
     assert found.model_copy(update={"few_shot": None, "retrieval": None}).worth is None

@@ -151,12 +151,13 @@ class EvaluationStatus(StatusModel):
         """Whether tuning was worth it at all, in a sentence: against the best of what needs no training. None when
         only the base was measured, which `loss_difference` tells of."""
         prompted = [(one, found) for one, found in self._prompted() if found.request_tokens is not None]
-        if self.tuned is None or self.tuned.request_tokens is None or not prompted:
+        if self.tuned is None or self.tuned.request_tokens is None or len(prompted) < 2:
             return None
         best, found = min(prompted, key=lambda pair: pair[1].loss)
         verdict = "worth it" if self.tuned.loss < found.loss else "not worth it"
+        sure = "was" if self.says_enough else "looks"
         return (
-            f"Tuning was {verdict}: a prompt with {PROMPT_WORDS[best]} reaches a loss of {found.loss:.3g} with "
+            f"Tuning {sure} {verdict}: a prompt with {PROMPT_WORDS[best]} reaches a loss of {found.loss:.3g} with "
             f"{found.request_tokens:,.0f} tokens a request, the tuned model {self.tuned.loss:.3g} with "
             f"{self.tuned.request_tokens:,.0f}."
         )
@@ -167,7 +168,11 @@ class EvaluationStatus(StatusModel):
                 yield baseline, found
 
 
-PROMPT_WORDS = {Baseline.FEW_SHOT: "fixed examples", Baseline.RETRIEVAL: "the nearest examples"}
+PROMPT_WORDS = {
+    Baseline.BASE: "no examples",
+    Baseline.FEW_SHOT: "fixed examples",
+    Baseline.RETRIEVAL: "the nearest examples",
+}
 
 
 class GateStatus(StatusModel):

@@ -14,11 +14,14 @@ from finetune_trainer.context import StageContext
 from finetune_trainer.errors import TrainerError
 
 KUBELET_LOG = Path("/dev/termination-log")
+REPORT = "report"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one stage. Returns the exit code; the tree in errors.py says what it means."""
     options = _parser().parse_args(arguments)
+    if options.stage == REPORT:
+        return _print_report(options)
     stage = Stage(options.stage.capitalize())
     termination_log = options.termination_log or (KUBELET_LOG if KUBELET_LOG.exists() else None)
     frame.set_up_log(stage)
@@ -36,6 +39,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return frame.run_stage(stage, context, termination_log)
 
 
+def _print_report(options: argparse.Namespace) -> int:
+    """The run's page, or its card, on standard output. 1 when there is none: the run was not measured yet."""
+    context = StageContext(frame.load_config(options.config), options.artifacts.resolve(), Path())
+    path = context.card_path if options.card else context.page_path
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        print(f"{path}: {error.strerror}; Evaluate leaves it when it is through", file=sys.stderr)
+        return 1
+    sys.stdout.write(text)
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="finetune-trainer", description="Run one stage of a FineTuneJob.")
     stages = parser.add_subparsers(dest="stage", required=True, metavar="STAGE")
@@ -48,14 +64,21 @@ def _parser() -> argparse.ArgumentParser:
     }
     for stage, text in texts.items():
         part = stages.add_parser(stage.value.lower(), help=text, description=text)
-        part.add_argument("--config", type=Path, default=Path("/etc/finetune/run.json"), help="run.json of the run")
-        part.add_argument("--artifacts", type=Path, default=Path("/artifacts"), help="root of the artifact volume")
+        _add_places(part)
         part.add_argument("--sources", type=Path, default=Path("/sources"), help="folder with pvc/ and configmap/")
         part.add_argument("--termination-log", type=Path, help=f"where the summary goes (default {KUBELET_LOG})")
         if stage is Stage.SERVE:
             part.add_argument("--host", default="0.0.0.0", help="address to listen on")
             part.add_argument("--port", type=int, default=8000, help="port to listen on")
+    report = stages.add_parser(REPORT, help="print the run's report", description="Print the run's report (HTML).")
+    report.add_argument("--card", action="store_true", help="the model card (Markdown) in its place")
+    _add_places(report)
     return parser
+
+
+def _add_places(part: argparse.ArgumentParser) -> None:
+    part.add_argument("--config", type=Path, default=Path("/etc/finetune/run.json"), help="run.json of the run")
+    part.add_argument("--artifacts", type=Path, default=Path("/artifacts"), help="root of the artifact volume")
 
 
 if __name__ == "__main__":

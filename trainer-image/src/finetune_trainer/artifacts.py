@@ -17,6 +17,7 @@ from typing import TypedDict
 from finetune_trainer.errors import ArtifactInvalidError
 
 MANIFEST = "manifest.json"
+CARD = "README.md"  # may be added to a finished folder: a model's card tells what was measured of it later
 CHUNK = 4 * 2**20  # bytes read at once while hashing: large enough for network volumes, small in memory
 REMEDY = "delete the folder and run the stage again"
 
@@ -60,7 +61,7 @@ def verify(directory: Path, *, sizes_only: bool = False) -> str:
     found = {path.relative_to(directory).as_posix(): path for path in _contents(directory)}
     for name in sorted(files.keys() - found.keys()):
         raise ArtifactInvalidError(f"{directory / name} is missing", advice=REMEDY)
-    for name in sorted(found.keys() - files.keys()):
+    for name in sorted(found.keys() - files.keys() - {CARD}):
         raise ArtifactInvalidError(f"{directory / name} is not in the folder's {MANIFEST}", advice=REMEDY)
     for name, entry in files.items():
         if not _matches(found[name], entry, sizes_only=sizes_only):
@@ -117,7 +118,7 @@ def _contents(directory: Path) -> Iterator[Path]:
         if is_folder or path == directory / MANIFEST:
             continue
         # What is not content: NFS keeps deleted but open files so, and a killed `write_json` leaves these.
-        if path.name.startswith((".nfs", f".{MANIFEST}.")):
+        if path.name.startswith((".nfs", f".{MANIFEST}.", f".{CARD}.")):
             continue
         yield path
 

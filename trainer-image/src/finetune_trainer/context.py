@@ -10,6 +10,7 @@ from finetune_api.conditions import Stage
 from finetune_api.job import evaluation_hash
 from finetune_api.run_config import RunConfig
 from finetune_api.spec import EvaluationSpec
+from finetune_trainer import artifacts
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,16 @@ class StageContext:
     @property
     def exports_dir(self) -> Path:
         return self.run_dir / "exports"
+
+    @property
+    def page_path(self) -> Path:
+        """The run report, for people."""
+        return self.evaluation_dir / "report.html"
+
+    @property
+    def card_path(self) -> Path:
+        """The model card."""
+        return self.model_dir / artifacts.CARD
 
     @property
     def training_report_path(self) -> Path:

@@ -180,7 +180,7 @@ def _environment(job: FineTuneJob, run: RunStatus, stage: Stage, settings: Setti
         result |= dict(settings.source_env)  # a proxy stands before registries, too
         result["FINETUNE_PACKAGE"] = _package(job, run).model_dump_json(by_alias=True, exclude_defaults=True)
     if shape.measures:
-        result["FINETUNE_EVALUATION"] = canonical(evaluation_inputs(job.spec.evaluation))  # as with GPUs
+        result["FINETUNE_EVALUATION"] = canonical(_evaluation(job))  # as with GPUs
         if previous := previous_run(job, run, run_claim(job, run)):
             result["FINETUNE_PREVIOUS"] = canonical(previous.to_wire())
     if shape.reports and settings.progress_url:
@@ -190,6 +190,12 @@ def _environment(job: FineTuneJob, run: RunStatus, stage: Stage, settings: Setti
         result["KUBEFLOW_TRAINER_SERVER_CA_CERT"] = f"{pod.CONFIG_PATH}/{CA_CRT}"
         result["KUBEFLOW_TRAINER_SERVER_TOKEN"] = f"{pod.TOKEN_PATH}/token"
     return result
+
+
+def _evaluation(job: FineTuneJob) -> dict[str, Any]:
+    """What Evaluate measures by, and the gate, which the report tells beside the figures."""
+    gate = job.spec.evaluation.model_dump(mode="json", by_alias=True, exclude_defaults=True, include={"gate"})
+    return evaluation_inputs(job.spec.evaluation) | gate
 
 
 def _secrets(job: FineTuneJob, run: RunStatus, stage: Stage) -> Iterator[dict[str, Any]]:

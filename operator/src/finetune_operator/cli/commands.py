@@ -8,6 +8,7 @@ import shlex
 import shutil
 import sys
 import time
+import webbrowser
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -115,6 +116,7 @@ def show_end(console: Console, store: Store, job: FineTuneJob) -> None:
     if job.status.model:
         folder = store.artifacts / job.status.model.uri.removeprefix("pvc://").split("/", 1)[1]
         console.print(f"The model:    {escape(str(folder))}", highlight=False, soft_wrap=True)
+    console.print(f"The report:   finetune report {words.named(job)}", highlight=False)
     for export in report.exports_of(store, job):
         console.print(f"Exported:     {escape(export)}", highlight=False, soft_wrap=True)
 
@@ -267,6 +269,22 @@ def _invite(console: Console, job: FineTuneJob, endpoint: EndpointStatus) -> Non
     lines.append(f"finetune chat {words.named(job)}")
     for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def open_report(name: str, number: int | None, namespace: str | None, *, card: bool) -> None:
+    """The page in a browser where this is a terminal that has one, and its path; the card to standard output."""
+    store, console = open_store(), Console()
+    job = store.require(namespace or "default", name)
+    folder = report.folder_of(store, job, number)
+    path = folder / "model" / "README.md" if card else folder / "evaluation" / "report.html"
+    if not path.is_file():
+        raise BadInput(f"{name} has no report there yet: {path}", f"see `finetune status {name}`, or run it to its end")
+    if card:
+        sys.stdout.write(path.read_text(encoding="utf-8"))
+        return
+    console.print(f"The report: {escape(str(path))}", highlight=False, soft_wrap=True)
+    if console.is_terminal:
+        webbrowser.open(path.as_uri())
 
 
 def delete(name: str, namespace: str | None, *, artifacts: bool, yes: bool) -> None:

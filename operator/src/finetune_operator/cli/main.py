@@ -144,6 +144,19 @@ def serve(name: Name, port: Port = None, namespace: Namespace = None) -> None:
 
 
 @app.command()
+def report(
+    name: Name,
+    run: Annotated[int | None, typer.Option("--run", min=1, help="Number of the run; default: the newest.")] = None,
+    card: Annotated[bool, typer.Option("--card", help="Print the model card (Markdown) in its place.")] = False,
+    namespace: Namespace = None,
+) -> None:
+    """Open the report of a run: figures, answers side by side, curves, data, lineage. Where no browser is, its path."""
+    from finetune_operator.cli import commands
+
+    commands.open_report(name, run, namespace, card=card)
+
+
+@app.command()
 def delete(
     name: Name,
     artifacts: Annotated[bool, typer.Option("--artifacts", help="The runs with their models, too.")] = False,

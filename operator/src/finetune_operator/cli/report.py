@@ -21,6 +21,7 @@ from finetune_api.status import DatasetStatus, Problem, RunStatus
 from finetune_api.tasks import Metric
 from finetune_operator import names
 from finetune_operator.cli import words
+from finetune_operator.local.errors import BadInput
 from finetune_operator.local.store import Store
 
 SAMPLES = 4
@@ -215,6 +216,19 @@ def exports_of(store: Store, job: FineTuneJob) -> Iterator[str]:
     for export in done:
         here = store.artifacts / names.path_of(export.uri) if export.uri.startswith("pvc://") else export.uri
         yield f"{export.name} -> {here}"
+
+
+def folder_of(store: Store, job: FineTuneJob, number: int | None) -> Path:
+    """Of the newest run, or of the one with this number. Raises BadInput that names those that are known."""
+    known = {record.number: record.hash for record in job.status.runs}
+    if job.status.run is not None:
+        known[job.status.run.number] = job.status.run.hash
+    wanted = number if number is not None else job.status.run and job.status.run.number
+    if wanted is None or wanted not in known:
+        runs = ", ".join(map(str, sorted(known))) or "none"
+        raise BadInput(f"{job.metadata.name} has no run {wanted or ''} here", f"known are: {runs}")
+    meta = job.metadata
+    return store.artifacts / names.run_folder(meta.namespace, meta.name, wanted, known[wanted])
 
 
 def show_failure(console: Console, store: Store, job: FineTuneJob, log: Path | None) -> None:

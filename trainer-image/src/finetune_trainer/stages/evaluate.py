@@ -29,6 +29,7 @@ from finetune_trainer.evaluation.subject import (
     subject_of,
 )
 from finetune_trainer.methods import proof
+from finetune_trainer.reporting.leave import leave_report
 from finetune_trainer.training.device import Device, choose_device, limit_threads
 from finetune_trainer.training.inputs import Prepared, load_model, load_prepared, load_tokenizer
 from finetune_trainer.training.trainer import free_memory
@@ -69,6 +70,7 @@ def run(context: StageContext) -> Summary:
     )
     if device.note:
         notes.insert(0, device.note)
+    leave_report(context, report, notes, device)
     return Summary(stage=Stage.EVALUATE, ok=True, evaluation=report.evaluation, notes=notes)
 
 
