@@ -58,7 +58,7 @@ def card(facts: RunFacts) -> str:
 def _header(facts: RunFacts) -> str:
     config = facts.config
     source = config.base_model.source
-    adapter = facts.train.model is not None and facts.train.model.kind == "Adapter"
+    adapter = facts.form == "Adapter"
     data = ModelCardData(
         base_model=source.removeprefix(HUB) if source.startswith(HUB) else None,
         base_model_relation=("adapter" if adapter else "finetune") if source.startswith(HUB) else None,

@@ -13,6 +13,8 @@ from finetune_api.reports import Environment, EvaluateReport, Summary, TrainingR
 from finetune_api.run_config import RunConfig
 from finetune_api.tasks import Metric
 from finetune_trainer.context import StageContext
+from finetune_trainer.methods import proof
+from finetune_trainer.methods.kind import Form
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +30,7 @@ class RunFacts:
     notes: Sequence[str]
     environment: Environment
     gate: GateStatus
+    form: Form
 
     @property
     def evaluation(self) -> EvaluationStatus:
@@ -64,6 +67,7 @@ def collect(context: StageContext, report: EvaluateReport, notes: Sequence[str],
         notes=notes,
         environment=environment,
         gate=judge(context.config.evaluation.gate.rules_, report.evaluation),
+        form=proof.form_of(context.model_dir),
     )
 
 
