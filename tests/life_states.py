@@ -12,6 +12,8 @@ from finetune_api.job import FineTuneJob
 from finetune_api.reports import StageFailure, Summary
 from tests.simulator import Cluster, Manifest, good_summary, make_job, succeed
 
+MANUAL = {"mode": "Manual"}
+
 
 def states() -> dict[str, dict[str, Any]]:
     """Whole objects as the API server has them, by what they show."""
@@ -28,6 +30,9 @@ def states() -> dict[str, dict[str, Any]]:
         "gate failed, no model": _end(Cluster(make_job(), answer=_worse)),
         "gate failed, the old model serves": _second_run_is_worse(),
         "second run trains, the old model serves": _second_run_trains(),
+        "waits for approval, no model": _end(Cluster(make_job(promotion=MANUAL))),
+        "waits for approval, the old model serves": _second_run_waits_for_approval(),
+        "suspended": _suspended(),
         "data refused": _end(Cluster(make_job(), answer=_refused)),
         "pod waits for a node": _waiting(),
     }
@@ -57,6 +62,15 @@ def _as_it_lives(cluster: Cluster) -> dict[str, dict[str, Any]]:
 
 def _end(cluster: Cluster) -> dict[str, Any]:
     return snapshot(cluster.run())
+
+
+def _second_run_waits_for_approval() -> dict[str, Any]:
+    return _end(Cluster(make_job()).run().change(rerunToken="again", promotion=MANUAL))
+
+
+def _suspended() -> dict[str, Any]:
+    cluster = Cluster(make_job()).run(until=lambda cluster: cluster.condition("Ready")[1] == "Training")
+    return _end(cluster.change(suspend=True))
 
 
 def _worse(pod: Manifest) -> tuple[int, str]:

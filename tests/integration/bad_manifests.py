@@ -399,4 +399,10 @@ OURS = (
         "spec.serving.gpus",
         "serving.gpus: write auto or a whole number from 0 to 1",
     ),
+    Bad(
+        "an approval that nobody asks for",
+        "promotion: {approved: {run: 2, digest: 0123456789ab}}",
+        "spec.promotion",
+        "promotion.approved: only the mode Manual asks for it; remove it or set promotion.mode to Manual",
+    ),
 )

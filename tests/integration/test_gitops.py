@@ -35,6 +35,9 @@ EXPECTED = {
     "gate failed, no model": ("Degraded", "Failed"),
     "gate failed, the old model serves": ("Healthy", "Current"),
     "second run trains, the old model serves": ("Progressing", "InProgress"),
+    "waits for approval, no model": ("Suspended", "InProgress"),
+    "waits for approval, the old model serves": ("Healthy", "Current"),
+    "suspended": ("Suspended", "InProgress"),
     "data refused": ("Degraded", "Failed"),
     "pod waits for a node": ("Progressing", "InProgress"),
 }

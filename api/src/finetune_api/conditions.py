@@ -49,6 +49,7 @@ class RunResult(Named):
 
     PROMOTED = "Promoted"
     GATE_FAILED = "GateFailed"
+    AWAITING_APPROVAL = "AwaitingApproval"  # passed its gate; promotion.mode is Manual
     FAILED = "Failed"
     SUPERSEDED = "Superseded"
 

@@ -28,6 +28,7 @@ from finetune_api.method import MethodSpec as MethodSpec
 from finetune_api.method import Packing as Packing
 from finetune_api.placement import Placement as Placement
 from finetune_api.placement import Resources as Resources
+from finetune_api.promotion import PromotionSpec as PromotionSpec
 from finetune_api.queueing import Queueing as Queueing
 from finetune_api.tasks import DECODERS, TASKS
 from finetune_api.tasks import MethodType as MethodType
@@ -181,6 +182,7 @@ class FineTuneJobSpec(ApiModel):
     compute: ComputeSpec = Field(default=ComputeSpec(), description="What training and evaluation run on.")
     evaluation: EvaluationSpec = Field(default=EvaluationSpec(), description="How the result is proven.")
     output: OutputSpec = Field(description="Where results are kept.")
+    promotion: PromotionSpec = Field(default=PromotionSpec(), description="Who says that a run may answer.")
     serving: ServingSpec = Field(default=ServingSpec(), description="The endpoint.")
     suspend: Bool = Field(
         default=False,

@@ -14,7 +14,7 @@ from finetune_operator.plan import Manifest, Observed
 
 STATUS_RECORDS = 20  # status.runs' own bound
 RECORD_MESSAGE = 512
-FINISHED = (RunResult.PROMOTED, RunResult.GATE_FAILED)
+FINISHED = (RunResult.PROMOTED, RunResult.GATE_FAILED, RunResult.AWAITING_APPROVAL)
 JOB_STAGES = tuple(stage for stage in Stage if stage is not Stage.SERVE)
 BESIDE = (Stage.PACKAGE, Stage.SERVE)  # what goes on after a run is judged
 

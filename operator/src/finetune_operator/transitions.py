@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from finetune_api.conditions import ConditionType as Type
-from finetune_api.conditions import FailureReason, Stage
+from finetune_api.conditions import FailureReason, RunResult, Stage
 from finetune_api.status import FineTuneJobStatus
 from finetune_operator.conditions import find, is_true, sentence, shorten
 from finetune_operator.plan import Event
@@ -68,8 +68,9 @@ def _suspension(old: FineTuneJobStatus, new: FineTuneJobStatus) -> Iterator[Even
 
 def _trouble(old: FineTuneJobStatus, new: FineTuneJobStatus, same_run: bool) -> Iterator[Event]:
     gate, gate_before = find(new.conditions, Type.PROMOTED), find(old.conditions, Type.PROMOTED)
-    if gate and gate.status == "False" and not (same_run and gate_before and gate_before.status == "False"):
-        yield Event("Warning", "GateFailed", shorten(gate.message, EVENT_MESSAGE))
+    if gate and gate.status == "False" and not (same_run and gate_before and gate_before.reason == gate.reason):
+        failed = gate.reason == RunResult.GATE_FAILED
+        yield Event("Warning" if failed else "Normal", gate.reason, shorten(gate.message, EVENT_MESSAGE))
     failure = new.run.failure if new.run else None
     before = old.run.failure if old.run else None
     if failure is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from finetune_api.conditions import ConditionType as Type
-from finetune_api.conditions import GateVerdict, Stage
+from finetune_api.conditions import GateVerdict, RunResult, Stage
 from finetune_api.status import Failure, ModelStatus, RunStatus
 from finetune_operator.conditions import Judgement, sentence
 from finetune_operator.runs import ended_with_failure, is_done
@@ -13,6 +13,8 @@ from finetune_operator.stages.job_stage import JobStage
 from finetune_operator.stages.pipeline import PACKAGE, PIPELINE, STAGES
 from finetune_operator.stages.serve import Serving
 from finetune_operator.stages.suspension import Pause, pause_words, suspended
+
+GATE_FAILED, AWAITING_APPROVAL = RunResult.GATE_FAILED.value, RunResult.AWAITING_APPROVAL.value
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +66,9 @@ def _verdict(outcome: Outcome) -> tuple[str, str, str]:
         reason = failure.reason if failure is not None and waits else _doing(outcome.stage)[0]
         return "Reconciling", reason, _going_words(outcome, failure)
     if outcome.wanted is None:
-        return "Stalled", "GateFailed", f"{_gate_words(outcome.run)} No earlier run can serve."
+        reason, text = _unpromoted(outcome.run)
+        # Whoever waits for a word is not stalled: none of the three is true.
+        return "Stalled" if reason == GATE_FAILED else reason, reason, f"{text} No earlier run can serve."
     if outcome.replicas == 0:
         text = f"Run {outcome.wanted.run} is trained and kept; serving.replicas is 0. {_beside(outcome)}"
         return "Ready", "Trained", text.strip()
@@ -132,13 +136,18 @@ def _beside(outcome: Outcome) -> str:
     if wanted is None or wanted.run == run.number:
         return ""
     if not outcome.promoted:
-        return _gate_words(run)
+        return _unpromoted(run)[1]
     return f"serving.run holds it there; the newest run is {run.number}."
 
 
-def _gate_words(run: RunStatus) -> str:
+def _unpromoted(run: RunStatus) -> tuple[str, str]:
+    """Reason and sentence of a run that was judged and shall not answer."""
+    if run.gate is not None and run.gate.verdict is GateVerdict.PASSED:
+        digest = (run.model.sha256 or "")[:12] if run.model else ""
+        text = f"set promotion.approved to {{run: {run.number}, digest: {digest}}}"
+        return AWAITING_APPROVAL, f"Run {run.number} passed its gate and waits for approval: {text}."
     reasons = "; ".join(run.gate.reasons) if run.gate else ""
-    return f"Run {run.number} did not pass its gate: {reasons}."
+    return GATE_FAILED, f"Run {run.number} did not pass its gate: {reasons}."
 
 
 def _stage(run: RunStatus, stage: JobStage) -> Judgement:
@@ -157,8 +166,7 @@ def _packaged(outcome: Outcome) -> list[Judgement]:
     if not outcome.exports:
         return []
     if run.package is None and run.gate is not None and not outcome.promoted:
-        text = f"Run {run.number} did not pass its gate; only promoted runs are exported."
-        return [(Type.PACKAGED, "False", "NotPromoted", text)]
+        return [(Type.PACKAGED, "False", "NotPromoted", f"{_unpromoted(run)[1]} Only promoted runs are exported.")]
     return [_stage(run.model_copy(update={"failure": run.package and run.package.failure}), PACKAGE)]
 
 
@@ -168,12 +176,12 @@ def _promoted(outcome: Outcome) -> Judgement:
         return Type.PROMOTED, "Unknown", "Pending", f"Run {run.number} has not reached its gate."
     reasons = "; ".join(run.gate.reasons) if run.gate else ""
     passed = run.gate is None or run.gate.verdict is GateVerdict.PASSED
-    if passed:
+    if passed and outcome.promoted:
         return Type.PROMOTED, "True", "GatePassed", reasons or f"Run {run.number} passed its gate."
     if outcome.promoted:
         text = f"Run {run.number} passed the gate of its time; by the present one it would fail: {reasons}."
         return Type.PROMOTED, "True", "PromotedBefore", text
-    return Type.PROMOTED, "False", "GateFailed", _gate_words(run)
+    return Type.PROMOTED, "False", *_unpromoted(run)
 
 
 def _serving(outcome: Outcome) -> Judgement:

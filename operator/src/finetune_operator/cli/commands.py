@@ -93,7 +93,9 @@ def drive(store: Store, console: Console, job: FineTuneJob) -> FineTuneJob:
         kept = f"The checkpoint of step {saved.step} is saved." if saved else "What was finished is kept."
         console.print(f"Interrupted. {kept} Go on with: {_like_this()}", highlight=False, soft_wrap=True)
         sys.exit(INTERRUPTED)
-    if result.ending is Ending.SUSPENDED:
+    if result.ending is Ending.HELD:
+        if job.status.run and job.status.run.evaluation:
+            report.show_run(console, store, job)
         console.print(f"{words.message(job)} Set it in the job's file.", highlight=False, soft_wrap=True)
         sys.exit(1)
     if result.ending is not Ending.READY:

@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from enum import Enum, auto
 from types import FrameType
 
-from finetune_api.conditions import ConditionType
+from finetune_api.conditions import ConditionType, RunResult
 from finetune_api.job import FineTuneJob
 from finetune_api.reports import ProgressFile
 from finetune_api.run_config import SourcePolicy
@@ -39,7 +39,7 @@ class Ending(Enum):
     STALLED = auto()
     INTERRUPTED = auto()
     REACHED = auto()  # what `until` waited for
-    SUSPENDED = auto()  # spec.suspend, and a stage that would have something to do
+    HELD = auto()  # spec.suspend, and a stage that would have something to do; or a run that waits for approval
 
 
 @dataclass(slots=True)
@@ -72,13 +72,13 @@ def stop_on_signals() -> Iterator[Stop]:
 
 
 def at_rest(status: FineTuneJobStatus) -> Ending | None:
-    """Ready, Stalled or suspended: nothing more happens by itself."""
+    """Ready, Stalled, suspended or unapproved: nothing more happens by itself."""
     if is_true(status.conditions, ConditionType.STALLED):
         return Ending.STALLED
     if is_true(status.conditions, ConditionType.READY):
         return Ending.READY
-    held = find(status.conditions, ConditionType.SUSPENDED)
-    return Ending.SUSPENDED if held and (held.status, held.reason) == ("True", SUSPENDED) else None
+    ready = find(status.conditions, ConditionType.READY)
+    return Ending.HELD if ready and ready.reason in (SUSPENDED, RunResult.AWAITING_APPROVAL) else None
 
 
 def answering(status: FineTuneJobStatus) -> Ending | None:

@@ -1,4 +1,4 @@
-"""Which model shall answer: the gate's judgement, the history, and the user's pin."""
+"""Which model shall answer: the gate's judgement, the approval, the history, and the user's pin."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Promotion:
 def promote(view: View, run: RunStatus, records: tuple[RunRecord, ...]) -> Promotion:
     """A run that passed its gate once stays promoted: a stricter gate is for later runs, `serving.run` for this."""
     run = _judged(view, run)
-    records = _recorded(view, run, records)
+    records = _approved(view, _recorded(view, run, records))
     pinned = view.job.spec.serving.run
     if pinned is None:
         return Promotion(run, records, _newest(view, run, records))
@@ -67,7 +67,22 @@ def _recorded(view: View, run: RunStatus, records: tuple[RunRecord, ...]) -> tup
         return records if is_done(run, Stage.EVALUATE) else runs.forget(records, run.number)
     reasons = "; ".join(run.gate.reasons)
     if run.gate.verdict is GateVerdict.PASSED:
-        return runs.remember(records, run, RunResult.PROMOTED, reasons, view.time)
+        promoted = runs.is_promoted(records, run.number)
+        result = RunResult.PROMOTED if promoted else RunResult.AWAITING_APPROVAL
+        return runs.remember(records, run, result, reasons, view.time)
     if runs.is_promoted(records, run.number):
         return records
     return runs.remember(records, run, RunResult.GATE_FAILED, reasons, view.time)
+
+
+def _approved(view: View, records: tuple[RunRecord, ...]) -> tuple[RunRecord, ...]:
+    """The history with those promoted that passed their gate and may answer: at once, or by approval, which may also
+    come for an earlier run than the newest."""
+
+    def allowed(record: RunRecord) -> bool:
+        if record.result is not RunResult.AWAITING_APPROVAL or record.model is None:
+            return False
+        return view.job.spec.promotion.allows(record.number, record.model.sha256 or "")
+
+    promoted = {"result": RunResult.PROMOTED, "completion_time": view.time}
+    return tuple(record.model_copy(update=promoted) if allowed(record) else record for record in records)

@@ -1,0 +1,102 @@
+"""promotion.mode Manual: a run that passed its gate answers when somebody says so, and not before."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from tests.simulator import Cluster, good_summary, make_job
+
+DIGEST = "ab" * 32  # of every model of the simulator
+MANUAL = {"mode": "Manual"}
+
+
+def approved(run: int, digest: str = DIGEST[:12]) -> dict[str, Any]:
+    return {"promotion": {**MANUAL, "approved": {"run": run, "digest": digest}}}
+
+
+def results(cluster: Cluster) -> list[tuple[int, str]]:
+    return [(record.number, record.result.value) for record in cluster.job.status.runs]
+
+
+def test_a_first_run_waits_and_says_what_to_write() -> None:
+    cluster = Cluster(make_job(promotion=MANUAL)).run()
+    assert "Deployment/travel-serve" not in cluster.created
+    assert cluster.condition("Ready") == ("False", "AwaitingApproval")
+    assert cluster.condition("Promoted") == ("False", "AwaitingApproval")
+    assert [cluster.condition(kind)[0] for kind in ("Reconciling", "Stalled")] == ["False", "False"]
+    message = next(c.message for c in cluster.job.status.conditions if c.type == "Ready")
+    assert "promotion.approved to {run: 1, digest: abababababab}" in message
+    assert results(cluster) == [(1, "AwaitingApproval")]
+    assert cluster.events()[-1] == "AwaitingApproval"
+
+
+def test_an_approved_run_answers_and_nothing_is_trained() -> None:
+    cluster = Cluster(make_job(promotion=MANUAL)).run()
+    jobs = [name for name in cluster.created if name.startswith("Job/")]
+    cluster.change(**approved(1)).run()
+    assert cluster.condition("Ready") == ("True", "Serving")
+    assert results(cluster) == [(1, "Promoted")]
+    assert [name for name in cluster.created if name.startswith("Job/")] == jobs
+    assert cluster.events()[-2:] == ["Promoted", "Serving"]
+
+
+def test_the_run_before_answers_until_the_approval() -> None:
+    cluster = Cluster(make_job()).run().change(rerunToken="again", promotion=MANUAL).run()
+    assert cluster.job.status.endpoint is not None
+    assert cluster.job.status.endpoint.run == 1
+    assert cluster.condition("Ready") == ("True", "Serving")
+    assert results(cluster) == [(1, "Promoted"), (2, "AwaitingApproval")]
+    cluster.change(**approved(2)).run()
+    assert cluster.job.status.endpoint.run == 2
+
+
+@pytest.mark.parametrize("approval", [approved(2), approved(1, "cd" * 6)], ids=["another run", "another model"])
+def test_an_approval_of_something_else_is_none(approval: dict[str, Any]) -> None:
+    cluster = Cluster(make_job(promotion=MANUAL)).run().change(**approval).run()
+    assert results(cluster) == [(1, "AwaitingApproval")]
+
+
+def test_an_approval_that_is_taken_back_does_not_take_the_model_away() -> None:
+    cluster = Cluster(make_job(**approved(1))).run().change(promotion=MANUAL).run()
+    assert cluster.condition("Ready") == ("True", "Serving")
+    assert results(cluster) == [(1, "Promoted")]
+
+
+def test_an_earlier_run_may_be_approved_while_a_later_one_trains() -> None:
+    cluster = (
+        Cluster(make_job(promotion=MANUAL))
+        .run()
+        .change(rerunToken="again")
+        .run(until=lambda c: c.condition("Ready")[1] == "Training")
+    )
+    cluster.change(**approved(1)).run()
+    assert results(cluster) == [(1, "Promoted"), (2, "AwaitingApproval")]
+    assert cluster.job.status.endpoint is not None
+    assert cluster.job.status.endpoint.run == 1
+
+
+def test_the_mode_automatic_lets_go_what_waited() -> None:
+    cluster = Cluster(make_job(promotion=MANUAL)).run().change(promotion={"mode": "Automatic"}).run()
+    assert results(cluster) == [(1, "Promoted")]
+    assert cluster.condition("Ready") == ("True", "Serving")
+
+
+def test_no_approval_helps_a_run_that_failed_its_gate() -> None:
+    cluster = Cluster(make_job(**approved(1)), answer=lambda pod: (0, _worse(pod))).run()
+    assert cluster.condition("Ready") == ("False", "GateFailed")
+    assert results(cluster) == [(1, "GateFailed")]
+
+
+def test_a_revert_to_a_run_that_waits_trains_nothing() -> None:
+    cluster = Cluster(make_job(promotion=MANUAL)).run().change(rerunToken="again").run()
+    jobs = len([name for name in cluster.created if name.startswith("Job/")])
+    cluster.change(rerunToken=None).run()
+    assert len([name for name in cluster.created if name.startswith("Job/")]) == jobs
+    assert cluster.condition("Ready") == ("False", "AwaitingApproval")
+
+
+def _worse(pod: dict[str, Any]) -> str:
+    labels = pod["metadata"]["labels"]
+    stage, run = labels["finetune-operator.io/stage"], int(labels["finetune-operator.io/run"])
+    return good_summary(stage, run, tuned=3.0)
