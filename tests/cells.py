@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from starlette.testclient import TestClient
 
@@ -61,7 +63,8 @@ def run_cell(
     lost: int = 5,
     **hyperparameters: Any,
 ) -> Cell:
-    """Prepare, train and evaluate with the base `tiny` of `models`. `lost`: percent that may be cut."""
+    """Prepare, train, evaluate and export (one whole model, which the stage itself compares with what was trained) with
+    the base `tiny` of `models`. `lost`: percent that may be cut."""
     laptop = Laptop(root, models)
     context = laptop.context(
         laptop.put("train.jsonl", lines([dict(row) for row in train])),
@@ -79,10 +82,11 @@ def run_cell(
     spec = MethodSpec(type=method, rank=8 if method.adapter else None)
     context = replace(context, config=context.config.model_copy(update={"method": spec}))
     summaries = []
-    for stage in (Stage.PREPARE, Stage.TRAIN, Stage.EVALUATE):
-        message = root / "termination-log"
-        assert frame.run_stage(stage, context, message) == 0, message.read_text()
-        summaries.append(Summary.model_validate_json(context.report_path(stage).read_bytes()))
+    with patch.dict(os.environ, FINETUNE_PACKAGE='{"exports": [{"name": "whole"}]}'):
+        for stage in (Stage.PREPARE, Stage.TRAIN, Stage.EVALUATE, Stage.PACKAGE):
+            message = root / "termination-log"
+            assert frame.run_stage(stage, context, message) == 0, message.read_text()
+            summaries.append(Summary.model_validate_json(context.report_path(stage).read_bytes()))
     report = EvaluateReport.model_validate_json((context.evaluation_dir / "report.json").read_bytes())
     return Cell(context, summaries[0], summaries[1], report)
 

@@ -31,6 +31,12 @@ EXPORT_RULES = (
         "secretRef: an export that stays on the claim needs no Secret; remove it or give a destination in to",
     ),
     Bad(
+        "a graph in bfloat16",
+        "output: {exports: [{name: a, format: ONNX, precision: BFloat16}]}",
+        "spec.output.exports[0]",
+        "precision: only a Safetensors export has it, graphs are in float32; remove it",
+    ),
+    Bad(
         "two exports with one tag",
         "output: {exports: [{name: a, to: 'oci://r/t:latest'}, {name: b, to: 'oci://r/t:latest'}]}",
         "spec.output",

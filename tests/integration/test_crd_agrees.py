@@ -101,6 +101,7 @@ DESTINATIONS = some(
 )
 EXPORT = maybe(
     name=some("a", "b", "a-b", "A", "a" * 33),
+    format=some("Safetensors", "ONNX", "onnx"),
     precision=some("auto", "Float32", "float32"),
     to=DESTINATIONS,
     conflictPolicy=some("Refuse", "Replace", "Keep"),

@@ -18,7 +18,7 @@ from finetune_api.conditions import FailureReason, Stage
 from finetune_api.reports import Summary, parse_summary
 from finetune_trainer import artifacts, frame
 from finetune_trainer.context import StageContext
-from finetune_trainer.packaging import merged
+from finetune_trainer.packaging import comparison, merged
 from finetune_trainer.packaging.tuned import open_tuned
 
 
@@ -54,7 +54,7 @@ def package(
 
 
 def logits(model: Any, context: StageContext) -> torch.Tensor:
-    return merged.outputs(model, open_tuned(context).samples())[0]
+    return comparison.outputs(model, open_tuned(context).samples())[0]
 
 
 @pytest.mark.parametrize(
@@ -79,12 +79,32 @@ def test_a_merged_model_loads_anywhere_and_answers_as_the_adapter(
     model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
     assert model.dtype == dtype
     wanted = logits(open_tuned(context).load_unmerged(torch.float32), context)
-    assert merged.largest_difference([wanted], [logits(model.float(), context)]) < close
+    assert comparison.difference([wanted], [logits(model.float(), context)]).largest < close
     base = logits(AutoModelForCausalLM.from_pretrained(open_tuned(context).prepared.base_dir), context)
     assert (base - wanted).abs().max() > 1e-3  # otherwise the base itself would have passed
     assert AutoTokenizer.from_pretrained(folder).chat_template
     assert not list(folder.glob("adapter*"))
     assert not list(folder.rglob("*.bin"))
+
+
+def test_a_graph_and_a_small_one_say_how_far_they_are_from_pytorch(
+    context: StageContext, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    exports = ({"name": "edge", "format": "ONNX"}, {"name": "small", "format": "QuantizedONNX"})
+    code, summary = package(context, monkeypatch, tmp_path, *exports)
+    assert code == 0, summary.failure
+    assert summary.package is not None
+    edge, small = summary.package.exports
+    assert edge.difference is not None
+    assert small.difference is not None
+    assert edge.difference < 1e-3 < small.difference < 0.2
+    assert edge.agreement == 1.0
+    assert small.agreement is not None
+    assert small.agreement > 0.8
+    files = {path.name for path in (context.exports_dir / "small").iterdir()}
+    assert files >= {"model.onnx", "config.json", "tokenizer.json", "generation_config.json", "manifest.json"}
+    sizes = [(context.exports_dir / name / "model.onnx").stat().st_size for name in ("edge", "small")]
+    assert sizes[1] < sizes[0]
 
 
 def test_what_was_exported_is_found_again(

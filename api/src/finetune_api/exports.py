@@ -21,6 +21,8 @@ S3 = "^s3://[a-z0-9][-.a-z0-9]+/[A-Za-z0-9_][-A-Za-z0-9._/]*$"
 
 class ExportFormat(Named):
     SAFETENSORS = "Safetensors"
+    ONNX = "ONNX"
+    QUANTIZED_ONNX = "QuantizedONNX"
 
 
 class ExportPrecision(Named):
@@ -50,7 +52,8 @@ class ExportSpec(ApiModel):
     format: ExportFormat = Field(
         default=ExportFormat.SAFETENSORS,
         description="Safetensors: a whole model in Hugging Face format, with the adapter merged into the unquantised "
-        "base.",
+        "base. ONNX: graphs for onnxruntime in float32, proven to answer as PyTorch does. QuantizedONNX: the same with "
+        "weights of 8 bits, for small devices, with the difference measured.",
     )
     precision: ExportPrecision = Field(
         default=ExportPrecision.AUTO,
@@ -86,6 +89,11 @@ class ExportSpec(ApiModel):
             "has(self.to) || !has(self.secretRef)",
             "secretRef: an export that stays on the claim needs no Secret; remove it or give a destination in to",
             lambda export: export.to is not None or export.secret_ref is None,
+        ),
+        Rule(
+            "self.precision == 'auto' || self.format == 'Safetensors'",
+            "precision: only a Safetensors export has it, graphs are in float32; remove it",
+            lambda export: export.precision is ExportPrecision.AUTO or export.format is ExportFormat.SAFETENSORS,
         ),
     )
 

@@ -22,6 +22,15 @@ class ExportStatus(StatusModel):
         description="SHA-256 of its manifest: for oci:// the image's digest, else that of manifest.json in its folder."
     )
     bytes: Count = Field(default=0, description="Size of its files.")
+    difference: float | None = Field(
+        default=None,
+        description="Largest difference of its outputs from the tuned model's in PyTorch, on held-out examples, of the "
+        "largest output.",
+    )
+    agreement: float | None = Field(
+        default=None,
+        description="Share of the tokens (or examples) whose best output is the tuned model's in PyTorch, 0 to 1.",
+    )
 
 
 class PackageStatus(StatusModel):

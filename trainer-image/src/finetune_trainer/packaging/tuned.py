@@ -40,13 +40,13 @@ class Tuned:
         """As the base came."""
         return proof.stored_dtype(self.prepared.base_dir)
 
-    def load(self, dtype: torch.dtype) -> PreTrainedModel:
+    def load(self, dtype: torch.dtype, attention: str | None = None) -> PreTrainedModel:
         """The whole model on the CPU, in evaluation mode, its adapter merged into the base as it came, never into
         a quantised one. Raises ArtifactInvalidError when a merged weight is not finite."""
         prepared = self.prepared
         if self.form == "Model":
-            return load_model(self.directory, CPU, prepared.kind, prepared.facts, dtype=dtype).model.eval()
-        base = load_model(prepared.base_dir, CPU, prepared.kind, prepared.facts, dtype=dtype).model
+            return self._loaded(self.directory, dtype, attention)
+        base = self._loaded(prepared.base_dir, dtype, attention)
         return merge(proof.on_base(self.directory, base), self.directory).eval()
 
     def load_unmerged(self, dtype: torch.dtype) -> PreTrainedModel:
@@ -54,9 +54,12 @@ class Tuned:
         prepared = self.prepared
         if self.form == "Model":
             return self.load(dtype)
-        base = load_model(prepared.base_dir, CPU, prepared.kind, prepared.facts, dtype=dtype).model
-        model: PreTrainedModel = proof.on_base(self.directory, base).eval()
+        model: PreTrainedModel = proof.on_base(self.directory, self._loaded(prepared.base_dir, dtype)).eval()
         return model
+
+    def _loaded(self, folder: Path, dtype: torch.dtype, attention: str | None = None) -> PreTrainedModel:
+        kind, facts = self.prepared.kind, self.prepared.facts
+        return load_model(folder, CPU, kind, facts, dtype=dtype, attention=attention).model.eval()
 
     def samples(self) -> Batch:
         """Some held-out examples as one batch, padded on the right, so that the mask is tried, too."""

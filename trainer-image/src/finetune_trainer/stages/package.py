@@ -22,6 +22,7 @@ from finetune_trainer import artifacts
 from finetune_trainer.context import StageContext
 from finetune_trainer.errors import InterruptedStageError, PackageError, TrainerError, UserInputError
 from finetune_trainer.explanation import explain
+from finetune_trainer.packaging.comparison import Difference
 from finetune_trainer.packaging.destination import open_destination
 from finetune_trainer.packaging.formats import FORMATS
 from finetune_trainer.packaging.tuned import Tuned, open_tuned
@@ -107,26 +108,32 @@ def _export(context: StageContext, tuned: Tuned, export: ExportSpec) -> ExportSt
             return known.status
     record.unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
-    digest = _make(context, tuned, export, folder)
+    digest, measured = _make(context, tuned, export, folder)
     size = artifacts.size_of(folder)
     if target is not None:
         digest = target.push(folder, _annotations(context, export))
         shutil.rmtree(folder)  # it lies where it was wanted; on the claim it would only take room
-    status = ExportStatus(name=export.name, digest=digest, bytes=size)
+    status = ExportStatus(
+        name=export.name,
+        digest=digest,
+        bytes=size,
+        difference=float(f"{measured.largest:.3g}"),
+        agreement=float(f"{measured.agreement:.3g}"),
+    )
     Record(key, status).write(record)
     log.info("export %s is done: %s", export.name, destination(export, config.run, config.hash) or folder)
     return status
 
 
-def _make(context: StageContext, tuned: Tuned, export: ExportSpec, folder: Path) -> str:
-    """The finished folder; the digest of its manifest. It gets its name when it is whole."""
+def _make(context: StageContext, tuned: Tuned, export: ExportSpec, folder: Path) -> tuple[str, Difference]:
+    """The finished folder, which gets its name when it is whole: the digest of its manifest, and how it was proven."""
     scratch = context.exports_dir / f".{export.name}-{secrets.token_hex(4)}"
     scratch.mkdir(parents=True)
     try:
-        FORMATS[export.format](tuned, export, scratch)
+        measured = FORMATS[export.format](tuned, export, scratch)
         digest = artifacts.finish(scratch)
         scratch.rename(folder)
-        return digest
+        return digest, measured
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
