@@ -6,6 +6,7 @@ import pytest
 from pydantic import ValidationError
 from tests.integration.bad_evaluation import EVALUATION
 from tests.integration.bad_exports import EXPORT_RULES
+from tests.integration.bad_hyperparameters import HYPERPARAMETER_RULES
 from tests.integration.bad_manifests import GOOD, OURS, Bad
 from tests.integration.bad_schema import THEIRS
 from tests.integration.bad_tasks import TASK_RULES
@@ -13,13 +14,15 @@ from tests.integration.conftest import JobApi
 
 from finetune_api.job import FineTuneJob
 
+RULES = (*OURS, *TASK_RULES, *EXPORT_RULES, *EVALUATION, *HYPERPARAMETER_RULES)
+
 
 def test_what_the_mistakes_are_made_from_is_good(job_api: JobApi) -> None:
     answer = job_api.create(GOOD)
     assert answer.code == 201, answer.message
 
 
-@pytest.mark.parametrize("bad", [*OURS, *TASK_RULES, *EXPORT_RULES, *EVALUATION, *THEIRS], ids=lambda bad: bad.name)
+@pytest.mark.parametrize("bad", [*RULES, *THEIRS], ids=lambda bad: bad.name)
 def test_api_server_names_field_and_remedy(job_api: JobApi, bad: Bad) -> None:
     answer = job_api.create(bad.manifest())
     assert answer.code in (400, 422), answer.body
@@ -27,20 +30,20 @@ def test_api_server_names_field_and_remedy(job_api: JobApi, bad: Bad) -> None:
     assert bad.field in answer.message
 
 
-@pytest.mark.parametrize("bad", [*OURS, *TASK_RULES, *EXPORT_RULES, *EVALUATION], ids=lambda bad: bad.name)
+@pytest.mark.parametrize("bad", RULES, ids=lambda bad: bad.name)
 def test_laptop_says_the_same(bad: Bad) -> None:
     with pytest.raises(ValidationError) as refusal:
         FineTuneJob.model_validate(bad.manifest())
     assert bad.message in str(refusal.value)
 
 
-@pytest.mark.parametrize("bad", [*OURS, *TASK_RULES, *EXPORT_RULES, *EVALUATION, *THEIRS], ids=lambda bad: bad.name)
+@pytest.mark.parametrize("bad", [*RULES, *THEIRS], ids=lambda bad: bad.name)
 def test_laptop_refuses_what_the_api_server_refuses(bad: Bad) -> None:
     with pytest.raises(ValidationError):
         FineTuneJob.model_validate(bad.manifest())
 
 
 def test_table_is_large_enough_and_names_are_unique() -> None:
-    names = [bad.name for bad in (*OURS, *TASK_RULES, *EXPORT_RULES, *EVALUATION, *THEIRS)]
+    names = [bad.name for bad in (*RULES, *THEIRS)]
     assert len(names) >= 60
     assert len(set(names)) == len(names)

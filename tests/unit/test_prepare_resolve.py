@@ -29,6 +29,7 @@ from finetune_api.status import LengthStats
 from finetune_trainer import resolve as rules
 from finetune_trainer.errors import UserInputError
 from finetune_trainer.estimate import ModelShape, measure_shape, memory_bytes
+from finetune_trainer.optimization import multiplier, resolve_warmup
 from finetune_trainer.resolve import DataSizes, resolve
 from finetune_trainer.tasks.chat import Chat
 
@@ -115,7 +116,7 @@ def test_learning_rate_depends_on_the_method(method: MethodSpec, rate: float) ->
 
 def test_multiplier_of_zero_is_refused() -> None:
     with pytest.raises(UserInputError, match="above 0"):
-        rules.multiplier("0.0")
+        multiplier("0.0")
 
 
 @pytest.mark.parametrize(
@@ -199,7 +200,8 @@ def test_packing_where_examples_would_see_each_other(monkeypatch: pytest.MonkeyP
 def test_precision_and_warm_up() -> None:
     assert resolve(config(0), sizes(100), SHAPE, 256, "r", 2).values.precision == "float32"
     assert resolve(config(1), sizes(100), SHAPE, 256, "r", 2).values.precision == "bfloat16"
-    assert [rules.warmup_steps(steps) for steps in (1, 10, 11, 100, 1000)] == [0, 0, 1, 3, 30]
+    knobs = Hyperparameters()
+    assert [resolve_warmup(knobs, steps) for steps in (1, 10, 11, 100, 1000)] == [0, 0, 1, 3, 30]
 
 
 def test_too_small_a_pod_is_noted_with_both_figures() -> None:

@@ -23,6 +23,8 @@ from pydantic_core.core_schema import with_info_before_validator_function
 from finetune_api.base import Int, Rule, asks_rules, check_rules
 
 Auto = Literal["auto"]
+Word = Annotated[str, Field(max_length=253)]
+Count = Annotated[int, Field(ge=0, json_schema_extra={"format": "int64"})]
 
 # Kubernetes' own limits: object names (RFC 1123 subdomain) and ConfigMap keys.
 NAME = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"

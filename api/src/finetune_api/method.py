@@ -1,4 +1,4 @@
-"""How the weights change, and the knobs of training."""
+"""How the weights change."""
 
 from __future__ import annotations
 
@@ -7,16 +7,8 @@ from typing import Annotated, ClassVar
 from pydantic import AfterValidator, Field
 
 from finetune_api.base import ApiModel, Int, Named, Rule
-from finetune_api.fields import Auto, IntOrAuto, ModuleName, Multiplier, distinct
+from finetune_api.fields import ModuleName, distinct
 from finetune_api.tasks import MethodType
-
-BETA = r"^(0\.[0-9]{0,5}[1-9][0-9]{0,5}|1(\.[0-9]{1,6})?|2(\.0{1,6})?)$"
-
-
-class Packing(Named):
-    AUTO = "auto"
-    ENABLED = "Enabled"
-    DISABLED = "Disabled"
 
 
 class Initialization(Named):
@@ -96,40 +88,3 @@ class MethodSpec(ApiModel):
     @property
     def resolved_alpha(self) -> int:
         return self.alpha or 2 * self.resolved_rank
-
-
-class Hyperparameters(ApiModel):
-    """What `auto` resolved to is recorded in `status.run.resolved`."""
-
-    epochs: Annotated[Int | Auto, IntOrAuto("hyperparameters.epochs", 1, 100)] = Field(
-        default="auto", description="Passes over the training data. `auto` or 1 to 100."
-    )
-    batch_size: Annotated[Int | Auto, IntOrAuto("hyperparameters.batchSize", 1, 256)] = Field(
-        default="auto", description="Examples per optimizer step, over all devices. `auto` or 1 to 256."
-    )
-    learning_rate_multiplier: Multiplier = Field(
-        default="auto",
-        description="Factor on the method's own learning rate (2e-4 for adapters, 2e-5 for Full; a twentieth of it for "
-        'Preference): `auto` (1), a whole number, or a decimal in quotes, for example "1.8".',
-    )
-    max_length: Annotated[Int | Auto, IntOrAuto("hyperparameters.maxLength", 16, 131072)] = Field(
-        default="auto", description="Longest example, in tokens; what is longer is cut. `auto` or 16 to 131072."
-    )
-    packing: Packing = Field(
-        default=Packing.AUTO,
-        description="Several short examples in one row, without seeing each other. `auto`: where the attention "
-        "implementation keeps them apart.",
-    )
-    evaluation_steps: Annotated[Int | Auto, IntOrAuto("hyperparameters.evaluationSteps", 1, 100000)] = Field(
-        default="auto", description="Optimizer steps between two evaluations. `auto` or 1 to 100000."
-    )
-    checkpoint_steps: Annotated[Int | Auto, IntOrAuto("hyperparameters.checkpointSteps", 1, 100000)] = Field(
-        default="auto", description="Optimizer steps between two checkpoints. `auto` or 1 to 100000."
-    )
-    beta: str | None = Field(
-        default=None,
-        max_length=8,
-        pattern=BETA,
-        description='Preference: how strongly the model is held to its base, above "0" to "2". Default "0.1".',
-    )
-    seed: Int = Field(default=42, ge=0, le=2147483647, description="Seed of every random choice.")

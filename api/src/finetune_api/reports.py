@@ -64,6 +64,7 @@ class Summary(StatusModel):
     model: ModelSummary | None = None
     checkpoint: Checkpoint | None = None
     steps: int | None = None
+    total_steps: int | None = Field(default=None, description="Of the whole schedule; more when it stopped early.")
     train_loss: float | None = None
     eval_loss: float | None = None
     train_seconds: float | None = None

@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from finetune_api.base import ApiModel, Bool, Int, Named, Rule
+from finetune_api.combinations import COMBINATIONS
 from finetune_api.dataset import Columns as Columns
 from finetune_api.dataset import ConfigMapRef as ConfigMapRef
 from finetune_api.dataset import DataFile as DataFile
@@ -23,9 +24,9 @@ from finetune_api.evaluation import GateRule as GateRule
 from finetune_api.exports import ONE_EXPORT_A_TAG, Exports
 from finetune_api.fields import NAME as NAME
 from finetune_api.fields import Auto, IntOrAuto, Source
-from finetune_api.method import Hyperparameters as Hyperparameters
+from finetune_api.hyperparameters import Hyperparameters as Hyperparameters
+from finetune_api.hyperparameters import Packing as Packing
 from finetune_api.method import MethodSpec as MethodSpec
-from finetune_api.method import Packing as Packing
 from finetune_api.placement import Placement as Placement
 from finetune_api.placement import Resources as Resources
 from finetune_api.promotion import PromotionSpec as PromotionSpec
@@ -232,4 +233,5 @@ class FineTuneJobSpec(ApiModel):
             "hyperparameters.beta: only the task Preference has it; remove it",
             lambda spec: spec.hyperparameters.beta is None or spec.task is Task.PREFERENCE,
         ),
+        *COMBINATIONS,
     )

@@ -22,6 +22,7 @@ from finetune_api.measured import GateStatus as GateStatus
 from finetune_api.measured import Interval as Interval
 from finetune_api.measured import Scores as Scores
 from finetune_api.package import PackageStatus as PackageStatus
+from finetune_api.resolved import ResolvedValues as ResolvedValues
 
 
 class Condition(StatusModel):
@@ -88,29 +89,6 @@ class DatasetStatus(StatusModel):
     def to_learn(self) -> str:
         """How much there is, in a phrase."""
         return f"{len(self.labels)} labels to learn" if self.labels else f"{self.loss_tokens:,} tokens to learn"
-
-
-class ResolvedValues(StatusModel):
-    """What `auto` became. All numbers as the trainer uses them."""
-
-    epochs: Count = Field(description="Passes over the data.")
-    batch_size: Count = Field(description="Examples per optimizer step.")
-    micro_batch_size: Count = Field(description="Examples per forward pass.")
-    gradient_accumulation: Count = Field(description="Forward passes per optimizer step.")
-    learning_rate: float = Field(description="Peak learning rate.")
-    max_length: Count = Field(description="Tokens.")
-    total_steps: Count = Field(description="Optimizer steps.")
-    warmup_steps: Count = Field(description="Optimizer steps.")
-    evaluation_steps: Count = Field(description="Optimizer steps between evaluations.")
-    checkpoint_steps: Count = Field(description="Optimizer steps between checkpoints.")
-    packing: bool = Field(description="Whether short examples share a row.")
-    precision: Literal["float32", "bfloat16"] = Field(description="Arithmetic.")
-    lora_rank: Count | None = Field(default=None, description="Rank of the adapter.")
-    lora_alpha: Count | None = Field(default=None, description="Alpha of the adapter.")
-    beta: float | None = Field(default=None, description="Preference: how strongly the model is held to its base.")
-    revision: Word | None = Field(default=None, description="Commit or digest of the base model.")
-    model_parameters: Count | None = Field(default=None, description="Parameters of the base model.")
-    trainable_parameters: Count | None = Field(default=None, description="Parameters that are trained.")
 
 
 class Estimate(StatusModel):

@@ -7,24 +7,25 @@ batch size      the largest power of two, at most 32, that leaves at least 100 o
 learning rate   2e-4 for adapters, ten times the 2e-5 of full fine-tuning (TRL's guide; "LoRA Without Regret"), times
                 learningRateMultiplier. A twentieth of it for Preference: TRL's default is 1e-6, and its example for
                 adapters ten times that for all weights (trl/scripts/dpo.py); more makes both answers unlikely.
+                A fifth of it with Lion. How the rate goes on, and all that moves weights: `optimization.py`.
 beta            0.1, as in the paper (arXiv 2305.18290) and TRL; Preference only.
 max length      the 99th percentile of the rendered examples, rounded up to 128, at most the model's context.
 micro batch     the largest divisor of the batch within 8,192 tokens, 32 rows and 80 % of the memory.
-warm-up         3 % of the steps, at least 1 where there are more than 10.
 evaluation      ten times in a training, and in long ones about every 15 minutes; checkpoints likewise.
 packing         on a GPU, where the examples of a row are kept apart at no cost: by flash attention where it is
                 installed, by training/packed_attention.py where the architecture's attention is of the plain kind.
                 Elsewhere transformers builds a mask of length squared: right, but slower, so only when asked for.
-precision       bfloat16 on a GPU, float32 on a CPU.
+precision       bfloat16 on a GPU, float32 on a CPU. No packing with NEFTune, whose noise it would lessen.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from finetune_api.conditions import FailureReason
+from finetune_api.optimization import ATTENTIONS, Attention
+from finetune_api.optimization import Precision as WantedPrecision
 from finetune_api.run_config import RunConfig
 from finetune_api.spec import Packing
 from finetune_api.status import Estimate, LengthStats, ResolvedValues
@@ -32,12 +33,18 @@ from finetune_api.tasks import Task
 from finetune_trainer.errors import UserInputError
 from finetune_trainer.estimate import ModelShape, estimate, memory_bytes, step_seconds
 from finetune_trainer.methods.kind import Precision
-from finetune_trainer.methods.table import METHODS
+from finetune_trainer.optimization import (
+    flash_attention_installed,
+    resolve_attention,
+    resolve_checkpointing,
+    resolve_optimization,
+    resolve_optimizer,
+)
+from finetune_trainer.tasks.kind import Facts
 
 TARGET_EPOCHS, MIN_TARGET, MAX_TARGET, MAX_EPOCHS = 3, 100, 25_000, 25
 MAX_BATCH = 32
 MIN_STEPS = 100
-PREFERENCE_RATE = 1 / 20
 BETA = 0.1
 PAIR = 2  # a forward pass holds two conversations for each example of Preference
 LENGTH_STEP = 128  # tokens; a multiple of what matrix units want
@@ -45,9 +52,10 @@ MICRO_TOKENS = 8_192  # a GPU is busy with so many tokens; more only costs memor
 MAX_MICRO_GPU, MAX_MICRO_CPU = 32, 8
 MEMORY_SHARE = 0.8  # of the memory: estimates are not exact, and allocators fragment
 ASSUMED_GPU_BYTES = 24 * 2**30  # Prepare sees no GPU; 24 GiB is the smallest that data centers offer (L4, A10)
-WARMUP_SHARE = 0.03
 EVALUATIONS = 10
 LONGEST_INTERVAL = 900  # seconds of work that an interruption may cost
+NO_FACTS = Facts()
+FLASH = ATTENTIONS[Attention.FLASH_ATTENTION_2]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,17 +115,23 @@ def resolve_micro_batch(batch: int, length: int, shape: ModelShape, config: RunC
     return 1
 
 
-def flash_attention_installed() -> bool:
-    """Whether examples in one row can be kept apart without a mask; the image is the same in Train."""
-    return importlib.util.find_spec("flash_attn") is not None
-
-
 def resolve(
-    config: RunConfig, data: DataSizes, shape: ModelShape, max_length: int, revision: str, cores: int
+    config: RunConfig,
+    data: DataSizes,
+    shape: ModelShape,
+    max_length: int,
+    revision: str,
+    cores: int,
+    facts: Facts = NO_FACTS,
 ) -> Resolution:
     """All values of the run, and what it will need. Sizes are those after the cut to `max_length`."""
     wanted = config.hyperparameters
-    precision: Precision = "bfloat16" if config.gpus else "float32"
+    precision: Precision = "bfloat16" if config.gpus and wanted.precision is not WantedPrecision.FLOAT32 else "float32"
+    shape = replace(
+        shape,
+        recomputes=resolve_checkpointing(wanted, config.gpus),
+        optimizer=resolve_optimizer(wanted, config.gpus),
+    )
     epochs = wanted.epochs if isinstance(wanted.epochs, int) else resolve_epochs(data.train_examples)
     batch = wanted.batch_size if isinstance(wanted.batch_size, int) else resolve_batch(data.train_examples, epochs)
     preference = config.task is Task.PREFERENCE
@@ -131,25 +145,34 @@ def resolve(
     seconds = step_seconds(shape, tokens=step_tokens, passes=accumulation, gpus=config.gpus, cores=cores)
     evaluation_steps, checkpoint_steps = _intervals(config, steps, seconds)
     lora = config.method.type.adapter
+    packing = _packing(config, shape)
     values = ResolvedValues(
         epochs=epochs,
         batch_size=batch,
         micro_batch_size=micro,
         gradient_accumulation=accumulation,
-        learning_rate=_learning_rate(config) * multiplier(wanted.learning_rate_multiplier),
         max_length=max_length,
         total_steps=steps,
-        warmup_steps=warmup_steps(steps),
         evaluation_steps=evaluation_steps,
         checkpoint_steps=checkpoint_steps,
-        packing=_packing(config, shape),
+        packing=packing,
         precision=precision,
+        attention=resolve_attention(
+            wanted,
+            shape.attentions,
+            precision,
+            packing=packing,
+            plain=shape.plain_rows,
+            installed=flash_attention_installed(),
+        ),
+        gradient_checkpointing=shape.recomputes,
         lora_rank=config.method.resolved_rank if lora else None,
         lora_alpha=config.method.resolved_alpha if lora else None,
         beta=float(wanted.beta or BETA) if preference else None,
         revision=revision,
         model_parameters=shape.parameters,
         trainable_parameters=shape.trainable,
+        **resolve_optimization(config, facts, steps=steps, evaluation_steps=evaluation_steps),
     )
     needs = estimate(
         shape,
@@ -163,27 +186,6 @@ def resolve(
         train_tokens_per_step=step_tokens,
     )
     return Resolution(values, needs, _notes(config, needs))
-
-
-def _learning_rate(config: RunConfig) -> float:
-    rate = METHODS[config.method.type].learning_rate
-    return rate * PREFERENCE_RATE if config.task is Task.PREFERENCE else rate
-
-
-def multiplier(value: str | int) -> float:
-    """`auto` is 1. Raises UserInputError (SpecInvalid) when it is not above 0."""
-    factor = 1.0 if value == "auto" else float(value)
-    if factor <= 0:
-        raise UserInputError(
-            f"hyperparameters.learningRateMultiplier {value} must be above 0",
-            advice="set it to auto, or to a number such as 0.5 or 2",
-            reason=FailureReason.SPEC_INVALID,
-        )
-    return factor
-
-
-def warmup_steps(steps: int) -> int:
-    return max(round(WARMUP_SHARE * steps), 1 if steps > 10 else 0)
 
 
 def _intervals(config: RunConfig, steps: int, seconds: float) -> tuple[int, int]:
@@ -201,7 +203,11 @@ def _packing(config: RunConfig, shape: ModelShape) -> bool:
     if config.task is Task.PREFERENCE:
         return False  # a row is one of two answers
     if choice is Packing.AUTO:
-        return config.gpus > 0 and (shape.plain_rows or (shape.packable and flash_attention_installed()))
+        wanted = config.hyperparameters
+        free = wanted.attention is Attention.AUTO
+        flash = shape.packable and flash_attention_installed() and FLASH in shape.attentions
+        flash = flash and (free or wanted.attention is Attention.FLASH_ATTENTION_2)
+        return config.gpus > 0 and wanted.neftune_alpha == "auto" and (flash or (free and shape.plain_rows))
     if choice is Packing.ENABLED and not shape.packable:
         raise UserInputError(
             "hyperparameters.packing Enabled: this model's architecture cannot keep examples in one row apart, so that "

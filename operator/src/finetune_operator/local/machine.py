@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from finetune_api.job import FineTuneJob
-from finetune_api.spec import ConfigMapRef, Engine, FineTuneJobSpec
+from finetune_api.optimization import OPTIMIZERS, Attention, Precision
+from finetune_api.spec import ConfigMapRef, Engine, FineTuneJobSpec, Hyperparameters
 from finetune_operator.local.errors import BadInput, Unsupported
 from finetune_operator.local.pods import LOCALHOST
 from finetune_operator.local.store import Store
@@ -26,10 +27,12 @@ def has_gpu() -> bool:
 def adapted(job: FineTuneJob, *, gpu: bool, replicas: int) -> tuple[FineTuneJob, list[str]]:
     """The job as this machine can run it, and what was changed that a user would want to know."""
     spec, notes = job.spec, []
-    compute, serving = spec.compute, spec.serving
+    compute, serving, knobs = spec.compute, spec.serving, spec.hyperparameters
     if compute.gpus and not gpu:
         compute = compute.model_copy(update={"gpus": 0})
         notes.append("this machine has no CUDA device: compute.gpus is 0 here, so training runs on the processor")
+        knobs, more = _on_cpu(knobs)
+        notes += more
     if compute.queue_name is not None:
         compute = compute.model_copy(update={"queue_name": None, "workload_priority_class_name": None})
         notes.append("compute.queueName is for a cluster: nothing waits here")
@@ -39,7 +42,20 @@ def adapted(job: FineTuneJob, *, gpu: bool, replicas: int) -> tuple[FineTuneJob,
         serving = serving.model_copy(update={"engine": Engine.NATIVE})
     # A server runs only while somebody sits before it: `finetune serve` and `finetune chat` raise this to 1.
     serving = serving.model_copy(update={"replicas": min(replicas, 1)})
-    return job.model_copy(update={"spec": spec.model_copy(update={"compute": compute, "serving": serving})}), notes
+    update = {"compute": compute, "serving": serving, "hyperparameters": knobs}
+    return job.model_copy(update={"spec": spec.model_copy(update=update)}), notes
+
+
+def _on_cpu(knobs: Hyperparameters) -> tuple[Hyperparameters, list[str]]:
+    """What only a GPU has, in the processor's own way, and what was changed."""
+    optimizer = OPTIMIZERS.get(knobs.optimizer)
+    update: dict[str, Any] = {
+        **({"optimizer": optimizer.on_cpu} if optimizer is not None and optimizer.needs_gpu else {}),
+        **({"attention": Attention.AUTO} if knobs.attention is Attention.FLASH_ATTENTION_2 else {}),
+        **({"precision": Precision.AUTO} if knobs.precision is Precision.BFLOAT16 else {}),
+    }
+    notes = [f"hyperparameters.{name} is {value} here: what was given is for a GPU" for name, value in update.items()]
+    return knobs.model_copy(update=update), notes
 
 
 def check_sources(spec: FineTuneJobSpec, config_maps: Mapping[str, Mapping[str, Any]], store: Store) -> None:

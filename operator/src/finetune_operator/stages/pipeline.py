@@ -78,7 +78,7 @@ def _finished(view: View, run: RunStatus, summary: Summary) -> Progress:
         update={
             "percent": 100,
             "step": steps,
-            "total_steps": steps,
+            "total_steps": max(steps, summary.total_steps or 0),  # more when it stopped early
             "train_loss": summary.train_loss if summary.train_loss is not None else last.train_loss,
             "eval_loss": summary.eval_loss if summary.eval_loss is not None else last.eval_loss,
             "remaining_seconds": 0,

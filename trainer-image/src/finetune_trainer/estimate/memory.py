@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from finetune_api.optimization import OPTIMIZERS, Optimizer
 from finetune_trainer.estimate.needs import Needs
 from finetune_trainer.estimate.shape import ModelShape
 from finetune_trainer.methods.kind import BYTES, FLOAT32, Precision, Sizes
@@ -14,6 +15,8 @@ CPU_RUNTIME_BYTES = 700 * 2**20
 # CPU, a tile is there four times: the scores, transformed, their exponentials, and those times the scores.
 TILE_TOKENS, TILE_WORDS, CPU_TILES = 4_096, 32_768, 4
 
+ADAM = OPTIMIZERS[Optimizer.ADAMW].state_bytes  # what the methods' footprints count with
+
 
 def memory_bytes(
     shape: ModelShape, *, rows: int, length: int, precision: Precision, recompute: bool | None = None
@@ -24,21 +27,22 @@ def memory_bytes(
 
 def memory(shape: ModelShape, *, rows: int, length: int, precision: Precision, recompute: bool | None = None) -> Needs:
     """The same by what it is for. `recompute`: whether layers are computed again in the backward pass; the trainer does
-    so on a GPU. What on a GPU is in bfloat16 is in float32 on a CPU."""
+    so on a GPU unless the shape says otherwise. What on a GPU is in bfloat16 is in float32 on a CPU."""
     gpu = precision == "bfloat16"
+    recompute = shape.recomputes if recompute is None else recompute
     recompute = gpu if recompute is None else recompute
     method = METHODS[shape.method.type]
     held = method.footprint(Sizes(shape.parameters, shape.trainable, shape.quantised), shape.method, precision)
     passes = shape.activation_bytes(rows, length, precision, recompute=recompute)
     # A layer in 4 bits is unpacked for each use; PyTorch's AdamW makes the roots of all second moments at once.
     unpacked = shape.largest * BYTES[precision] if shape.quantised else 0
-    roots = shape.trainable * FLOAT32 if gpu else 0
+    roots = shape.trainable * FLOAT32 if gpu and shape.optimizer is Optimizer.ADAMW else 0
     output = output_bytes(shape, rows * length, precision) if shape.tiled else 0
     return Needs(
         frozen=held.frozen,
         trained=held.trained,
         gradients=held.gradients,
-        optimizer=held.optimizer,
+        optimizer=round(held.optimizer * OPTIMIZERS[shape.optimizer].state_bytes / ADAM),
         activations=max(passes + unpacked, roots - output),
         output=output,
         runtime=GPU_RUNTIME_BYTES if gpu else CPU_RUNTIME_BYTES,

@@ -13,6 +13,7 @@ from transformers import AutoConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.pytorch_utils import Conv1D
 
 from finetune_api.conditions import FailureReason
+from finetune_api.optimization import Optimizer
 from finetune_api.spec import MethodSpec
 from finetune_api.tasks import TASKS
 from finetune_trainer.errors import UserInputError
@@ -32,7 +33,10 @@ ADAPTABLE = (torch.nn.Linear, Conv1D)
 class ModelShape:
     """Sizes of a model. `kv_width` is the width of keys and of values; all widths are in elements. `quantised` are the
     parameters that the method keeps in 4 bits, `largest` the weights of the largest linear layer among them. `trial`
-    tells what a pass holds; without it, or where a model cannot be tried, it is counted for a plain block."""
+    tells what a pass holds; without it, or where a model cannot be tried, it is counted for a plain block.
+    `attentions` are the implementations that the architecture has, by transformers' names, its own choice first.
+
+    `recomputes` (None: on a GPU) and `optimizer` are the run's choice, not the model's."""
 
     parameters: int
     trainable: int
@@ -49,6 +53,9 @@ class ModelShape:
     largest: int = 0
     tiled: bool = True  # whether scores of the vocabulary are computed in tiles, outside of the model
     trial: Trial | None = field(default=None, compare=False, repr=False)
+    attentions: tuple[str, ...] = ("sdpa", "eager", "flash_attention_2")
+    recomputes: bool | None = None
+    optimizer: Optimizer = Optimizer.ADAMW
 
     @property
     def lora(self) -> bool:
@@ -120,7 +127,15 @@ def measure_shape(
         largest=largest,
         tiled=decoder,
         trial=Trial(trained, model, tiled=decoder),
+        attentions=attentions(model),
     )
+
+
+def attentions(model: PreTrainedModel) -> tuple[str, ...]:
+    """The implementations that the architecture has, transformers' own choice first."""
+    chosen = str(model.config._attn_implementation)
+    known = {"sdpa": model._supports_sdpa, "eager": True, "flash_attention_2": model._supports_flash_attn}
+    return (chosen, *(name for name, there in known.items() if there and name != chosen))
 
 
 def _layers(config: Any) -> int:

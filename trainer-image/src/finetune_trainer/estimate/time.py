@@ -22,9 +22,10 @@ def step_seconds(shape: ModelShape, *, tokens: float, passes: int, gpus: int, co
     """Seconds of one optimizer step over `tokens` tokens in `passes` forward and backward passes.
 
     6 operations a parameter and token, and 4 with LoRA, which needs no gradient of the frozen weights
-    (Kaplan et al., arXiv 2001.08361, section 2.1); on a GPU 2 more, for the forward pass that is done again.
+    (Kaplan et al., arXiv 2001.08361, section 2.1); 2 more where the forward pass is done again, as on a GPU.
     """
-    operations = (METHODS[shape.method.type].operations + (2 if gpus else 0)) * shape.parameters * tokens
+    again = gpus > 0 if shape.recomputes is None else shape.recomputes
+    operations = (METHODS[shape.method.type].operations + (2 if again else 0)) * shape.parameters * tokens
     rate = GPU_RATE * gpus if gpus else CPU_RATE * cores
     return operations / rate + passes * (PASS_OVERHEAD + LAYER_OVERHEAD * shape.layers)
 

@@ -120,7 +120,7 @@ def _prepare(
     tokens.refuse_great_loss(train, max_length, spec.max_lost_percent, shape.context, findings)
     if not validation.examples:
         raise _empty("validation", f"what is left after the cut to {max_length} tokens")
-    resolution = resolve(config, _sizes(train, validation), shape, max_length, base.revision, cpu_limit())
+    resolution = resolve(config, _sizes(train, validation), shape, max_length, base.revision, cpu_limit(), form.facts)
     status = report.dataset_status(sides, train, validation, lengths, form.facts, findings, reading.sha256)
     text = report.full_report(status, resolution, findings, report.shown(train.shown, tokenizer))
     artifacts.write_json(folder / "report.json", json.dumps(text, ensure_ascii=False, indent=1))

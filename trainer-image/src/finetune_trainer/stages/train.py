@@ -58,6 +58,7 @@ def run(context: StageContext) -> Summary:
         model=model,
         checkpoint=Checkpoint(step=best.step, time=saved.strftime("%Y-%m-%dT%H:%M:%SZ")),
         steps=result.steps,
+        total_steps=result.total_steps,
         train_loss=result.train_loss,
         eval_loss=best.eval_loss,
         train_seconds=result.seconds,
@@ -75,7 +76,8 @@ def _fit_in_memory(
     notes: list[str] = []
     for attempt in itertools.count(1):
         try:
-            return fit(context, prepared, resolved, device, stop), notes
+            result = fit(context, prepared, resolved, device, stop)
+            return result, [*notes, *result.notes]
         except Exception as error:
             if not is_out_of_memory(error):
                 raise

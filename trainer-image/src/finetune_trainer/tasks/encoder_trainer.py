@@ -6,10 +6,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel, TrainingArguments
 
+from finetune_api.optimization import Loss
+from finetune_api.status import ResolvedValues
 from finetune_trainer.masking import IGNORED
-from finetune_trainer.tasks.kind import Row, TrainerParts
+from finetune_trainer.tasks.kind import Facts, Row, TrainerParts
 from finetune_trainer.training.trainer import Checkpointing
 
 Batch = dict[str, torch.Tensor]
@@ -21,6 +24,35 @@ def own_loss(model: PreTrainedModel, inputs: Batch) -> tuple[torch.Tensor, Any]:
     """The loss that the model computes itself."""
     output = model(**inputs)
     return output.loss, output
+
+
+def label_loss(resolved: ResolvedValues, facts: Facts) -> MeanLoss:
+    """The loss of labels that were resolved: the model's own where nothing is weighted or smoothed.
+
+    A weight is examples / (labels x examples with the label), scikit-learn's "balanced": every label counts alike,
+    and an average one 1. The sum is divided by the number of labels learned, not of their weights, so that the loss
+    does not depend on how a batch is split.
+    """
+    weighted, smoothing = resolved.loss is Loss.WEIGHTED_CROSS_ENTROPY, resolved.label_smoothing or 0.0
+    if not weighted and not smoothing:
+        return own_loss
+    weights = balanced_weights(facts.counts) if weighted else None
+
+    def mean(model: PreTrainedModel, inputs: Batch) -> tuple[torch.Tensor, Any]:
+        output = model(**{name: tensor for name, tensor in inputs.items() if name != "labels"})
+        labels = inputs["labels"].flatten()
+        scores = output.logits.reshape(len(labels), -1).float()
+        weight = None if weights is None else weights.to(scores.device)
+        total = cross_entropy(scores, labels, weight, ignore_index=IGNORED, label_smoothing=smoothing, reduction="sum")
+        return total / (labels != IGNORED).sum(), output
+
+    return mean
+
+
+def balanced_weights(counts: Sequence[int]) -> torch.Tensor:
+    """Weight of each label, shape [labels]. One that never occurs weighs as if it did once."""
+    occurring = torch.tensor(counts, dtype=torch.float32).clamp(min=1)
+    return sum(counts) / (len(counts) * occurring)
 
 
 class EncoderTrainer(Checkpointing):
@@ -67,9 +99,10 @@ def encoder_trainer(
     parts: TrainerParts,
     collate: Callable[[Sequence[Row]], Batch],
     labels: Sequence[str],
-    mean_loss: MeanLoss = own_loss,
+    mean_loss: MeanLoss | None = None,
 ) -> EncoderTrainer:
-    """`collate` makes a batch of rows; `labels` are its entries that the loss is made of."""
+    """`collate` makes a batch of rows; `labels` are its entries that the loss is made of. Without `mean_loss` it is the
+    one that was resolved for labels."""
     arguments = {**parts.arguments, "remove_unused_columns": False, "label_names": list(labels)}
     return EncoderTrainer(
         model=parts.model,
@@ -78,6 +111,6 @@ def encoder_trainer(
         eval_dataset=parts.validation,
         processing_class=parts.tokenizer,
         data_collator=collate,
-        mean_loss=mean_loss,
+        mean_loss=mean_loss or label_loss(parts.resolved, parts.facts),
         **parts.extra,
     )

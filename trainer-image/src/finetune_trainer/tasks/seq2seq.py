@@ -77,6 +77,7 @@ class Seq2Seq:
             eval_dataset=parts.validation,
             processing_class=parts.tokenizer,
             data_collator=batch_of,
+            smoothing=parts.resolved.label_smoothing or 0.0,
             **parts.extra,
         )
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedModel
+from transformers.trainer_pt_utils import LabelSmoother
 
 from finetune_trainer.evaluation.scoring import IGNORED
 from finetune_trainer.training.trainer import Checkpointing
@@ -20,8 +21,9 @@ class Seq2SeqTrainer(Checkpointing):
 
     loss_is_scaled_for_ga = True
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, *, smoothing: float = 0.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        self._smooth = LabelSmoother(epsilon=smoothing, ignore_index=IGNORED) if smoothing else None
         self.model_accepts_loss_kwargs = True  # so that the tokens of a step are counted
 
     def compute_loss(
@@ -33,8 +35,9 @@ class Seq2SeqTrainer(Checkpointing):
     ) -> Any:
         """The pass's share of the step's mean loss, in nats a token. `num_items_in_batch`: tokens of the step."""
         output = model(**inputs, use_cache=False)
+        mean = self._smooth(output, inputs["labels"]) if self._smooth else output.loss
         tokens = (inputs["labels"] != IGNORED).sum()
         # The gradients of several processes are averaged afterwards, and the count is of all of them.
         share = tokens / (tokens if num_items_in_batch is None else num_items_in_batch / self.accelerator.num_processes)
-        loss = output.loss * share
+        loss = mean * share
         return (loss, output) if return_outputs else loss

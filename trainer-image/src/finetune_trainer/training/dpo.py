@@ -11,6 +11,7 @@ from datasets import Dataset
 from transformers import PreTrainedModel
 from trl import DPOConfig, DPOTrainer
 
+from finetune_api.optimization import PREFERENCE_LOSSES, Loss
 from finetune_api.status import ResolvedValues
 from finetune_trainer.tasks.preference_scoring import log_probabilities
 from finetune_trainer.training.stopping import StopRequest
@@ -68,7 +69,8 @@ def dpo_arguments(common: Mapping[str, Any], resolved: ResolvedValues, model: Pr
     return DPOConfig(
         **common,
         beta=resolved.beta,
-        loss_type=["sigmoid"],
+        loss_type=[PREFERENCE_LOSSES[resolved.loss or Loss.SIGMOID]],
+        label_smoothing=resolved.label_smoothing or 0.0,
         max_length=None,
         precompute_ref_log_probs=True,
         # Dropout that nobody asked for would compare a model with itself and find a difference.

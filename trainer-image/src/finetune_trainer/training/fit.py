@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerState, set_seed
 from transformers.utils import is_flash_attn_2_available
 
 from finetune_api.conditions import FailureReason
 from finetune_api.interruptions import StopCosts
+from finetune_api.optimization import ATTENTIONS, Attention
 from finetune_api.status import ResolvedValues
 from finetune_trainer.context import StageContext
 from finetune_trainer.errors import UserInputError
@@ -24,6 +25,7 @@ from finetune_trainer.methods.table import METHODS
 from finetune_trainer.tasks.kind import HeldOut, Measured, TrainerParts
 from finetune_trainer.training import checkpoints, packed_attention
 from finetune_trainer.training.device import Device
+from finetune_trainer.training.early_stopping import Patience
 from finetune_trainer.training.history import keep_history
 from finetune_trainer.training.inputs import Prepared, load_model, load_tokenizer, skeleton
 from finetune_trainer.training.progress import ProgressCallback
@@ -32,6 +34,7 @@ from finetune_trainer.training.stopping import StopRequest
 from finetune_trainer.training.trainer import Checkpointing
 
 log = logging.getLogger(__name__)
+FLASH = ATTENTIONS[Attention.FLASH_ATTENTION_2]
 
 # Held-out examples by which the best checkpoint is chosen, at most. Not evaluation.maxExamples: that may change without
 # another run, so the run's model must not depend on it.
@@ -40,13 +43,16 @@ SELECTION_EXAMPLES = 500
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """What an attempt did. Losses are the last ones logged, nats a token; `seconds` is this attempt's time."""
+    """What an attempt did. Losses are the last ones logged, nats a token; `seconds` is this attempt's time. `notes`
+    are for the user."""
 
     steps: int
+    total_steps: int
     resumed_from_step: int
     train_loss: float | None
     seconds: float
     stop_costs: StopCosts
+    notes: tuple[str, ...] = ()
 
 
 def fit(context: StageContext, prepared: Prepared, resolved: ResolvedValues, device: Device, stop: StopRequest) -> Fit:
@@ -64,15 +70,23 @@ def fit(context: StageContext, prepared: Prepared, resolved: ResolvedValues, dev
     stop.check(f"nothing new to save, step {resumed.step if resumed else 0}")
     started = time.monotonic()
     trainer.train(resume_from_checkpoint=str(resumed.path) if resumed else None)
-    keep_history(context.training_report_path, trainer.state.log_history, device)
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    state = trainer.state
+    keep_history(context.training_report_path, state.log_history, device)
+    losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
+    patience = Patience.of(resolved)
     return Fit(
-        steps=trainer.state.global_step,
+        steps=state.global_step,
+        total_steps=state.max_steps,
         resumed_from_step=resumed.step if resumed else 0,
         train_loss=losses[-1] if losses else None,
         seconds=round(time.monotonic() - started, 1),
         stop_costs=trainer.stop_costs,
+        notes=(patience.told(state.log_history, state.max_steps),) if patience and _ended_early(state) else (),
     )
+
+
+def _ended_early(state: TrainerState) -> bool:
+    return bool(state.global_step < state.max_steps)
 
 
 def make_reproducible(seed: int, device: Device) -> None:
@@ -111,13 +125,17 @@ def build_model(context: StageContext, prepared: Prepared, resolved: ResolvedVal
 def attention(
     resolved: ResolvedValues, device: Device, skeleton: Callable[[], PreTrainedModel] | None = None
 ) -> str | None:
-    """How packed rows are computed: by flash attention where it is installed; else, where the architecture lets it, by
-    our own `packed_attention`. None: what transformers takes by itself, whose mask of length squared does the same.
-    `skeleton` makes the model on the meta device."""
+    """The implementation that was resolved. For a run that an earlier version prepared, and for flash attention on a
+    device that turned out not to have it, packed rows are computed by our own `packed_attention` where the architecture
+    lets it. None: what transformers takes by itself. `skeleton` makes the model on the meta device."""
+    if resolved.attention and (resolved.attention != FLASH or device.precision == "bfloat16"):
+        if resolved.attention == packed_attention.NAME:
+            packed_attention.register()
+        return resolved.attention
     if not resolved.packing:
         return None
     if device.precision == "bfloat16" and is_flash_attn_2_available():
-        return "flash_attention_2"
+        return FLASH
     if skeleton and packed_attention.keeps_apart(skeleton()):
         packed_attention.register()
         return packed_attention.NAME
@@ -150,9 +168,7 @@ def _trainer(
             model=model,
             tokenizer=tokenizer,
             resolved=resolved,
-            arguments=training_arguments(
-                resolved, device, context.checkpoints_dir, seed, save_activations=device.kind == "cuda"
-            ),
+            arguments=training_arguments(resolved, device, context.checkpoints_dir, seed),
             train=rows,
             validation=prepared.rows("validation").select(prepared.held_out(1)),
             facts=prepared.facts,
@@ -162,6 +178,7 @@ def _trainer(
                 "progress": ProgressCallback(context.progress_path, resumed.step if resumed else 0),
                 "stop": stop,
                 "resumed": resumed,
+                "patience": Patience.of(resolved),
             },
         )
     )

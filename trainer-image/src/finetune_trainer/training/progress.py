@@ -92,6 +92,8 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]  # untyped librar
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self._update(state)
+        # Also when it stopped early: there is nothing more to come.
+        self._values = self._values.model_copy(update={"percent": 100, "remaining_seconds": 0})
         self._write()
 
     def _update(self, state: TrainerState, **values: float) -> None:

@@ -6,33 +6,27 @@ from pathlib import Path
 from typing import Any
 
 from finetune_api.status import ResolvedValues
+from finetune_trainer.optimization import optimizer_arguments
 from finetune_trainer.training.device import Device
 
-MAX_GRAD_NORM = 1.0
 # Each logged step waits for the device; up to this many steps a curve with every step is worth it.
 LOG_EVERY_STEP_UP_TO = 1000
 
 
-def training_arguments(
-    resolved: ResolvedValues, device: Device, checkpoints: Path, seed: int, *, save_activations: bool
-) -> dict[str, Any]:
+def training_arguments(resolved: ResolvedValues, device: Device, checkpoints: Path, seed: int) -> dict[str, Any]:
     """Arguments of transformers.TrainingArguments that every task has. A task adds its own."""
+    recomputes = device.kind == "cuda" if resolved.gradient_checkpointing is None else resolved.gradient_checkpointing
     return {
         "output_dir": str(checkpoints),
         "num_train_epochs": resolved.epochs,
         "per_device_train_batch_size": resolved.micro_batch_size,
         "gradient_accumulation_steps": resolved.gradient_accumulation,
-        "learning_rate": resolved.learning_rate,
-        "lr_scheduler_type": "cosine",
-        "warmup_steps": resolved.warmup_steps,
-        "optim": "adamw_torch",
-        "weight_decay": 0.0,  # nothing to pull an adapter towards zero for; few epochs on little data
-        "max_grad_norm": MAX_GRAD_NORM,
+        **optimizer_arguments(resolved),
         "seed": seed,
         "data_seed": seed,
         "bf16": device.precision == "bfloat16",
         "use_cpu": device.kind == "cpu",
-        "gradient_checkpointing": save_activations,
+        "gradient_checkpointing": recomputes,
         "eval_strategy": "steps",
         "eval_steps": resolved.evaluation_steps,
         "metric_for_best_model": "eval_loss",

@@ -7,6 +7,7 @@ from typing import Any
 
 from trl import SFTConfig, SFTTrainer
 
+from finetune_api.optimization import Loss
 from finetune_api.status import ResolvedValues
 from finetune_trainer.training.trainer import Checkpointing
 
@@ -22,6 +23,7 @@ def sft_arguments(common: Mapping[str, Any], resolved: ResolvedValues) -> SFTCon
     """The common arguments, and those that keep TRL's hands off prepared data."""
     return SFTConfig(
         **common,
+        loss_type=(resolved.loss or Loss.NLL).lower(),
         # Several examples in one row without padding: the same batches, losses and steps, only without waste.
         padding_free=resolved.packing,
         packing=False,

@@ -25,6 +25,7 @@ from finetune_api.interruptions import StopCosts
 from finetune_trainer import artifacts
 from finetune_trainer.tasks.kind import Measured
 from finetune_trainer.training import checkpoints
+from finetune_trainer.training.early_stopping import EarlyStoppingCallback, Patience
 from finetune_trainer.training.progress import ProgressCallback
 from finetune_trainer.training.stopping import StopRequest
 
@@ -100,10 +101,12 @@ class Checkpointing(Trainer):  # type: ignore[misc]  # untyped library
         progress: ProgressCallback,
         stop: StopRequest,
         resumed: checkpoints.SavedCheckpoint | None,
+        patience: Patience | None = None,
         **kwargs: Any,
     ):
+        early = [] if patience is None else [EarlyStoppingCallback(patience)]
         missed = MissedEvaluationCallback(self._evaluate_resumed)
-        super().__init__(**kwargs, callbacks=[StopCallback(stop), KeepBestCallback(), progress, missed])
+        super().__init__(**kwargs, callbacks=[StopCallback(stop), KeepBestCallback(), *early, progress, missed])
         self.remove_callback(PrinterCallback)  # progress logs the same numbers, one line each
         if self.pop_callback(KubeflowCallback):  # transformers adds it when the environment names a receiver
             self.add_callback(ContinuedProgress())
@@ -114,6 +117,11 @@ class Checkpointing(Trainer):  # type: ignore[misc]  # untyped library
         self._resumed = resumed
         self._clock = time.monotonic()
         self._tokens_before = 0
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing is left to do for a training that had stopped early before it was interrupted."""
+        if not self.control.should_training_stop:
+            super()._run_epoch(*args, **kwargs)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Mean loss over everything that is held out, the very number that Evaluate reports.
