@@ -67,6 +67,14 @@ def good_summary(stage: str, run: int, *, tuned: float = 1.0, base: float = 2.0)
             "checkpoint": {"step": 40, "time": stamp(START)},
         },
         "Evaluate": {"evaluation": {"examples": 20, "base": scores(base), "tuned": scores(tuned)}},
+        "Judge": {
+            "evaluation": {
+                "examples": 20,
+                "base": scores(base),
+                "tuned": scores(tuned),
+                "judge": {"asked": 8, "wins": 6, "ties": 1, "losses": 1, "share": 0.8125},
+            }
+        },
         "Package": {"package": {"exports": [{"name": "whole", "uri": "s3://b/x", "digest": "cd" * 32, "bytes": 9}]}},
     }
     return Summary.model_validate({"stage": stage, "ok": True, "run": run, **parts[stage]}).to_message()

@@ -58,6 +58,30 @@ EVALUATION = (
         "give a metric, or the name of a check",
     ),
     Bad(
+        "a rule on a judge that is not there",
+        "evaluation: {gate: {rules: [{check: judge, minShare: 50%}]}}",
+        "spec.evaluation",
+        "evaluation.gate: a rule names a check that is not there; add it to evaluation.checks, or set evaluation.judge",
+    ),
+    Bad(
+        "a check that is called judge",
+        "evaluation: {checks: [{name: judge, maxWords: 9}]}",
+        "spec.evaluation.checks[0]",
+        "a check cannot be called judge: that is evaluation.judge in a gate rule; give it another name",
+    ),
+    Bad(
+        "a judge of labels",
+        "{task: Classification, evaluation: {judge: {url: 'https://llm.example.com/v1', model: m}}}",
+        "spec",
+        "evaluation.judge: only Chat, Completion, Preference and Seq2Seq write answers that could be judged; remove it",
+    ),
+    Bad(
+        "a judge above its folder",
+        "evaluation: {judge: {url: 'https://llm.example.com/../v1', model: m}}",
+        "spec.evaluation.judge",
+        "judge.url: '..' is not allowed; write the endpoint's base URL",
+    ),
+    Bad(
         "a baseline of a bound",
         "evaluation: {gate: {rules: [{metric: loss, max: '1', against: Base}]}}",
         GATE,

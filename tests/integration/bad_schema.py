@@ -34,6 +34,12 @@ THEIRS = (
     Bad(
         "a check without a name", "evaluation: {checks: [{maxWords: 1}]}", "spec.evaluation.checks[0].name", "Required"
     ),
+    Bad(
+        "a key in the judge's URL",
+        "evaluation: {judge: {url: 'https://user:key@llm.example.com/v1', model: m}}",
+        "spec.evaluation.judge.url",
+        "should match",
+    ),
     Bad("an unknown baseline", "evaluation: {baselines: [Other]}", "spec.evaluation.baselines[0]", '"Base", "FewShot"'),
     Bad("a baseline twice", "evaluation: {baselines: [Base, Base]}", "spec.evaluation.baselines[1]", "Duplicate value"),
     Bad(

@@ -9,7 +9,7 @@ from tests.chart import NAME, Release, objects, release
 
 __all__ = ["release"]  # the fixture
 
-STAGES = ("prepare", "train", "evaluate", "package", "serve")
+STAGES = ("prepare", "train", "evaluate", "judge", "package", "serve")
 GATEWAY = "networkPolicy.serveFrom[0].namespaceSelector.matchLabels.team=gateway"
 
 
@@ -39,8 +39,8 @@ def test_where_the_pods_of_jobs_are_fenced_in(release: Release, settings: tuple[
 
 def test_every_stage_reaches_what_it_needs(release: Release) -> None:
     found = policies(release, "networkPolicy.jobNamespaces={team-a}")
-    prepare, train, evaluate, package, serve = (found["team-a", stage] for stage in STAGES)
-    assert package["egress"] == prepare["egress"]
+    prepare, train, evaluate, judge, package, serve = (found["team-a", stage] for stage in STAGES)
+    assert judge["egress"] == package["egress"] == prepare["egress"]
     blocks = [peer["ipBlock"] for rule in prepare["egress"] for peer in rule.get("to", ())]
     assert "169.254.0.0/16" in blocks[0]["except"]
     assert "fe80::/10" in blocks[1]["except"]
@@ -51,6 +51,7 @@ def test_every_stage_reaches_what_it_needs(release: Release) -> None:
     assert serve["ingress"] == [{"from": [{"podSelector": {}}], "ports": [{"port": 8000}]}]
     for closed, part in (
         (prepare, "ingress"),
+        (judge, "ingress"),
         (package, "ingress"),
         (train, "ingress"),
         (evaluate, "ingress"),

@@ -32,7 +32,13 @@ CHECKS = [
     {"name": "says-the-impossible", "contains": ["\u2603"]},
     {"name": "short", "maxWords": 12, "prompts": ["Tell me about Oslo 3.", "Tell me about Rome 7."]},
 ]
-ALL = {"baselines": ["FewShot", "Retrieval", "Previous"], "fewShotExamples": 2, "checks": CHECKS, "checkAnswers": 4}
+ALL = {
+    "baselines": ["FewShot", "Retrieval", "Previous"],
+    "fewShotExamples": 2,
+    "checks": CHECKS,
+    "checkAnswers": 4,
+    "judge": {"url": "http://judge/v1", "model": "judge-7b", "answers": 3},
+}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -109,6 +115,8 @@ def test_checks_are_run_on_the_answers_of_both_and_failures_are_kept(
     assert never.failures[0].answer == report.samples[0].tuned
     assert {failure.prompt for failure in found["short"].base_failures} <= set(CHECKS[3]["prompts"])
     assert len(report.samples) == 2  # as many as were asked for, whatever the checks needed
+    assert [each.prompt for each in report.to_judge[:2]] == [each.prompt for each in report.samples]
+    assert len(report.to_judge) == 3
     wanted = [{"check": "never-a-hotel", "minShare": "100%"}, {"check": "says-the-impossible", "minShare": "1%"}]
     verdict = judge([GateRule.model_validate(rule) for rule in wanted], summary.evaluation)
     assert verdict.verdict is GateVerdict.FAILED
@@ -149,7 +157,7 @@ def previous(context: StageContext, monkeypatch: pytest.MonkeyPatch, **more: Any
 def measured_against(context: StageContext, tmp_path: Path) -> Summary:
     """The model of the context, measured against whatever was named as the previous run."""
     settings = context.config.evaluation.model_copy(
-        update={"baselines": [Baseline.PREVIOUS], "checks": [], "sample_answers": 0}
+        update={"baselines": [Baseline.PREVIOUS], "checks": [], "sample_answers": 0, "judge": None}
     )
     config = context.config.model_copy(update={"evaluation": settings})
     return evaluate.run(replace(context, config=config))

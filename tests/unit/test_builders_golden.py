@@ -60,6 +60,8 @@ EXPORTS: dict[str, Any] = {
     ],
 }
 
+JUDGE = {"url": "https://llm.example.com/v1", "model": "judge-70b"}
+
 
 def run_of(job: FineTuneJob) -> RunStatus:
     return RunStatus(number=2, hash=run_hash(job.spec), trigger=Trigger.SPEC_CHANGED)
@@ -80,6 +82,8 @@ def manifests() -> Iterator[tuple[str, Manifest]]:
     cpu, gpu = make_job(), make_job(**GPU_SPEC)
     plain = Settings()
     yield "run-config-map", run_config_map(gpu, run_of(gpu), PLATFORM)
+    judged = make_job(**GPU_SPEC, evaluation={"judge": {**JUDGE, "secretRef": {"name": "judge-key"}}})
+    yield "job-judge", stage_job(judged, run_of(judged), Stage.JUDGE, PLATFORM)
     for stage in (Stage.PREPARE, Stage.TRAIN, Stage.EVALUATE):
         yield f"job-{stage.value.lower()}-cpu", stage_job(cpu, run_of(cpu), stage, plain)
         yield f"job-{stage.value.lower()}-gpu", stage_job(gpu, run_of(gpu), stage, PLATFORM)
@@ -151,10 +155,18 @@ def test_every_mount_has_its_volume_and_every_volume_its_mount(name: str) -> Non
     assert {mount["name"] for mount in spec["containers"][0]["volumeMounts"]} == set(volumes)
 
 
-@pytest.mark.parametrize("name", [name for name in PODS if "prepare" not in name and "package" not in name])
-def test_secrets_reach_prepare_and_package_only(name: str) -> None:
+REACH_OUT = ("prepare", "judge", "package")
+
+
+@pytest.mark.parametrize("name", [name for name in PODS if not any(stage in name for stage in REACH_OUT)])
+def test_secrets_reach_only_the_stages_that_reach_out(name: str) -> None:
     assert "envFrom" not in PODS[name]["containers"][0]
     assert "hf-token" not in yaml.safe_dump(PODS[name])
+
+
+def test_the_judge_has_its_own_secret_and_no_other() -> None:
+    assert PODS["job-judge"]["containers"][0]["envFrom"] == [{"secretRef": {"name": "judge-key", "optional": False}}]
+    assert "hf-token" not in yaml.safe_dump(PODS["job-judge"])
 
 
 def test_package_has_the_secrets_of_exports_and_no_other() -> None:

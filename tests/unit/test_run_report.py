@@ -18,10 +18,11 @@ from finetune_trainer import __main__ as entry
 from finetune_trainer.context import StageContext
 from finetune_trainer.reporting.leave import leave_report
 from finetune_trainer.training.device import Device
-from finetune_trainer.training.history import MOST_POINTS, keep_history, points
+from finetune_trainer.training.history import MOST_POINTS, environment, keep_history, points
 
 HOSTILE = "</td><script>alert(1)</script> `x` | [a](b)\n---\n\u202egnp.exe"
 CPU = Device("cpu", "float32", "cpu")
+HERE = environment(CPU)
 VALUES = ResolvedValues(
     epochs=1, batch_size=2, micro_batch_size=2, gradient_accumulation=1, learning_rate=2e-4, max_length=128,
     total_steps=4, warmup_steps=1, evaluation_steps=2, checkpoint_steps=2, packing=False, precision="float32",
@@ -72,7 +73,7 @@ def test_what_a_model_writes_is_text_on_the_page_and_not_on_the_card(tmp_path: P
     score = {"name": "short", "asked": 4, "base": 0.0, "tuned": 0.75}
     sample = {"prompt": HOSTILE, "expected": HOSTILE, "base": HOSTILE, "tuned": HOSTILE, "tunedStopped": False}
     judged = report(evaluation={"checks": [score]}, samples=[sample], checks=[{"score": score, "failures": [failure]}])
-    leave_report(found, judged, [HOSTILE], CPU)
+    leave_report(found, judged, [HOSTILE], HERE)
     page = found.page_path.read_text()
     assert "script" not in Tags(page).found
     assert "U+202E" in page
@@ -88,14 +89,14 @@ def test_names_of_labels_are_no_markup_on_the_card(tmp_path: Path) -> None:
     found = context(tmp_path, task="Classification")
     data = DatasetStatus(train_examples=9, labels=[LabelCount(label="a|b\n# c `d`", count=9)])
     keep(found, Summary(stage=Stage.PREPARE, ok=True, dataset=data, resolved=VALUES))
-    leave_report(found, report(evaluation={"base": None}), [], CPU)
+    leave_report(found, report(evaluation={"base": None}), [], HERE)
     assert r"| labels | a\|b # c \`d\` (9) |" in found.card_path.read_text()
     assert ModelCard(found.card_path.read_text()).data.pipeline_tag == "text-classification"
 
 
 def test_a_run_that_an_earlier_version_trained_has_a_report_too(tmp_path: Path) -> None:
     found = context(tmp_path)
-    leave_report(found, report(), [], CPU)
+    leave_report(found, report(), [], HERE)
     assert "No curves were kept." in found.page_path.read_text()
     assert "Not kept." in found.card_path.read_text()
 
@@ -105,7 +106,7 @@ def test_lineage_has_what_a_model_can_be_traced_by(tmp_path: Path) -> None:
     keep(found, Summary(stage=Stage.PREPARE, ok=True, dataset=DatasetStatus(sha256="d" * 64), resolved=VALUES))
     model = ModelSummary(path="p", base_path="b", kind="Adapter", sha256="e" * 64)
     keep(found, Summary(stage=Stage.TRAIN, ok=True, model=model, steps=4, train_seconds=9.0))
-    leave_report(found, report(evaluation={"previousRun": 2}), [], CPU)
+    leave_report(found, report(evaluation={"previousRun": 2}), [], HERE)
     for text in (found.page_path.read_text(), found.card_path.read_text()):
         for part in ("hf://Qwen/Qwen3-0.6B at 0123456789ab", "d" * 64, "e" * 64, "team/travel", "0123456789abcdef"):
             assert part in text
@@ -137,7 +138,7 @@ def test_the_image_prints_the_report_of_its_run(
     words = ["report", *flags, "--config", str(config), "--artifacts", str(tmp_path)]
     assert entry.main(words) == 1
     assert "Evaluate leaves it when it is through" in capsys.readouterr().err
-    leave_report(found, report(), [], CPU)
+    leave_report(found, report(), [], HERE)
     assert entry.main(words) == 0
     path = found.card_path if flags else found.page_path
     assert capsys.readouterr().out == path.read_text()

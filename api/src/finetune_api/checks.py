@@ -8,6 +8,7 @@ from pydantic import AfterValidator, Field
 
 from finetune_api.base import ApiModel, Int, Rule
 from finetune_api.fields import distinct, given
+from finetune_api.judge import JUDGE_CHECK
 
 MOST_CHECKS = 16
 CHECK_NAME = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
@@ -67,5 +68,10 @@ class BehaviourCheck(ApiModel):
             f"[{', '.join(f'has(self.{kind})' for kind in KINDS)}].filter(x, x).size() == 1",
             f"give exactly one of {', '.join(KINDS[:-1])} and {KINDS[-1]}",
             lambda check: _kinds(check) == 1,
+        ),
+        Rule(
+            f"self.name != '{JUDGE_CHECK}'",
+            f"a check cannot be called {JUDGE_CHECK}: that is evaluation.judge in a gate rule; give it another name",
+            lambda check: check.name != JUDGE_CHECK,
         ),
     )

@@ -11,6 +11,7 @@ class Stage(Named):
     PREPARE = "Prepare"
     TRAIN = "Train"
     EVALUATE = "Evaluate"
+    JUDGE = "Judge"
     PACKAGE = "Package"
     SERVE = "Serve"
 
@@ -25,6 +26,7 @@ class ConditionType(Named):
     DATASET_VALID = "DatasetValid"
     TRAINED = "Trained"
     EVALUATED = "Evaluated"
+    JUDGED = "Judged"
     PROMOTED = "Promoted"
     SERVING = "Serving"
     PACKAGED = "Packaged"

@@ -9,6 +9,7 @@ from pydantic import AfterValidator, Field
 from finetune_api.base import ApiModel, Int, Named, Rule
 from finetune_api.checks import MOST_CHECKS, BehaviourCheck, CheckName
 from finetune_api.fields import DECIMAL, PERCENT, distinct, given
+from finetune_api.judge import JUDGE_CHECK, JudgeSpec
 from finetune_api.tasks import Metric
 
 ANSWER_TOKENS = 128
@@ -49,7 +50,11 @@ class GateRule(ApiModel):
     )
     max: str | None = Field(default=None, max_length=16, pattern=DECIMAL, description='Upper bound, for example "1.5".')
     min: str | None = Field(default=None, max_length=16, pattern=DECIMAL, description='Lower bound, for example "0.7".')
-    check: CheckName | None = Field(default=None, description="In place of a metric: name of one of the checks.")
+    check: CheckName | None = Field(
+        default=None,
+        description="In place of a metric: name of one of the checks, or judge: the share of the questions on which it "
+        "prefers the tuned model's answer, ties by half.",
+    )
     min_share: str | None = Field(
         default=None,
         max_length=10,
@@ -147,6 +152,9 @@ class EvaluationSpec(ApiModel):
     check_answers: Int = Field(
         default=32, ge=1, le=500, description="Held-out questions that are answered for the checks, at most."
     )
+    judge: JudgeSpec | None = Field(
+        default=None, description="A model that compares the answers of base and tuned model. Default: none."
+    )
     gate: Gate = Field(
         default=Gate(rules_=[GateRule(metric=Metric.LOSS, min_improvement="0%")]),
         description="When a run may take over serving. By default the tuned loss must not be above the base's.",
@@ -159,10 +167,13 @@ class EvaluationSpec(ApiModel):
             lambda spec: all(rule.against in (None, Baseline.BASE, *spec.baselines) for rule in spec.gate.rules_),
         ),
         Rule(
-            f"{_DEFAULT} || self.gate.rules.all(r, !has(r.check) || self.checks.exists(c, c.name == r.check))",
-            "evaluation.gate: a rule names a check that is not there; add it to evaluation.checks",
+            f"{_DEFAULT} || self.gate.rules.all(r, !has(r.check) || (r.check == '{JUDGE_CHECK}' "
+            "? has(self.judge) : self.checks.exists(c, c.name == r.check)))",
+            "evaluation.gate: a rule names a check that is not there; add it to evaluation.checks, or set "
+            "evaluation.judge",
             lambda spec: (
-                {rule.check for rule in spec.gate.rules_ if rule.check} <= {check.name for check in spec.checks}
+                {rule.check for rule in spec.gate.rules_ if rule.check}
+                <= {check.name for check in spec.checks} | ({JUDGE_CHECK} if spec.judge else set())
             ),
         ),
         Rule(

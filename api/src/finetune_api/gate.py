@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from finetune_api.conditions import GateVerdict
 from finetune_api.evaluation import Baseline, GateRule
+from finetune_api.judge import JUDGE_CHECK
 from finetune_api.measured import EvaluationStatus, GateStatus
 from finetune_api.tasks import Metric
 
@@ -62,12 +63,24 @@ def _check_improvement(rule: GateRule, metric: Metric, tuned: float, evaluation:
 
 
 def _check_answers(name: str, share: str, evaluation: EvaluationStatus) -> tuple[bool, str]:
+    if name == JUDGE_CHECK:
+        return _check_judged(share, evaluation)
     found = next((check for check in evaluation.checks if check.name == name), None)
     if found is None or not found.asked:
         return False, f"{name}: not checked, because nothing was asked"
     wanted, percent = _percent(share), 100 * found.tuned
     ok = percent >= wanted - ROUNDING
     return ok, f"{name}: {percent:.1f} % of {found.asked} answers pass, at least {wanted:g} % wanted"
+
+
+def _check_judged(share: str, evaluation: EvaluationStatus) -> tuple[bool, str]:
+    judged = evaluation.judge
+    if judged is None or judged.share is None:
+        return False, f"{JUDGE_CHECK}: gave no verdict"
+    wanted, percent = _percent(share), 100 * judged.share
+    ok = percent >= wanted - ROUNDING
+    share_of = f"{percent:.1f} % of {judged.asked} questions"
+    return ok, f"{JUDGE_CHECK}: prefers the tuned model in {share_of}, at least {wanted:g} % wanted"
 
 
 def _percent(text: str) -> float:

@@ -82,6 +82,7 @@ def evaluation_inputs(spec: EvaluationSpec) -> dict[str, Any]:
         dump.pop("fewShotExamples", None)
     if not spec.checks:
         dump.pop("checkAnswers", None)
+    dump.get("judge", {}).pop("secretRef", None)  # another key is not another measurement
     return {**dump, "baselines": more} if more else dump
 
 

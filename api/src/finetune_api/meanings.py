@@ -9,6 +9,7 @@ STAGE_MEANINGS = {
     Stage.PREPARE: "Downloads model and data once, checks every example, resolves `auto`, estimates time and memory.",
     Stage.TRAIN: "Trains, keeps checkpoints, verifies the result.",
     Stage.EVALUATE: "Measures base and tuned model on the held-out examples.",
+    Stage.JUDGE: "Asks the judge which answers are better, when `evaluation.judge` is set. The gate waits for it.",
     Stage.PACKAGE: "Exports the promoted model, when `output.exports` asks for it. Serving does not wait for it.",
     Stage.SERVE: "The promoted model answers.",
 }
@@ -19,6 +20,7 @@ CONDITION_MEANINGS = {
     ConditionType.DATASET_VALID: "The data of the newest run passed every check.",
     ConditionType.TRAINED: "The newest run has a verified model.",
     ConditionType.EVALUATED: "The newest run was measured against the base.",
+    ConditionType.JUDGED: "The judge was asked, where `evaluation.judge` is set.",
     ConditionType.PROMOTED: "The newest run passed its gate.",
     ConditionType.SERVING: "A promoted model answers at `status.endpoint`.",
     ConditionType.PACKAGED: "The newest run is exported as `output.exports` asks. Absent without exports.",

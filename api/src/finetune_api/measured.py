@@ -87,6 +87,18 @@ class CheckScore(StatusModel):
     tuned: float = Field(description="Share of the tuned model's answers that pass, 0 to 1.")
 
 
+class JudgeStatus(StatusModel):
+    """What the judge preferred. A verdict counts when it is the same in both orders; otherwise it is a tie."""
+
+    asked: Count = Field(default=0, description="Questions with a verdict.")
+    wins: Count = Field(default=0, description="Of these, the tuned model's answer was preferred.")
+    ties: Count = Field(default=0, description="Neither was, or the verdict turned with the order.")
+    losses: Count = Field(default=0, description="The base model's answer was preferred.")
+    unusable: Count = Field(default=0, description="Questions without a verdict that could be read.")
+    share: float | None = Field(default=None, description="Wins, and ties by half, of those asked: 0 to 1.")
+    interval: Interval | None = Field(default=None, description="95 % interval of the share.")
+
+
 class EvaluationStatus(StatusModel):
     """The proof: base and tuned on the same held-out examples."""
 
@@ -108,6 +120,10 @@ class EvaluationStatus(StatusModel):
         default=None, description="Share of the sample answers that ended by themselves."
     )
     checks: list[CheckScore] = Field(default=[], max_length=MOST_CHECKS, description="The behaviour checks.")
+    judge: JudgeStatus | None = Field(default=None, description="What the judge says of the answers.")
+    notes: list[Annotated[str, Field(max_length=512)]] = Field(
+        default=[], max_length=8, description="What the figures do not say: what was left out, and why."
+    )
     settings_hash: Annotated[str, Field(max_length=64)] | None = Field(
         default=None, description="Of `evaluation` without its gate, as it was then. Another one: measured anew."
     )
@@ -160,6 +176,18 @@ class EvaluationStatus(StatusModel):
             f"Tuning {sure} {verdict}: a prompt with {PROMPT_WORDS[best]} reaches a loss of {found.loss:.3g} with "
             f"{found.request_tokens:,.0f} tokens a request, the tuned model {self.tuned.loss:.3g} with "
             f"{self.tuned.request_tokens:,.0f}."
+        )
+
+    @property
+    def preferred(self) -> str | None:
+        """What the judge says, in a sentence. None where none was asked, or none answered."""
+        found = self.judge
+        if found is None or found.share is None or found.interval is None:
+            return None
+        return (
+            f"The judge prefers the tuned model's answer {found.wins} times and the base's {found.losses} times in "
+            f"{found.asked} questions, each asked in both orders: {found.share:.0%} for the tuned model, ties by half "
+            f"(95 % interval {found.interval.low:.0%} to {found.interval.high:.0%})."
         )
 
     def _prompted(self) -> Iterator[tuple[Baseline, Scores]]:

@@ -159,6 +159,16 @@ def parse_summary(message: str | None) -> Summary | None:
         return None
 
 
+class Environment(StatusModel):
+    """What a stage ran on."""
+
+    image: str | None = Field(default=None, description="The pod's image; none on a laptop.")
+    device: str = ""
+    precision: str = ""
+    python: str = ""
+    versions: dict[str, str] = Field(default={}, description="Of the libraries that compute.")
+
+
 class SampleAnswer(StatusModel):
     """One prompt, what the data says, what base and tuned say."""
 
@@ -190,8 +200,11 @@ class EvaluateReport(StatusModel):
 
     evaluation: EvaluationStatus
     samples: list[SampleAnswer] = Field(default=[])
+    to_judge: list[SampleAnswer] = Field(default=[], description="What the judge is shown.")
     checks: list[CheckReport] = Field(default=[])
     details: dict[str, Any] = Field(default={}, description="What the task tells more of the tuned model.")
+    notes: list[str] = Field(default=[], description="What the figures do not say.")
+    environment: Environment = Field(default=Environment(), description="On what it was measured.")
     questions_left_out: int = Field(default=0, description="Not asked: the context has no room for an answer.")
 
 
@@ -202,16 +215,6 @@ class TrainingPoint(StatusModel):
     loss: float | None = None
     eval_loss: float | None = None
     learning_rate: float | None = None
-
-
-class Environment(StatusModel):
-    """What a stage ran on."""
-
-    image: str | None = Field(default=None, description="The pod's image; none on a laptop.")
-    device: str = ""
-    precision: str = ""
-    python: str = ""
-    versions: dict[str, str] = Field(default={}, description="Of the libraries that compute.")
 
 
 class TrainingReport(StatusModel):

@@ -229,6 +229,12 @@ class FineTuneJobSpec(ApiModel):
             lambda spec: not spec.evaluation.checks or TASKS[spec.task].generates,
         ),
         Rule(
+            f"!has(self.evaluation.judge) || {_GENERATES}",
+            "evaluation.judge: only Chat, Completion, Preference and Seq2Seq write answers that could be judged; "
+            "remove it",
+            lambda spec: spec.evaluation.judge is None or TASKS[spec.task].generates,
+        ),
+        Rule(
             "!has(self.hyperparameters.beta) || self.task == 'Preference'",
             "hyperparameters.beta: only the task Preference has it; remove it",
             lambda spec: spec.hyperparameters.beta is None or spec.task is Task.PREFERENCE,

@@ -20,7 +20,7 @@ from finetune_operator.stages.claim import with_claim
 from finetune_operator.stages.job_stage import advance, soonest
 from finetune_operator.stages.measurement import measures_otherwise, with_measurement
 from finetune_operator.stages.package import package
-from finetune_operator.stages.pipeline import PIPELINE, STAGES
+from finetune_operator.stages.pipeline import STAGES, stages_of
 from finetune_operator.stages.promote import Promotion, promote
 from finetune_operator.stages.serve import Serving, serve
 from finetune_operator.stages.suspension import Pause
@@ -56,7 +56,7 @@ def decide(job: FineTuneJob, observed: Observed, now: datetime, settings: Settin
 
 def _run_stages(view: View, run: RunStatus) -> tuple[Step, Stage]:
     """As far as the stages that run as Jobs are done; the first that is not stops the pass."""
-    for stage in PIPELINE:
+    for stage in stages_of(view.job.spec):
         step = advance(view, run, stage)
         if not step.done:
             return step, stage.stage
@@ -92,6 +92,7 @@ def _status(
         replicas=spec.serving.replicas,
         claim=spec.output.claim_name,
         exports=bool(spec.output.exports),
+        judge=spec.evaluation.judge is not None,
         suspend=spec.suspend,
         pause=pause,
     )
@@ -100,7 +101,7 @@ def _status(
     return FineTuneJobStatus(
         observed_generation=job.metadata.generation,
         conditions=conditions,
-        stage=stage if stage is not Stage.SERVE or promotion.wanted else PIPELINE[-1].stage,
+        stage=stage if stage is not Stage.SERVE or promotion.wanted else stages_of(spec)[-1].stage,
         model_name=names.base_name(spec),
         percent=_percent(run, stage),
         run=run,

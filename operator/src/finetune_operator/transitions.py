@@ -45,6 +45,8 @@ def _reached(old: FineTuneJobStatus, new: FineTuneJobStatus, same_run: bool) -> 
         if begun and _has_begun(new, stage.stage) and not (same_run and _has_begun(old, stage.stage)):
             yield _normal(begun[0], f"Run {new.run.number if new.run else 0} {begun[1]}.")
         yield from _became_true(old, new, stage.words.condition, stage.words.event, same_run)
+    judged = STAGES[Stage.JUDGE].words
+    yield from _became_true(old, new, judged.condition, judged.event, same_run)
     yield from _became_true(old, new, Type.PROMOTED, "Promoted", same_run)
     beside = STAGES[Stage.PACKAGE].words
     yield from _became_true(old, new, beside.condition, beside.event, same_run)

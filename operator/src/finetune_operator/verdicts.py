@@ -10,7 +10,7 @@ from finetune_api.status import Failure, ModelStatus, RunStatus
 from finetune_operator.conditions import Judgement, sentence
 from finetune_operator.runs import ended_with_failure, is_done
 from finetune_operator.stages.job_stage import JobStage
-from finetune_operator.stages.pipeline import PACKAGE, PIPELINE, STAGES
+from finetune_operator.stages.pipeline import JUDGE, PACKAGE, PIPELINE, STAGES
 from finetune_operator.stages.serve import Serving
 from finetune_operator.stages.suspension import Pause, pause_words, suspended
 
@@ -29,6 +29,7 @@ class Outcome:
     replicas: int
     claim: str = ""  # that the spec names
     exports: bool = False  # whether any is asked for
+    judge: bool = False  # whether one is asked
     suspend: bool = False
     pause: Pause | None = None
 
@@ -39,6 +40,7 @@ def judgements(outcome: Outcome) -> list[Judgement]:
     return [
         *_summary(outcome),
         *(_stage(run, stage) for stage in PIPELINE),
+        *([_stage(run, JUDGE)] if outcome.judge else ()),
         _promoted(outcome),
         _serving(outcome),
         *_packaged(outcome),

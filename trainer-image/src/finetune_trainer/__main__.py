@@ -59,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
         Stage.PREPARE: "fetch model and data, check every example, decide what auto means",
         Stage.TRAIN: "train on the prepared data, or go on from the newest checkpoint",
         Stage.EVALUATE: "compare the tuned model with its base on held-out examples",
+        Stage.JUDGE: "ask a judge which of base and tuned model answers better",
         Stage.PACKAGE: "export the tuned model, and bring it to registries and buckets",
         Stage.SERVE: "answer OpenAI-compatible requests with base and tuned model",
     }

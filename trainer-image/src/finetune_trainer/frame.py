@@ -223,5 +223,5 @@ def _verify_output(stage: Stage, context: StageContext, summary: Summary) -> Non
         digest = artifacts.verify(context.model_dir)
         if summary.model is None or summary.model.sha256 != digest:
             raise ArtifactInvalidError(f"{context.model_dir} is not the model that the report describes")
-    elif stage is Stage.EVALUATE:
+    elif stage in (Stage.EVALUATE, Stage.JUDGE):
         EvaluateReport.model_validate_json((context.evaluation_dir / "report.json").read_bytes())

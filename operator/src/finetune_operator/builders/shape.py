@@ -22,12 +22,19 @@ class PodShape:
     reports: bool = False  # posts its progress, with a token of its own
     bounded: bool = False  # compute.activeDeadlineSeconds is its time
     delivers: bool = False  # reaches registries and buckets, with the exports' Secrets; needs no GPU
+    judges: bool = False  # reaches the judge, with its Secret; needs no GPU
     measures: bool = False  # works by spec.evaluation as it is now, not as it was when the run began
+
+    @property
+    def reaches_out(self) -> bool:
+        """Whether it brings something of the run to a place outside, with a Secret for that place alone."""
+        return self.delivers or self.judges
 
 
 SHAPES: dict[Stage, PodShape] = {
     Stage.PREPARE: PodShape({"cpu": "250m", "memory": "512Mi"}, fetches=True),
     Stage.TRAIN: PodShape({"cpu": "500m", "memory": "1Gi"}, saves=True, reports=True, bounded=True),
     Stage.EVALUATE: PodShape({"cpu": "500m", "memory": "1Gi"}, measures=True),
+    Stage.JUDGE: PodShape({"cpu": "100m", "memory": "512Mi"}, judges=True),
     Stage.PACKAGE: PodShape({"cpu": "500m", "memory": "1Gi"}, delivers=True),
 }

@@ -56,7 +56,7 @@ def stage_job(job: FineTuneJob, run: RunStatus, stage: Stage, settings: Settings
     }
     if SHAPES[stage].saves:
         annotations[names.ANNOTATION_GRACE] = str(grace(run, settings))
-    if SHAPES[stage].measures:
+    if SHAPES[stage].measures or SHAPES[stage].judges:
         annotations[names.ANNOTATION_EVALUATION_HASH] = evaluation_hash(job.spec.evaluation)
     if SHAPES[stage].delivers:
         annotations[names.ANNOTATION_PACKAGE_HASH] = package_hash(_package(job, run))
@@ -86,6 +86,8 @@ def inputs_hash(job: FineTuneJob, stage: Stage) -> str:
     refs = [spec.base_model.secret_ref, spec.dataset.secret_ref]
     if SHAPES[stage].delivers:
         refs = [export.secret_ref for export in spec.output.exports]
+    if SHAPES[stage].judges:
+        refs = [spec.evaluation.judge.secret_ref if spec.evaluation.judge else None]
     compute = spec.compute.model_dump(mode="json", by_alias=True, exclude_defaults=True)
     return digest([compute, [ref and ref.name for ref in refs]])
 
@@ -147,7 +149,7 @@ def _pod(job: FineTuneJob, run: RunStatus, stage: Stage, settings: Settings) -> 
 
 def _resources(job: FineTuneJob, stage: Stage) -> dict[str, Any]:
     compute = job.spec.compute
-    gpus = 0 if SHAPES[stage].fetches or SHAPES[stage].delivers else compute.gpus
+    gpus = 0 if SHAPES[stage].fetches or SHAPES[stage].reaches_out else compute.gpus
     return pod.resources(_amounts(job, stage), SHAPES[stage].requests, gpus, compute.gpu_resource)
 
 
@@ -155,7 +157,7 @@ def _amounts(job: FineTuneJob, stage: Stage) -> Resources:
     """What the user gives the stage. Who only fetches needs no GPU machine's CPUs and memory, but a quota of scratch
     space asks each pod for an amount."""
     given = job.spec.compute.resources
-    return _scratch_only(given) if SHAPES[stage].fetches else given
+    return _scratch_only(given) if SHAPES[stage].fetches or SHAPES[stage].judges else given
 
 
 def _scratch_only(given: Resources) -> Resources:
@@ -173,16 +175,17 @@ def _environment(job: FineTuneJob, run: RunStatus, stage: Stage, settings: Setti
         result |= pod.DOWNLOAD_ENV | dict(settings.source_env)
     else:
         result |= pod.OFFLINE_ENV
-        gpus = 0 if shape.delivers else job.spec.compute.gpus
+        gpus = 0 if shape.reaches_out else job.spec.compute.gpus
         result["FINETUNE_GPUS"] = str(gpus)  # run.json may be older than compute
         result["FINETUNE_IMAGE"] = settings.trainer_image  # for the report: a container does not know its own
+    if shape.reaches_out:
+        result |= dict(settings.source_env)  # a proxy stands before registries and judges, too
     if shape.delivers:
-        result |= dict(settings.source_env)  # a proxy stands before registries, too
         result["FINETUNE_PACKAGE"] = _package(job, run).model_dump_json(by_alias=True, exclude_defaults=True)
-    if shape.measures:
+    if shape.measures or shape.judges:
         result["FINETUNE_EVALUATION"] = canonical(_evaluation(job))  # as with GPUs
-        if previous := previous_run(job, run, run_claim(job, run)):
-            result["FINETUNE_PREVIOUS"] = canonical(previous.to_wire())
+    if shape.measures and (previous := previous_run(job, run, run_claim(job, run))):
+        result["FINETUNE_PREVIOUS"] = canonical(previous.to_wire())
     if shape.reports and settings.progress_url:
         meta = job.metadata
         path = f"/progress/v1alpha1/namespaces/{meta.namespace}/jobs/{meta.name}/runs/{run.number}"
@@ -199,12 +202,15 @@ def _evaluation(job: FineTuneJob) -> dict[str, Any]:
 
 
 def _secrets(job: FineTuneJob, run: RunStatus, stage: Stage) -> Iterator[dict[str, Any]]:
-    """envFrom of the two stages that see Secrets. Two registries may want two passwords, so those of the exports have
+    """envFrom of the stages that see Secrets. Two registries may want two passwords, so those of the exports have
     a prefix each."""
     if SHAPES[stage].fetches:
         refs = [job.spec.base_model.secret_ref, job.spec.dataset.secret_ref]
         for name in dict.fromkeys(ref.name for ref in refs if ref):
             yield {"secretRef": {"name": name, "optional": False}}
+    judge = job.spec.evaluation.judge
+    if SHAPES[stage].judges and judge and judge.secret_ref:
+        yield {"secretRef": {"name": judge.secret_ref.name, "optional": False}}
     if SHAPES[stage].delivers:
         for export in _package(job, run).exports:
             if export.secret_ref:
@@ -219,7 +225,7 @@ def _extras(job: FineTuneJob, run: RunStatus, stage: Stage, settings: Settings) 
     """Volumes and mounts beside configuration, artifacts and /tmp."""
     if SHAPES[stage].fetches:
         return _source_volumes(job, run)
-    if SHAPES[stage].delivers:
+    if SHAPES[stage].reaches_out:
         return [], []
     volumes: list[dict[str, Any]] = [pod.SHM_VOLUME]
     mounts = [pod.mount("shm", "/dev/shm")]

@@ -107,7 +107,8 @@ def drive(store: Store, console: Console, job: FineTuneJob) -> FineTuneJob:
 
 
 def _stages(job: FineTuneJob) -> tuple[Stage, ...]:
-    return (*RUN_STAGES, Stage.PACKAGE) if job.spec.output.exports else RUN_STAGES
+    judged = (Stage.JUDGE,) if job.spec.evaluation.judge else ()
+    return (*RUN_STAGES, *judged, *((Stage.PACKAGE,) if job.spec.output.exports else ()))
 
 
 def show_end(console: Console, store: Store, job: FineTuneJob) -> None:

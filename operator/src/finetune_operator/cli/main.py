@@ -27,6 +27,7 @@ class StageName(StrEnum):
     PREPARE = "Prepare"
     TRAIN = "Train"
     EVALUATE = "Evaluate"
+    JUDGE = "Judge"
     PACKAGE = "Package"
     SERVE = "Serve"
 

@@ -117,7 +117,7 @@ def show_run(console: Console, store: Store, job: FineTuneJob, *, samples: int =
         text = "passed: the model is promoted, so chat and serve use it" if passed else "failed: the model is not used"
         say(console, f"\nGate (what the job asks of a model) [bold {'green' if passed else 'red'}]{text}[/].")
         say(console, escape("; ".join(run.gate.reasons)))
-    for note in run.notes:
+    for note in [*run.notes, *(run.evaluation.notes if run.evaluation else ())]:
         say(console, f"Note: {escape(note)}")
     answers = sample_answers(store, job, run)
     if answers and samples:
@@ -142,7 +142,7 @@ def show_scores(console: Console, evaluation: EvaluationStatus) -> None:
         tokens = ("–" if scores.request_tokens is None else f"{scores.request_tokens:,.0f}" for _, scores in shown)
         table.add_row("tokens of a request", *tokens, "what is read before the answer; fewer are cheaper")
     console.print(table, highlight=False)
-    for sentence in (evaluation.certainty, evaluation.worth):
+    for sentence in (evaluation.certainty, evaluation.worth, evaluation.preferred):
         if sentence:
             console.print(sentence, highlight=False)
     if evaluation.checks:

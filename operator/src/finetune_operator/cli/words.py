@@ -14,6 +14,7 @@ DOES = {
     Stage.PREPARE: "fetch model and data, check every example",
     Stage.TRAIN: "learn from the examples (loss: how wrong its guesses still are; it should fall)",
     Stage.EVALUATE: "compare base (before) and tuned (after) on the held-out examples",
+    Stage.JUDGE: "ask the judge which answers are better",
     Stage.PACKAGE: "export the model",
     Stage.SERVE: "load both models and answer",
 }
@@ -101,6 +102,9 @@ def result_of(run: RunStatus, stage: Stage) -> str:
         scores = run.evaluation
         base = f"{scores.base.loss:.2f} before training, " if scores.base else ""
         return f"loss on the held-out examples: {base}{run.evaluation.tuned.loss:.2f} after"
+    if stage is Stage.JUDGE and run.evaluation and run.evaluation.judge:
+        judge = run.evaluation.judge
+        return f"the tuned answer is preferred {judge.wins} times, the base's {judge.losses}, of {judge.asked}"
     if stage is Stage.PACKAGE and run.package:
         return ", ".join(f"{export.name} ({size(export.bytes)})" for export in run.package.exports) or "done"
     return "done"

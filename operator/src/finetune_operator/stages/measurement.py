@@ -22,17 +22,24 @@ def with_measurement(view: View, run: RunStatus) -> RunStatus:
     measured = run.evaluation.settings_hash or _snapshot(view, run)
     run = run.model_copy(update={"evaluation": run.evaluation.model_copy(update={"settings_hash": measured})})
     if measured != _wanted(view):
-        return without_time(run, Stage.EVALUATE) if is_done(run, Stage.EVALUATE) else run
+        return without_time(without_time(run, Stage.EVALUATE), Stage.JUDGE) if is_done(run, Stage.EVALUATE) else run
     if is_done(run, Stage.EVALUATE):
         return run
-    other = run.failure is not None and run.failure.stage is Stage.EVALUATE
+    other = run.failure is not None and run.failure.stage in (Stage.EVALUATE, Stage.JUDGE)
     run = run.model_copy(update={"failure": None}) if other else run
+    if run.evaluation and run.evaluation.judge:
+        run = with_time(run, Stage.JUDGE, completion=view.time)
     return with_time(run, Stage.EVALUATE, completion=view.time)
 
 
+def is_measured(view: View, run: RunStatus) -> bool:
+    """Whether all is there that the gate judges by."""
+    return is_done(run, Stage.EVALUATE) and (view.job.spec.evaluation.judge is None or is_done(run, Stage.JUDGE))
+
+
 def measures_otherwise(view: View, run: RunStatus, job: Manifest) -> bool:
-    """Whether this is an Evaluate Job by settings that are no longer wanted."""
-    if names.label(job, names.LABEL_STAGE) != Stage.EVALUATE.value:
+    """Whether this is a Job of Evaluate or Judge by settings that are no longer wanted."""
+    if names.label(job, names.LABEL_STAGE) not in (Stage.EVALUATE.value, Stage.JUDGE.value):
         return False
     return (names.annotation(job, names.ANNOTATION_EVALUATION_HASH) or _snapshot(view, run)) != _wanted(view)
 

@@ -15,6 +15,7 @@ from finetune_api.status import RunStatus
 from finetune_operator import names, runs
 from finetune_operator.plan import Manifest, ObjectRef
 from finetune_operator.stages.job_stage import advance, replace_job, soonest
+from finetune_operator.stages.measurement import is_measured
 from finetune_operator.stages.pipeline import PACKAGE
 from finetune_operator.stages.promote import Promotion
 from finetune_operator.stages.view import Step, View, is_deleting, reference
@@ -28,7 +29,7 @@ HOPELESS = frozenset({FailureReason.EXPORT_UNSUPPORTED, FailureReason.ARTIFACT_I
 def package(view: View, promotion: Promotion) -> Step:
     """Create the Job, wait for it, take its result, or say why it failed. `done` also when nothing is asked for."""
     run = promotion.run
-    if not runs.is_done(run, Stage.EVALUATE) or run.model is None:
+    if not is_measured(view, run) or run.model is None:
         return Step(run, done=True)  # it is measured, perhaps anew; what was packaged stays
     promoted = runs.is_promoted(promotion.records, run.number)
     inputs = package_inputs(view.job.spec, promoted=promoted)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from pydantic import BaseModel
 
@@ -11,6 +12,7 @@ from finetune_api.exports import ExportSpec, destination
 from finetune_api.job import evaluation_hash
 from finetune_api.package import PackageStatus
 from finetune_api.reports import Summary, model_status
+from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import Progress, RunStatus
 from finetune_operator import names
 from finetune_operator.builders.stage_job import run_claim
@@ -65,7 +67,7 @@ def trained(view: View, run: RunStatus, summary: Summary) -> RunStatus | None:
         "progress": _finished(view, run, summary),
         "checkpoint": summary.checkpoint or run.checkpoint,
         "resolved": summary.resolved or run.resolved,
-        "notes": [shorten(note, NOTE_LENGTH) for note in summary.notes[:NOTES]],
+        "notes": noted(summary.notes),
     }
     return with_costs(run.model_copy(update=update), summary.stop_costs)
 
@@ -91,8 +93,30 @@ def evaluated(view: View, run: RunStatus, summary: Summary) -> RunStatus | None:
     """The proof against the base model. It is by the present settings: a Job by others is replaced."""
     if summary.evaluation is None or not is_finite(summary):
         return None
-    settings = evaluation_hash(view.job.spec.evaluation)
-    return run.model_copy(update={"evaluation": summary.evaluation.model_copy(update={"settings_hash": settings})})
+    known = {"settings_hash": evaluation_hash(view.job.spec.evaluation), "notes": noted(summary.notes)}
+    return run.model_copy(update={"evaluation": summary.evaluation.model_copy(update=known)})
+
+
+def noted(notes: Sequence[str]) -> list[str]:
+    """As many, and as much of each, as the status takes."""
+    return [shorten(note, NOTE_LENGTH) for note in notes[:NOTES]]
+
+
+def judged(view: View, run: RunStatus, summary: Summary) -> RunStatus | None:
+    """What the judge prefers, beside the figures."""
+    if summary.evaluation is None or summary.evaluation.judge is None or not is_finite(summary.evaluation):
+        return None
+    found = run.evaluation or summary.evaluation
+    known = {"judge": summary.evaluation.judge, "notes": noted([*summary.notes, *found.notes])}
+    return run.model_copy(update={"evaluation": found.model_copy(update=known)})
+
+
+def preferred(run: RunStatus) -> str:
+    """What the judge prefers, in a sentence."""
+    found = run.evaluation.judge if run.evaluation else None
+    if found is None or found.share is None:
+        return "The judge gave no verdict."
+    return f"The judge prefers the tuned model in {found.wins}, the base in {found.losses} of {found.asked} questions."
 
 
 def packaged(view: View, run: RunStatus, summary: Summary) -> RunStatus | None:
@@ -223,6 +247,20 @@ PIPELINE = (
         absorb=evaluated,
     ),
 )
+# Only where a judge is named; what it says belongs to the figures that the gate judges by.
+JUDGE = JobStage(
+    Stage.JUDGE,
+    Words(
+        doing="Judging",
+        sentence="has its answers judged",
+        condition=ConditionType.JUDGED,
+        reached="Judged",
+        result=preferred,
+        event="Judged",
+    ),
+    percent=lambda run: 100,
+    absorb=judged,
+)
 # Beside serving, so that nothing waits for it: see package.py.
 PACKAGE = JobStage(
     Stage.PACKAGE,
@@ -238,4 +276,9 @@ PACKAGE = JobStage(
     absorb=packaged,
     salvage=kept_exports,
 )
-STAGES = {stage.stage: stage for stage in (*PIPELINE, PACKAGE)}
+STAGES = {stage.stage: stage for stage in (*PIPELINE, JUDGE, PACKAGE)}
+
+
+def stages_of(spec: FineTuneJobSpec) -> tuple[JobStage, ...]:
+    """What a run goes through before its gate."""
+    return (*PIPELINE, JUDGE) if spec.evaluation.judge else PIPELINE

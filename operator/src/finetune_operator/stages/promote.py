@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from finetune_api.conditions import FailureReason, GateVerdict, RunResult, Stage
+from finetune_api.conditions import FailureReason, GateVerdict, RunResult
 from finetune_api.gate import judge
 from finetune_api.status import ModelStatus, RunRecord, RunStatus
 from finetune_operator import runs
 from finetune_operator.conditions import shorten
 from finetune_operator.diagnose import Finding
-from finetune_operator.runs import ended_with_failure, is_done
+from finetune_operator.runs import ended_with_failure
+from finetune_operator.stages.measurement import is_measured
 from finetune_operator.stages.view import View
 
 REASON_LENGTH, REASONS = 256, 16  # bounds of status.gate.reasons
@@ -49,7 +50,7 @@ def _newest(view: View, run: RunStatus, records: tuple[RunRecord, ...]) -> Model
 
 
 def _judged(view: View, run: RunStatus) -> RunStatus:
-    if not is_done(run, Stage.EVALUATE) or run.evaluation is None:
+    if not is_measured(view, run) or run.evaluation is None:
         return run
     gate = judge(view.job.spec.evaluation.gate.rules_, run.evaluation)
     reasons = [shorten(reason, REASON_LENGTH) for reason in gate.reasons[:REASONS]]
@@ -58,13 +59,13 @@ def _judged(view: View, run: RunStatus) -> RunStatus:
 
 def _recorded(view: View, run: RunStatus, records: tuple[RunRecord, ...]) -> tuple[RunRecord, ...]:
     """The history with how this run ended, or without it while it goes on."""
-    if run.evaluation is not None and not is_done(run, Stage.EVALUATE):
+    if run.evaluation is not None and not is_measured(view, run):
         return records  # it is measured again: what is known of it stands until then, also when that fails
     if ended_with_failure(run) and run.failure:
         message = f"{run.failure.reason}: {run.failure.message}"
         return runs.remember(records, run, RunResult.FAILED, message, view.time)
     if run.gate is None:
-        return records if is_done(run, Stage.EVALUATE) else runs.forget(records, run.number)
+        return records if is_measured(view, run) else runs.forget(records, run.number)
     reasons = "; ".join(run.gate.reasons)
     if run.gate.verdict is GateVerdict.PASSED:
         promoted = runs.is_promoted(records, run.number)

@@ -18,11 +18,12 @@ KEPT_FAILURES = 5  # of each check and model, in the report
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """`questions` are all, each once: the held-out ones first, of which `samples` are shown side by side, then those
-    of the spec. `checked` are the places of each check's questions among them."""
+    """`questions` are all, each once: the held-out ones first, of which `samples` are shown side by side and `judged`
+    shown to the judge, then those of the spec. `checked` are the places of each check's questions among them."""
 
     questions: Sequence[Question]
     samples: int
+    judged: int
     checked: Mapping[str, Sequence[int]]
     notes: Sequence[str]
     too_long: int
@@ -31,7 +32,8 @@ class Asked:
 def ask(kind: TaskKind, held_out: HeldOut, settings: EvaluationSpec) -> Asked:
     """The questions for samples and checks. Each is answered once, whoever wants the answer."""
     from_data = settings.check_answers if any(not check.prompts for check in settings.checks) else 0
-    most = max(settings.sample_answers, from_data)
+    judged = settings.judge.answers if settings.judge else 0
+    most = max(settings.sample_answers, from_data, judged)
     chosen = choose(kind.ask(held_out), held_out.context, most, held_out.answer_tokens)
     posed, notes = _posed(kind, held_out, settings.checks)
     places = {prompt: len(chosen.asked) + at for at, prompt in enumerate(posed)}
@@ -43,6 +45,7 @@ def ask(kind: TaskKind, held_out: HeldOut, settings: EvaluationSpec) -> Asked:
     return Asked(
         questions=[*chosen.asked, *posed.values()],
         samples=min(settings.sample_answers, len(chosen.asked)),
+        judged=min(judged, len(chosen.asked)),
         checked=checked,
         notes=[*chosen.notes, *notes],
         too_long=chosen.too_long,

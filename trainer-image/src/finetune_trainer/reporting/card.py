@@ -31,7 +31,7 @@ HUB = "hf://"
 def card(facts: RunFacts) -> str:
     """The whole card."""
     config, evaluation = facts.config, facts.evaluation
-    sentences = [sentence for sentence in (evaluation.certainty, evaluation.worth) if sentence]
+    sentences = [sentence for sentence in (evaluation.certainty, evaluation.worth, evaluation.preferred) if sentence]
     parts = [
         f"---\n{_header(facts)}\n---\n",
         f"# {_cell(config.tuned_name)}\n",

@@ -31,6 +31,7 @@ from finetune_trainer.evaluation.subject import (
 from finetune_trainer.methods import proof
 from finetune_trainer.reporting.leave import leave_report
 from finetune_trainer.training.device import Device, choose_device, limit_threads
+from finetune_trainer.training.history import environment
 from finetune_trainer.training.inputs import Prepared, load_model, load_prepared, load_tokenizer
 from finetune_trainer.training.trainer import free_memory
 from finetune_trainer.verification import load_tuned
@@ -65,12 +66,13 @@ def run(context: StageContext) -> Summary:
     base, tuned = measure(context, prepared, device, subject)
     earlier = _measure_previous(context, prepared, device, subject, base)
     report, notes = _report(base, tuned, earlier, subject, settings, context.config.hyperparameters.seed)
+    if device.note:
+        notes.insert(0, device.note)
+    report = report.model_copy(update={"notes": notes, "environment": environment(device)})
     artifacts.write_json(
         context.evaluation_dir / "report.json", report.model_dump_json(by_alias=True, exclude_none=True, indent=1)
     )
-    if device.note:
-        notes.insert(0, device.note)
-    leave_report(context, report, notes, device)
+    leave_report(context, report, notes, report.environment)
     return Summary(stage=Stage.EVALUATE, ok=True, evaluation=report.evaluation, notes=notes)
 
 
@@ -151,7 +153,8 @@ def _report(
         )
     report = EvaluateReport(
         evaluation=evaluation,
-        samples=_samples(base, tuned, subject),
+        samples=_side_by_side(base, tuned, subject, subject.asked.samples),
+        to_judge=_side_by_side(base, tuned, subject, subject.asked.judged),
         checks=checks,
         questions_left_out=subject.asked.too_long,
         details=dict(tuned.measured.details),
@@ -174,9 +177,9 @@ FIELDS = {Baseline.FEW_SHOT: "few_shot", Baseline.RETRIEVAL: "retrieval"}
 WORDS = {Baseline.FEW_SHOT: "few-shot", Baseline.RETRIEVAL: "retrieval"}
 
 
-def _samples(base: Results, tuned: Results, subject: Subject) -> list[SampleAnswer]:
-    asked = subject.asked
-    shown = zip(asked.questions[: asked.samples], base.answers, tuned.answers, strict=False)
+def _side_by_side(base: Results, tuned: Results, subject: Subject, most: int) -> list[SampleAnswer]:
+    """The first `most` questions, with all answers."""
+    shown = zip(subject.asked.questions[:most], base.answers, tuned.answers, strict=False)
     return [
         SampleAnswer(
             prompt=q.prompt, expected=q.expected, base=b.text, tuned=t.text, tuned_stopped=t.stopped is not False
