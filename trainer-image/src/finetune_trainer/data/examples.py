@@ -6,12 +6,13 @@ import json
 import logging
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 from finetune_trainer.data.flow import Attached, Example
 from finetune_trainer.data.problems import EncodingError, Fault, FileName, Findings
-from finetune_trainer.tasks.kind import ExampleFormat
+from finetune_trainer.tasks.kind import ExampleFormat, Tokens
 
 log = logging.getLogger(__name__)
 
@@ -46,8 +47,8 @@ def read_examples(
 ) -> Iterator[Example]:
     """Yield the good examples of a file's rows, in order. What is wrong with the others goes into `findings`."""
     number = 0
-    for batch in _batches(_checked(rows, file, form, findings, attached)):
-        for example in _tokenised(batch, file, form, findings):
+    for batch, tokens in _encoded(_batches(_checked(rows, file, form, findings, attached)), form):
+        for example in _examples(batch, tokens, file, form, findings):
             attached.read(example)
             yield example
             number += 1
@@ -85,8 +86,30 @@ def _batches(examples: Iterable[Checked]) -> Iterator[list[Checked]]:
         yield batch
 
 
-def _tokenised(batch: Sequence[Checked], file: FileName, form: ExampleFormat, findings: Findings) -> Iterator[Example]:
-    for checked, tokens in zip(batch, form.encode_all([each.normal for each in batch]), strict=True):
+def _encoded(
+    batches: Iterable[list[Checked]], form: ExampleFormat
+) -> Iterator[tuple[list[Checked], Sequence[Tokens | EncodingError]]]:
+    """The tokens of each batch, made in a thread while the next batch is read: most of that time is the tokenizer's,
+    which holds no lock and spreads over the cores."""
+    with ThreadPoolExecutor(1) as thread:
+        waiting: tuple[list[Checked], Future[Sequence[Tokens | EncodingError]]] | None = None
+        for batch in batches:
+            begun = thread.submit(form.encode_all, [each.normal for each in batch])
+            if waiting:
+                yield waiting[0], waiting[1].result()
+            waiting = (batch, begun)
+        if waiting:
+            yield waiting[0], waiting[1].result()
+
+
+def _examples(
+    batch: Sequence[Checked],
+    encoded: Sequence[Tokens | EncodingError],
+    file: FileName,
+    form: ExampleFormat,
+    findings: Findings,
+) -> Iterator[Example]:
+    for checked, tokens in zip(batch, encoded, strict=True):
         if isinstance(tokens, EncodingError):
             findings.add(file, checked.line, [Fault(tokens.check, tokens.message, tokens.where)])
             continue
