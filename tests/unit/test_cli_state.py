@@ -13,8 +13,9 @@ from tests.simulator import Cluster, make_job
 from finetune_api.conditions import FailureReason, Stage
 from finetune_api.job import FineTuneJob
 from finetune_api.status import Failure
-from finetune_operator.cli import objects
+from finetune_operator.cli import objects, words
 from finetune_operator.cli.state import state_of
+from finetune_operator.local.loop import Ending, at_rest
 
 
 def finished() -> FineTuneJob:
@@ -98,3 +99,13 @@ def test_a_stopped_job_is_not_said_to_be_training() -> None:
     objects.show_details(Console(file=file, width=200), under_way(), driven=False)
     assert "stopped: in Train" in file.getvalue()
     assert "is training" not in file.getvalue()
+
+
+def test_a_suspended_job_says_so_and_the_command_comes_back() -> None:
+    cluster = Cluster(make_job(suspend=True)).run()
+    state = state_of(cluster.job, driven=False)
+    assert (state.word, state.why) == ("suspended", words.message(cluster.job))
+    assert "spec.suspend" in state.why
+    assert at_rest(cluster.job.status) is Ending.HELD
+    done = Cluster(make_job(serving={"replicas": 0})).run().change(suspend=True, serving={"replicas": 0}).run()
+    assert at_rest(done.job.status) is Ending.READY, "there is nothing that it could go on with"

@@ -6,7 +6,10 @@ import pytest
 from tests.simulator import Cluster, Manifest, make_job
 
 from finetune_api.conditions import FailureReason as Reason
+from finetune_api.conditions import Stage
 from finetune_api.status import Failure
+from finetune_operator.builders.shape import SHAPES
+from finetune_operator.builders.stage_job import queue_labels
 
 QUEUED = {"gpus": 1, "queueName": "team-a"}
 NO_ROOM = (
@@ -151,3 +154,9 @@ def test_a_suspended_finetunejob_leaves_the_queue() -> None:
     assert cluster.condition("Ready") == ("False", "Suspended")
     cluster.change(suspend=False).run()
     assert cluster.condition("Ready") == ("False", "Queued")
+
+
+def test_what_runs_on_compute_waits_and_nothing_else() -> None:
+    wanted = make_job(compute=QUEUED)
+    assert [stage for stage in SHAPES if queue_labels(wanted, stage)] == [Stage.TRAIN, Stage.EVALUATE]
+    assert not any(queue_labels(make_job(), stage) for stage in SHAPES)

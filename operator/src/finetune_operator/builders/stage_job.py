@@ -68,7 +68,7 @@ def stage_job(job: FineTuneJob, run: RunStatus, stage: Stage, settings: Settings
 def queue_labels(job: FineTuneJob, stage: Stage) -> dict[str, str]:
     """Labels of a Job that waits in a queue; none of one that does not."""
     compute = job.spec.compute
-    if compute.queue_name is None or SHAPES[stage].fetches or SHAPES[stage].delivers:
+    if compute.queue_name is None or SHAPES[stage].fetches or SHAPES[stage].reaches_out:
         return {}
     priority = compute.workload_priority_class_name
     return {names.LABEL_QUEUE: compute.queue_name, **({names.LABEL_QUEUE_PRIORITY: priority} if priority else {})}

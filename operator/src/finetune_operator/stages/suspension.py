@@ -27,8 +27,8 @@ def pause_words(run: RunStatus, stage: Stage, pause: Pause) -> tuple[str, str]:
         saves = "saves a checkpoint and ends" if stage is Stage.TRAIN else "ends"
         return "Suspending", f"{stage} of run {run.number} {saves}, because spec.suspend is true."
     saved = stage is Stage.TRAIN and run.checkpoint is not None
-    kept = f", from the checkpoint of step {run.checkpoint.step}" if saved and run.checkpoint else ""
-    return SUSPENDED, f"Run {run.number} is suspended in {stage}; spec.suspend: false goes on{kept}."
+    where = f" from the checkpoint of step {run.checkpoint.step}" if saved and run.checkpoint else ""
+    return SUSPENDED, f"Run {run.number} is suspended in {stage}; it goes on{where} when spec.suspend is false."
 
 
 def suspended(run: RunStatus, stage: Stage, pause: Pause | None) -> Judgement:
