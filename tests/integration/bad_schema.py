@@ -64,6 +64,18 @@ THEIRS = (
     Bad("an empty claim", "output: {claimName: ''}", "spec.output.claimName", "should be at least 1 chars long"),
     Bad("a fraction of nearly all", "dataset: {validation: {fraction: 0.9}}", "fraction", "less than or equal to 0.5"),
     Bad("a fraction in quotes", "dataset: {validation: {fraction: '0.1'}}", "fraction", 'type number: "string"'),
+    Bad("cleaning by another word", "dataset: {cleaning: {duplicates: Remove}}", "duplicates", "supported values"),
+    Bad("a similarity of little", "dataset: {cleaning: {similarity: '0.1'}}", "cleaning.similarity", "should match"),
+    Bad(
+        "all may be dropped",
+        "dataset: {cleaning: {maxDroppedPercent: 0}}",
+        "maxDroppedPercent",
+        "greater than or equal to 1",
+    ),
+    Bad("secrets that are hidden", "dataset: {sensitiveData: Hide}", "sensitiveData", "supported values"),
+    Bad(
+        "an empty label", "{task: Classification, dataset: {cleaning: {fill: {label: ''}}}}", "fill.label", "at least 1"
+    ),
     Bad("150 percent", "dataset: {maxLostPercent: 150}", "maxLostPercent", "less than or equal to 100"),
     Bad("rank 0", "method: {rank: 0}", "spec.method.rank", "greater than or equal to 1"),
     Bad("rank in quotes", "method: {rank: '16'}", "spec.method.rank", 'must be of type integer: "string"'),

@@ -6,6 +6,24 @@ from tests.integration.bad_manifests import Bad
 
 TASK_RULES = (
     Bad(
+        "a label for a chat",
+        "dataset: {cleaning: {fill: {label: other}}}",
+        "spec",
+        "dataset.cleaning.fill: only the task Classification has label and textPair; remove what is not of spec.task",
+    ),
+    Bad(
+        "a prompt for a classifier",
+        "{task: Classification, dataset: {cleaning: {fill: {label: other, prompt: hi}}}}",
+        "spec",
+        "dataset.cleaning.fill: only the task Completion has prompt and completion; remove what is not of spec.task",
+    ),
+    Bad(
+        "long contexts left out",
+        "{task: QuestionAnswering, dataset: {cleaning: {overLong: Drop}}}",
+        "spec",
+        "dataset.cleaning.overLong: QuestionAnswering reads long texts in windows and cuts nothing; remove it",
+    ),
+    Bad(
         "a metric of another task",
         "evaluation: {gate: {rules: [{metric: bleu, max: '1'}]}}",
         "spec",

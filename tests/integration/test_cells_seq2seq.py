@@ -178,7 +178,7 @@ def test_the_longer_side_decides_what_auto_keeps(models: dict[str, Path], tmp_pa
 
 def test_the_dataset_report_shows_both_sides(models: dict[str, Path], tmp_path: Path) -> None:
     _, _, context = prepared(tmp_path, models["t5"], TRAIN[:20])
-    shown = json.loads((context.dataset_dir / "report.json").read_text())["examples"][0]
+    shown = json.loads((context.run_dir / "reports" / "dataset.json").read_text())["examples"][0]
     assert shown["example"]["target"] in [pair["target"] for pair in TRAIN]
     assert "</s>" in shown["read"]
 

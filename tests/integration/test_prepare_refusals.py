@@ -46,9 +46,11 @@ def test_broken_lines_are_named_and_nothing_is_left_to_train_on(
         "tools": [5],
     }
     assert "line 7" in summary.failure.message
-    report = (context.run_dir / "reports" / "dataset-problems.json").read_text()
-    assert json.loads(report)["problems"][0]["lines"]
-    assert "private question" not in report + summary.model_dump_json() + capsys.readouterr().err
+    report = json.loads((context.run_dir / "reports" / "dataset.json").read_text())
+    assert report["problems"][0]["lines"]
+    # The words of the data stay where the data is, on the volume.
+    assert any("private question" in example["text"] for each in report["problems"] for example in each["examples"])
+    assert "private question" not in summary.model_dump_json() + capsys.readouterr().err
     assert not context.dataset_dir.exists()
     assert not context.report_path(Stage.PREPARE).exists()
 

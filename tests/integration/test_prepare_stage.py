@@ -65,7 +65,7 @@ def test_prepared_dataset_is_what_train_reads(laptop: Laptop) -> None:
 def test_report_shows_what_is_trained_on(laptop: Laptop) -> None:
     context = laptop.context(laptop.put("train.jsonl", lines(CHATS)))
     laptop.prepare(context)
-    report = json.loads((context.dataset_dir / "report.json").read_text())
+    report = json.loads((context.run_dir / "reports" / "dataset.json").read_text())
     assert len(report["examples"]) == 3
     pieces = report["examples"][0]["pieces"]
     assert [piece["trained"] for piece in pieces] == [False, True]

@@ -116,8 +116,8 @@ def test_delete_keeps_models_unless_asked(tmp_path: Path) -> None:
 def test_an_example_of_every_task_can_be_shown(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], example: dict[str, Any], shown: str
 ) -> None:
-    (tmp_path / "dataset").mkdir()
-    (tmp_path / "dataset" / "report.json").write_text(json.dumps({"examples": [example]}))
+    (tmp_path / "reports").mkdir()
+    (tmp_path / "reports" / "dataset.json").write_text(json.dumps({"examples": [example]}))
     report.show_rendered(Console(width=200), tmp_path)
     assert shown in capsys.readouterr().out
 

@@ -57,17 +57,17 @@ def refused_job(advice: str) -> Any:
 def test_problems_are_told_with_the_file_as_the_job_names_it_and_with_the_place_of_the_rest(tmp_path: Path) -> None:
     store = Store(tmp_path)
     job = refused_job("")
-    path = report.run_folder(store, job, job.status.run) / "reports" / "dataset-problems.json"
+    path = report.run_folder(store, job, job.status.run) / "reports" / "dataset.html"
     relative = path.relative_to(store.artifacts)
-    job = refused_job(f"correct these lines; every problem with every line: {relative}")
+    job = refused_job(f"correct these lines; every problem with its lines: {relative}")
     file = io.StringIO()
     report.show_failure(Console(file=file, width=200), store, job, None)
-    assert f"every line: {relative}" in file.getvalue()  # as the status has it, where there is no such file
+    assert f"its lines: {relative}" in file.getvalue()  # as the status has it, where there is no such file
     path.parent.mkdir(parents=True)
     path.touch()
     report.show_failure(Console(file=file, width=200), store, job, None)
     shown = file.getvalue()
-    assert f"every problem with every line: {path}" in shown
+    assert f"every problem with its lines: {path}" in shown
     assert "Prepare failed: DatasetInvalid." in shown
     train = job.spec.dataset.train
     assert f"In the training data, {report.source_of(job, 'train')}:" in shown

@@ -61,16 +61,6 @@ def test_of_two_files_each_is_named() -> None:
     assert caught.value.advice == "correct these lines of train.jsonl (train) and validation.jsonl (validation)"
 
 
-def test_the_place_of_all_problems_is_whole_and_true(tmp_path: Path) -> None:
-    findings = Findings()
-    findings.add("train", 1, [Fault("not_json", "the line is not JSON")])
-    run = tmp_path / "default" / "travel" / "runs" / "1-ab"
-    error = report.refusal(UserInputError("no", advice="correct it"), findings, run)
-    place = error.advice.rpartition(": ")[2]
-    assert place == "default/travel/runs/1-ab/reports/dataset-problems.json"
-    assert json.loads((tmp_path / place).read_text())["problems"]
-
-
 def test_the_form_of_a_chat_is_shown() -> None:
     [fault] = check_chat({"question": "a"}, TemplateAbilities())
     shown = fault.message.partition("such as ")[2].partition(", and in CSV")[0]

@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from finetune_api.base import ApiModel, Int, Rule
+from finetune_api.cleaning import Cleaning, SensitiveData
 from finetune_api.fields import KEY, NAME, Fraction, Source, Weight, given
 
 MAX_FILES = 16  # of the training data
@@ -159,6 +160,13 @@ class DatasetSpec(ApiModel):
         le=100,
         description="Share of the examples, in percent, that may be cut or dropped because they are longer than "
         "maxLength. Above it the data is refused before a GPU is asked for.",
+    )
+    cleaning: Cleaning = Field(default=Cleaning(), description="What Prepare changes in the data; by default nothing.")
+    sensitive_data: SensitiveData = Field(
+        default=SensitiveData.WARN,
+        description="What is done when a key, a password, or a number or address of a person is found in the "
+        "examples, which the model could learn by heart and say. Warn: kind, count and lines are reported. Refuse: the "
+        "data is refused. Ignore: nothing is looked for.",
     )
 
     @property

@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from finetune_api.base import ApiModel, Bool, Int, Named, Rule
+from finetune_api.cleaning import FILLED, fill_rule, over_long_rule
 from finetune_api.combinations import COMBINATIONS
 from finetune_api.dataset import Columns as Columns
 from finetune_api.dataset import ConfigMapRef as ConfigMapRef
@@ -240,4 +241,6 @@ class FineTuneJobSpec(ApiModel):
             lambda spec: spec.hyperparameters.beta is None or spec.task is Task.PREFERENCE,
         ),
         *COMBINATIONS,
+        *(fill_rule(task) for task in FILLED),
+        over_long_rule(),
     )

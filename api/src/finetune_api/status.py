@@ -65,6 +65,13 @@ class LabelCount(StatusModel):
     count: Count = Field(description="Training examples (or words) with it.")
 
 
+class CleaningStep(StatusModel):
+    """A step of dataset.cleaning."""
+
+    step: Word = Field(description="Its field, for example nearDuplicates.")
+    count: Count = Field(description="Examples that it changed or left out.")
+
+
 class DatasetStatus(StatusModel):
     """What Prepare found in the data."""
 
@@ -82,6 +89,15 @@ class DatasetStatus(StatusModel):
     dropped: Count = Field(default=0, description="Examples that are left out because nothing to learn remains.")
     duplicates: Count = Field(default=0, description="Examples that occur more than once.")
     overlap: Count = Field(default=0, description="Held-out examples that are also training examples.")
+    near_duplicates: Count = Field(
+        default=0, description="Training examples that are nearly another one that stands before them."
+    )
+    near_overlap: Count = Field(
+        default=0, description="Held-out examples that are nearly a training example: the measure is too good by them."
+    )
+    cleaned: list[CleaningStep] = Field(
+        default=[], max_length=8, description="What was changed, as dataset.cleaning asks, in the order of the steps."
+    )
     sha256: Word | None = Field(default=None, description="Digest of the data as read.")
     problems: list[Problem] = Field(default=[], max_length=10, description="Errors and warnings, worst first.")
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import shutil
 import sys
 import time
 import webbrowser
@@ -56,7 +55,7 @@ def check(files: Sequence[str], name: str | None, claims: Sequence[str], namespa
     if result.ending is Ending.INTERRUPTED:
         sys.exit(INTERRUPTED)
     if result.ending is not Ending.REACHED:
-        # The folder stays until the next check: the list of all problems is in it.
+        # The folder stays until the next check: the page about the data is in it.
         report.show_failure(console, store, result.job, newest_log(jobs.checks(store), result.job, Stage.PREPARE))
         sys.exit(_exit_code(result.job))
     run = result.job.status.run
@@ -64,7 +63,8 @@ def check(files: Sequence[str], name: str | None, claims: Sequence[str], namespa
         report.show_dataset(console, job, run.dataset, details=True)
         report.show_rendered(console, folder)
         report.show_plan(console, run)
-    shutil.rmtree(folder, ignore_errors=True)
+    jobs.keep_reports(folder)
+    report.show_dataset_page(console, store, result.job)
     console.print(f"\nThe data is fit for training. Next: {_like_this('run')}", highlight=False, soft_wrap=True)
 
 

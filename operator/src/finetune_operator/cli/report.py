@@ -63,9 +63,11 @@ def _figures(data: DatasetStatus) -> Iterator[tuple[str, str]]:
         yield "tokens to learn", f"{data.loss_tokens:,} of {data.train_tokens:,} (the rest is only read)"
     if data.length:
         yield "tokens of an example", f"{data.length.min} to {data.length.max}, half of them at most {data.length.p50}"
-    for name in ("truncated", "dropped", "duplicates", "overlap"):
+    for name in ("truncated", "dropped", "duplicates", "near_duplicates", "overlap", "near_overlap"):
         if count := getattr(data, name):
-            yield name, f"{count:,}"
+            yield name.replace("_", " "), f"{count:,}"
+    for step in data.cleaned:
+        yield f"cleaning, {step.step}", f"{step.count:,}"
 
 
 def show_problems(console: Console, job: FineTuneJob, problems: Sequence[Problem]) -> None:
@@ -110,6 +112,7 @@ def show_run(console: Console, store: Store, job: FineTuneJob, *, samples: int =
         return
     if run.dataset:
         show_dataset(console, job, run.dataset)
+        show_dataset_page(console, store, job)
     if run.evaluation:
         show_scores(console, run.evaluation)
     if run.gate:
@@ -248,7 +251,7 @@ def show_failure(console: Console, store: Store, job: FineTuneJob, log: Path | N
         show_problems(console, job, problems)
         say(console, f"{head} {escape(failure.message)}")
     if failure.advice:
-        say(console, f"What to do: {escape(_with_whole_path(failure.advice, all_problems(store, job)))}")
+        say(console, f"What to do: {escape(_with_whole_path(failure.advice, dataset_page(store, job)))}")
     if log:
         console.print(f"The log: {escape(str(log))}", highlight=False, soft_wrap=True)
 
@@ -260,17 +263,24 @@ def _with_whole_path(advice: str, path: Path | None) -> str:
     return advice.replace("/".join(path.parts[-CLAIM_DEPTH:]), str(path))
 
 
-def all_problems(store: Store, job: FineTuneJob) -> Path | None:
-    """The file with every problem of data that was refused, where there is one."""
+def dataset_page(store: Store, job: FineTuneJob) -> Path | None:
+    """The page about the run's data, where there is one: also of data that was refused."""
     run = job.status.run
-    path = run_folder(store, job, run) / "reports" / "dataset-problems.json" if run else None
+    path = run_folder(store, job, run) / "reports" / "dataset.html" if run else None
     return path if path and path.is_file() else None
+
+
+def show_dataset_page(console: Console, store: Store, job: FineTuneJob) -> None:
+    if path := dataset_page(store, job):
+        console.print(
+            f"\nMore about the data, as a page for a browser: {escape(str(path))}", highlight=False, soft_wrap=True
+        )
 
 
 def show_rendered(console: Console, folder: Path) -> None:
     """One example as the model sees it, with what is trained on marked."""
     try:
-        examples: list[dict[str, Any]] = json.loads((folder / "dataset" / "report.json").read_bytes())["examples"]
+        examples: list[dict[str, Any]] = json.loads((folder / "reports" / "dataset.json").read_bytes())["examples"]
     except (OSError, ValueError, KeyError):
         return
     if not examples:
@@ -281,6 +291,9 @@ def show_rendered(console: Console, folder: Path) -> None:
     text = Text()
     colour = console.is_terminal and not console.no_color
     for piece in examples[0]["pieces"]:
+        if piece.get("cut"):
+            text.append(f" [cut off here: {len(piece['text']):,} more characters]", style="dim")
+            continue
         marked = piece["text"] if colour or not piece["trained"] else f">>{piece['text']}<<"
         text.append(marked, style="bold green" if piece["trained"] else "dim")
     marks = "in green" if colour else "between >> and <<"

@@ -71,8 +71,8 @@ def drive(store: Store, wanted: FineTuneJob, stop: Stop, watch: Watch) -> Result
 
 
 def check(store: Store, wanted: FineTuneJob, stop: Stop, watch: Watch) -> tuple[Result, Path]:
-    """Prepare only, with the data as it is now, and nothing kept but the downloaded model. Returns the result and the
-    run's folder, which the caller removes when it has read the report."""
+    """Prepare only, with the data as it is now, and nothing kept but the downloaded model and the reports. Returns the
+    result and the run's folder, which the caller gives to `keep_reports` when the data is good."""
     scratch = checks(store)
     for part in ("artifacts", "claims"):
         (store.home / part).mkdir(parents=True, exist_ok=True)
@@ -90,6 +90,13 @@ def check(store: Store, wanted: FineTuneJob, stop: Stop, watch: Watch) -> tuple[
         backend = Backend.open(scratch, job, _data(store, job))
         loop = Loop(backend, stop, scratch.save, watch, until=_is_checked)
         return _loop(scratch, backend, job, loop), folder
+
+
+def keep_reports(folder: Path) -> None:
+    """Of what a check has left only the reports, which stay until the next check."""
+    for path in folder.iterdir():
+        if path.is_dir() and path.name != "reports":
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def checks(store: Store) -> Store:

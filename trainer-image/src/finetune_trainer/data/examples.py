@@ -12,6 +12,7 @@ from typing import Any
 
 from finetune_trainer.data.flow import Attached, Example
 from finetune_trainer.data.problems import EncodingError, Fault, FileName, Findings
+from finetune_trainer.data.texts import texts
 from finetune_trainer.tasks.kind import ExampleFormat, Tokens
 
 log = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ def read_examples(
     """Yield the good examples of a file's rows, in order. What is wrong with the others goes into `findings`."""
     number = 0
     for batch, tokens in _encoded(_batches(_checked(rows, file, form, findings, attached)), form):
-        for example in _examples(batch, tokens, file, form, findings):
+        for example in _examples(batch, tokens, file, form, findings, attached):
             attached.read(example)
             yield example
             number += 1
@@ -63,12 +64,18 @@ def _checked(
     findings: Findings,
     attached: Attached,
 ) -> Iterator[Checked]:
+    def is_refused(line: int, row: Mapping[str, Any], faults: Sequence[Fault]) -> bool:
+        if not findings.add(file, line, faults):
+            return False
+        attached.refused(file, line, row, faults)
+        return True
+
     for line, row in rows:
         cleaned = attached.clean_row(file, line, row)
-        if cleaned is None or findings.add(file, line, form.check(cleaned)):
+        if cleaned is None or is_refused(line, cleaned, form.check(cleaned)):
             continue
         normal = attached.clean_example(file, line, form.normalise(cleaned))
-        if normal is None or findings.add(file, line, _text_faults(normal, form.special)):
+        if normal is None or is_refused(line, normal, list(_text_faults(normal, form.special))):
             continue
         yield Checked(line, normal, json.dumps(normal, ensure_ascii=False, sort_keys=False))
 
@@ -108,21 +115,22 @@ def _examples(
     file: FileName,
     form: ExampleFormat,
     findings: Findings,
+    attached: Attached,
 ) -> Iterator[Example]:
     for checked, tokens in zip(batch, encoded, strict=True):
         if isinstance(tokens, EncodingError):
-            findings.add(file, checked.line, [Fault(tokens.check, tokens.message, tokens.where)])
+            fault = Fault(tokens.check, tokens.message, tokens.where)
+        elif learned := form.learned(tokens):
+            yield Example(file, checked.line, checked.text, tokens, learned, checked.normal)
             continue
-        learned = form.learned(tokens)
-        if not learned:
-            text = "no token of the example would be trained on"
-            findings.add(file, checked.line, [Fault("nothing_trainable", text)])
-            continue
-        yield Example(file, checked.line, checked.text, tokens, learned, checked.normal)
+        else:
+            fault = Fault("nothing_trainable", "no token of the example would be trained on")
+        findings.add(file, checked.line, [fault])
+        attached.refused(file, checked.line, checked.normal, [fault])
 
 
 def _text_faults(normal: Mapping[str, Any], special: re.Pattern[str]) -> Iterator[Fault]:
-    for where, text in _texts(normal, ""):
+    for where, text in texts(normal):
         if SURROGATE.search(text):
             yield Fault("invalid_text", "a text has half of a surrogate pair, which is no character; remove it", where)
         match = special.search(text)
@@ -132,16 +140,3 @@ def _text_faults(normal: Mapping[str, Any], special: re.Pattern[str]) -> Iterato
                 "conversation; remove it or write it differently"
             )
             yield Fault("special_token", message, where)
-
-
-def _texts(value: Any, where: str) -> Iterator[tuple[str, str]]:
-    """(place, text) of every text in the value, keys of objects included."""
-    if isinstance(value, str):
-        yield where, value
-    elif isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield where, key
-            yield from _texts(inner, f"{where}.{key}" if where else key)
-    elif isinstance(value, Sequence):
-        for index, inner in enumerate(value):
-            yield from _texts(inner, f"{where}[{index}]")

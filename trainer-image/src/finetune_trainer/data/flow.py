@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from finetune_trainer.data.problems import FileName, Findings
+from finetune_trainer.data.problems import Fault, FileName, Findings
 from finetune_trainer.tasks.kind import Tokens
 
 Side = Literal["train", "validation"]
@@ -72,6 +72,9 @@ class Cleaner(Protocol):
 class Observer(Protocol):
     """Looks on and changes nothing."""
 
+    def refused(self, file: FileName, line: int, row: Mapping[str, Any], faults: Sequence[Fault]) -> None:
+        """A row that is not read any further, because of an error among these faults."""
+
     def read(self, example: Example) -> None:
         """A good example, uncut, as it stands in a file. Data that is refused may end before the last one."""
 
@@ -80,6 +83,18 @@ class Observer(Protocol):
 
     def kept(self, side: Side, example: Example) -> None:
         """An example as it is stored, cut to the run's maxLength; once for each time that an epoch passes over it."""
+
+
+class Onlooker:
+    """An Observer that looks at nothing: for those that look at some of it."""
+
+    def refused(self, file: FileName, line: int, row: Mapping[str, Any], faults: Sequence[Fault]) -> None: ...
+
+    def read(self, example: Example) -> None: ...
+
+    def end_of_reading(self, findings: Findings) -> None: ...
+
+    def kept(self, side: Side, example: Example) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +119,10 @@ class Attached:
                 return None
             normal = cleaned
         return normal
+
+    def refused(self, file: FileName, line: int, row: Mapping[str, Any], faults: Sequence[Fault]) -> None:
+        for observer in self.observers:
+            observer.refused(file, line, row, faults)
 
     def read(self, example: Example) -> None:
         for observer in self.observers:

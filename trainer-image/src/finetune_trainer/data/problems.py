@@ -112,6 +112,10 @@ class Findings:
             refused |= fault.severity == "error"
         return refused
 
+    def find(self, file: FileName, check: str) -> Finding | None:
+        """One kind of problem of one file, where there is such."""
+        return self._kinds.get((file, check))
+
     def sorted(self) -> list[Finding]:
         """Errors before warnings, frequent before rare."""
         return sorted(self._kinds.values(), key=lambda f: (f.fault.severity != "error", -f.count, f.fault.check))

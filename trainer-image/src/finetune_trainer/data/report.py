@@ -1,29 +1,22 @@
-"""The dataset report: in full for the artifact volume, short for the status, in plain words for the log."""
+"""What was found in a dataset: short for the status, in plain words for the log."""
 
 from __future__ import annotations
 
-import json
 import logging
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 from finetune_api.status import DatasetStatus, LabelCount, LengthStats
-from finetune_trainer import artifacts
-from finetune_trainer.data.flow import Example
 from finetune_trainer.data.problems import Finding, Findings, line_list
+from finetune_trainer.data.quality.inspection import Inspection
 from finetune_trainer.data.remedy import remedy
 from finetune_trainer.data.split import Split
 from finetune_trainer.data.tokens import Stored
 from finetune_trainer.errors import UserInputError
-from finetune_trainer.masking import IGNORED
 from finetune_trainer.resolve import Resolution
 from finetune_trainer.tasks.kind import Facts
 
 log = logging.getLogger(__name__)
 
 MAX_LABELS = 100  # in the status
-PROBLEMS_FILE = "dataset-problems.json"
 
 
 def refuse_errors(findings: Findings) -> None:
@@ -36,19 +29,6 @@ def refuse_errors(findings: Findings) -> None:
     raise UserInputError("; ".join(texts) + more, advice=remedy(errors, findings))
 
 
-def refusal(error: UserInputError, findings: Findings, run_dir: Path) -> UserInputError:
-    """The error with the problems found so far; they are also logged, and kept in the run's folder."""
-    if findings.sorted():
-        log_problems(findings)
-        text = json.dumps({"error": error.message, "problems": findings.for_report()}, ensure_ascii=False, indent=1)
-        artifacts.write_json(run_dir / "reports" / PROBLEMS_FILE, text)
-        # As one finds it on the output claim, whatever the claim is mounted as.
-        place = "/".join((*run_dir.parts[-4:], "reports", PROBLEMS_FILE))
-        error.advice = f"{error.advice}; every problem with every line: {place}"
-    error.dataset = DatasetStatus(problems=findings.for_status())
-    return error
-
-
 def dataset_status(
     sides: Split,
     train: Stored,
@@ -57,6 +37,7 @@ def dataset_status(
     facts: Facts,
     findings: Findings,
     sha256: str,
+    inspection: Inspection,
 ) -> DatasetStatus:
     """Figures for the status. Tokens are those that are trained on, after the cut; lengths those before it."""
     return DatasetStatus(
@@ -73,52 +54,12 @@ def dataset_status(
         dropped=train.dropped + validation.dropped,
         duplicates=sides.duplicates,
         overlap=sides.overlap,
+        near_duplicates=inspection.near_duplicates,
+        near_overlap=inspection.near_overlap,
+        cleaned=inspection.cleaned,
         sha256=sha256,
         problems=findings.for_status(),
     )
-
-
-def full_report(
-    status: DatasetStatus, resolution: Resolution, findings: Findings, examples: list[dict[str, Any]]
-) -> dict[str, Any]:
-    """`dataset/report.json`: figures, every problem with every line, and a few examples as the model sees them."""
-    return {
-        "dataset": status.model_dump(mode="json", by_alias=True, exclude={"problems"}),
-        "resolved": resolution.values.model_dump(mode="json", by_alias=True),
-        "estimate": resolution.estimate.model_dump(mode="json", by_alias=True),
-        "notes": resolution.notes,
-        "problems": findings.for_report(),
-        "examples": examples,
-    }
-
-
-def shown(examples: Sequence[Example], tokenizer: Any) -> list[dict[str, Any]]:
-    """Examples as the model reads them, and what it learns of each."""
-    return [{"line": example.line, **_as_read(example, tokenizer)} for example in examples]
-
-
-def _as_read(example: Example, tokenizer: Any) -> dict[str, Any]:
-    labels = example.tokens.get("labels")
-    if labels is not None and len(labels) == len(example.tokens["input_ids"]) and _are_tokens(example):
-        return {"pieces": pieces(example.tokens["input_ids"], labels, tokenizer)}
-    return {"read": tokenizer.decode(example.tokens["input_ids"]), "example": json.loads(example.text)}
-
-
-def _are_tokens(example: Example) -> bool:
-    """Whether the labels are the tokens themselves, as where text is generated."""
-    pairs = zip(example.tokens["input_ids"], example.tokens["labels"], strict=True)
-    return all(label in (IGNORED, token) for token, label in pairs)
-
-
-def pieces(input_ids: Sequence[int], labels: Sequence[int], tokenizer: Any) -> list[dict[str, Any]]:
-    """Runs of tokens with the same fate: [{"trained": bool, "text": str}]."""
-    runs: list[tuple[bool, list[int]]] = []
-    for token, label in zip(input_ids, labels, strict=True):
-        trained = label != IGNORED
-        if not runs or runs[-1][0] != trained:
-            runs.append((trained, []))
-        runs[-1][1].append(token)
-    return [{"trained": trained, "text": tokenizer.decode(ids)} for trained, ids in runs]
 
 
 def log_problems(findings: Findings) -> None:

@@ -34,17 +34,26 @@ class Split:
         return int(self.held.sum())
 
 
-def split(spool: Spool, train: Sequence[Part], held: Part | None, fraction: float, findings: Findings) -> Split:
-    """Hold out `fraction` of the training data, or the examples of `held` that are not trained on.
+def split(
+    spool: Spool,
+    train: Sequence[Part],
+    held: Part | None,
+    fraction: float,
+    findings: Findings,
+    gone: NDArray[np.bool_] | None = None,
+) -> Split:
+    """Hold out `fraction` of the training data, or the examples of `held` that are not trained on. `gone`, shape [n]:
+    examples that are on neither side.
 
     Raises UserInputError when one of both sides would be empty.
     """
     examples = train[-1].after
-    alike = _Alike.of(spool.high[:examples], spool.low[:examples]) if held is None else _Alike.of(spool.high, spool.low)
+    there = np.ones(len(spool), np.bool_) if gone is None else ~gone
+    alike = _Alike.of(spool, np.flatnonzero(there[:examples] if held is None else there))
     duplicates = alike.later(below=examples)
     _note(spool, train, duplicates, "duplicate", "the example occurred before; it is trained on again", findings)
     times, chosen = np.zeros(len(spool), np.uint8), np.zeros(len(spool), np.bool_)
-    times[:examples] = 1
+    times[:examples] = there[:examples]
     overlap: Positions = np.zeros(0, np.int64)
     if held is None:
         out = alike.first_groups(_wanted(alike.groups, fraction))
@@ -52,7 +61,7 @@ def split(spool: Spool, train: Sequence[Part], held: Part | None, fraction: floa
         chosen[alike.firsts(out)] = True
     else:
         overlap = alike.shared(examples)
-        chosen[held.place] = True
+        chosen[held.place] = there[held.place]
         chosen[overlap] = False
         text = "the held-out example is also a training example; it is left out of the evaluation"
         _note(spool, [held], overlap, "overlap", text, findings)
@@ -78,12 +87,13 @@ class _Alike:
     begins: NDArray[np.bool_]
 
     @classmethod
-    def of(cls, high: NDArray[np.uint64], low: NDArray[np.uint64]) -> _Alike:
+    def of(cls, spool: Spool, positions: Positions) -> _Alike:
+        high, low = spool.high[positions], spool.low[positions]
         order = np.lexsort((low, high))
         begins = np.ones(len(order), np.bool_)
         begins[1:] = np.diff(high[order]) != 0
         begins[1:] |= np.diff(low[order]) != 0
-        return cls(order, begins)
+        return cls(positions[order], begins)
 
     @property
     def groups(self) -> int:

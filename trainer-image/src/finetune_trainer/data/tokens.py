@@ -21,17 +21,17 @@ from finetune_trainer.data.spool import ColumnWriter, Spool
 from finetune_trainer.errors import UserInputError
 from finetune_trainer.tasks.kind import ExampleFormat
 
-SHOWN_EXAMPLES = 3
 DROPPED = "nothing to learn lies in the first {} tokens (maxLength), so the example is left out"
 TRUNCATED = "the example is longer than maxLength ({} tokens) and is cut: the end is not learned"
+OVER_LONG = "the example is longer than maxLength ({} tokens) and is left out, as dataset.cleaning.overLong asks"
 DATA_FILE = "data-00000-of-00001.arrow"  # as the `datasets` library names it
 
 
 @dataclass(slots=True)
 class Stored:
     """What came of the examples of one side. `tokens` are of the kept ones, `learned` those that are trained on;
-    `longest` is the longest kept example, `shown` are the first ones; `lost` has the lines of those that were cut or
-    dropped. An example that an epoch passes over twice counts twice."""
+    `longest` is the longest kept example; `lost` has the lines of those that were cut or dropped. An example that an
+    epoch passes over twice counts twice. `over_long` are those that were left out on request, each counted once."""
 
     side: Side
     examples: int = 0
@@ -40,7 +40,7 @@ class Stored:
     longest: int = 0
     truncated: int = 0
     dropped: int = 0
-    shown: list[Example] = field(default_factory=list)
+    over_long: int = 0
     lost: dict[FileName, Finding] = field(default_factory=dict)
 
     def add(self, example: Example, times: int) -> None:
@@ -48,8 +48,6 @@ class Stored:
         self.tokens += times * len(example.tokens["input_ids"])
         self.learned += times * example.learned
         self.longest = max(self.longest, example.length)
-        if len(self.shown) < SHOWN_EXAMPLES:
-            self.shown.append(example)
 
     @property
     def lost_percent(self) -> float:
@@ -80,8 +78,11 @@ def store(
     folder: Path,
     findings: Findings,
     attached: Attached,
+    *,
+    drop_over_long: bool = False,
 ) -> tuple[Stored, Stored]:
     """Write every example of both sides, cut, into the dataset folder: one pass, one example at a time.
+    `drop_over_long`: leave out what would have to be cut.
 
     Returns what came of the training and of the held-out examples. Raises OSError when the volume is full.
     """
@@ -90,28 +91,38 @@ def store(
             times = int(split.times[position])
             if times or split.held[position]:
                 side = train if times else validation
-                kept = _cut(example, max_length, form, side.stored, times or 1, findings)
+                kept = _cut(example, max_length, form, side.stored, times or 1, findings, drop_over_long)
                 if kept:
                     side.add(kept, times or 1, attached)
     return train.stored, validation.stored
 
 
 def _cut(
-    example: Example, max_length: int, form: ExampleFormat, stored: Stored, times: int, findings: Findings
+    example: Example,
+    max_length: int,
+    form: ExampleFormat,
+    stored: Stored,
+    times: int,
+    findings: Findings,
+    drop_over_long: bool,
 ) -> Example | None:
     """At most `max_length` tokens, as the task cuts; None when nothing to learn remains."""
     whole = form.settled(example.tokens)
     tokens = form.cut(whole, max_length)
     if tokens is whole:
         return replace(example, tokens=whole)
+    fault: Fault | None = None
+    if drop_over_long and not form.windowed:
+        stored.over_long += 1
+        fault = Fault("over_long", OVER_LONG.format(max_length), severity="warning")
+        findings.add(example.file, example.line, [fault])
+        return None
     if tokens is None:
         stored.dropped += times
         fault = Fault("dropped", DROPPED.format(max_length), severity="warning")
     elif not form.windowed:
         stored.truncated += times
         fault = Fault("truncated", TRUNCATED.format(max_length), severity="warning")
-    else:
-        fault = None
     if fault:
         stored.lost.setdefault(example.file, Finding(fault, example.file)).add(example.line, "")
         findings.add(example.file, example.line, [fault])

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 WIDTH, HEIGHT = 640, 220
-LEFT, RIGHT, TOP, BOTTOM = 56, 16, 12, 36  # room for the axes
+LEFT, RIGHT, TOP, BOTTOM = 56, 16, 24, 36  # room for the axes
 BINS = 24
 DASHES = ("", "7 4", "2 4", "9 3 2 3")  # of lines beside their colours: a print is grey, and not everyone sees colours
 

@@ -6,7 +6,6 @@ the dataset folder is built under another name and renamed when its manifest is 
 
 from __future__ import annotations
 
-import json
 import logging
 import secrets
 import shutil
@@ -21,10 +20,11 @@ from finetune_api.reports import Summary
 from finetune_api.tasks import Task
 from finetune_trainer import artifacts
 from finetune_trainer.context import StageContext
-from finetune_trainer.data import report, tokens
+from finetune_trainer.data import dataset_report, report, tokens
 from finetune_trainer.data.examples import special_tokens
 from finetune_trainer.data.flow import Attached
 from finetune_trainer.data.problems import FileName, Findings
+from finetune_trainer.data.quality.inspection import Inspection
 from finetune_trainer.data.reading import DatasetReading
 from finetune_trainer.data.rows import RowReading
 from finetune_trainer.data.split import Split, split
@@ -63,11 +63,12 @@ def run(context: StageContext) -> Summary:
     scratch = context.run_dir / f".prepare-{secrets.token_hex(4)}"
     scratch.mkdir(parents=True)
     findings = Findings()
+    inspection = Inspection(config.task, config.dataset, findings)
     try:
         with Spool(scratch / "spool.arrow", config.hyperparameters.seed) as spool:
-            return _prepare(context, base, shape, tokenizer, form, findings, spool, scratch)
+            return _prepare(context, base, shape, tokenizer, form, findings, inspection, spool, scratch)
     except UserInputError as error:
-        raise report.refusal(error, findings, context.run_dir) from error
+        raise dataset_report.refusal(error, context, findings, inspection) from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -105,27 +106,32 @@ def _prepare(
     tokenizer: Any,
     form: ExampleFormat,
     findings: Findings,
+    inspection: Inspection,
     spool: Spool,
     scratch: Path,
 ) -> Summary:
     """Read, split, cut, resolve, write the dataset folder, and sum up."""
-    config, attached = context.config, Attached()
+    config, attached = context.config, inspection.attached
     spec, wanted = config.dataset, config.hyperparameters
     reading = _reading(context, form, findings, attached, scratch / "sources")
-    sides = _split(spec, *reading.read(spec, spool), spool, findings, attached)
+    sides = _split(spec, *reading.read(spec, spool), spool, findings, inspection)
     lengths = tokens.length_stats(spool.lengths, sides.times)
     max_length = resolve_max_length(wanted.max_length, lengths, shape.context)
     folder = scratch / "dataset"
-    train, validation = tokens.store(spool, sides, max_length, form, folder, findings, attached)
+    train, validation = tokens.store(
+        spool, sides, max_length, form, folder, findings, attached, drop_over_long=inspection.drops_over_long
+    )
+    inspection.finish(train.over_long + validation.over_long)
     tokens.refuse_great_loss(train, max_length, spec.max_lost_percent, shape.context, findings)
-    if not validation.examples:
-        raise _empty("validation", f"what is left after the cut to {max_length} tokens")
+    for side in (train, validation):
+        if not side.examples:
+            raise _empty(side.side, f"what is left after the cut to {max_length} tokens")
     resolution = resolve(config, _sizes(train, validation), shape, max_length, base.revision, cpu_limit(), form.facts)
-    status = report.dataset_status(sides, train, validation, lengths, form.facts, findings, reading.sha256)
-    text = report.full_report(status, resolution, findings, report.shown(train.shown, tokenizer))
-    artifacts.write_json(folder / "report.json", json.dumps(text, ensure_ascii=False, indent=1))
+    status = report.dataset_status(sides, train, validation, lengths, form.facts, findings, reading.sha256, inspection)
     artifacts.write_json(folder / FACTS, form.facts.to_json())
     artifacts.finish(folder)
+    samples = inspection.samples.rendered(form, tokenizer)
+    dataset_report.write(context, dataset_report.full(status, resolution, findings, inspection, samples))
     _put_in_place(folder, context.dataset_dir)
     report.log_result(status, resolution, findings)
     return Summary(
@@ -152,17 +158,19 @@ def _reading(
 
 
 def _split(
-    spec: DatasetSpec, train: list[Part], held: Part | None, spool: Spool, findings: Findings, attached: Attached
+    spec: DatasetSpec, train: list[Part], held: Part | None, spool: Spool, findings: Findings, inspection: Inspection
 ) -> Split:
     """Decide which example is on which side. Raises UserInputError on all that is wrong with the examples."""
-    attached.end_of_reading(findings)
+    inspection.attached.end_of_reading(findings)
     report.refuse_errors(findings)
+    gone = inspection.left_out(spool, train, held)
     for part, (file, data, _) in zip(train, spec.train.parts, strict=True):
         if part.first == part.after:
             raise _empty(file, describe(data))
     if held and held.first == held.after:
         raise _empty("validation", describe(spec.validation))
-    sides = split(spool, train, held, spec.validation.fraction or 0, findings)
+    sides = split(spool, train, held, spec.validation.fraction or 0, findings, gone)
+    inspection.compare(spool, sides)
     log.info("data: %d training examples, %d held out", sides.train_examples, sides.validation_examples)
     return sides
 
@@ -188,6 +196,7 @@ def _remove_leftovers(context: StageContext) -> None:
     for leftover in context.run_dir.glob(".prepare-*"):
         log.info("removes what an interrupted attempt left")
         shutil.rmtree(leftover, ignore_errors=True)
+    dataset_report.remove(context)
 
 
 def _empty(file: FileName, where: str) -> UserInputError:
