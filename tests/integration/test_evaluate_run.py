@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from finetune_trainer import artifacts, frame
 from finetune_trainer.context import StageContext
 from finetune_trainer.errors import ArtifactInvalidError
 from finetune_trainer.stages import evaluate, train
+from finetune_trainer.tasks.kind import Facts
+from finetune_trainer.training.inputs import FACTS
 
 BOTH = {"baselines": ["Base", "FewShot"], "fewShotExamples": 2}
 CHECKS = [
@@ -204,6 +207,48 @@ def test_a_previous_run_that_cannot_be_measured_is_said_and_fails_nothing(
     assert (again.evaluation.previous_run, again.evaluation.previous) == (1, None)
     assert [note for note in again.notes if note.startswith("Previous: run 1")]
     assert any(why in note for note in again.notes), again.notes
+
+
+def other_labels(directory: Path) -> None:
+    (directory / FACTS).write_text(Facts(labels=("good", "bad"), counts=(1, 1)).to_json())
+
+
+def other_template(directory: Path) -> None:
+    (directory / "chat_template.jinja").write_text("{% for m in messages %}{{ m['content'] }}{% endfor %}")
+
+
+def damaged(directory: Path) -> None:
+    (directory / artifacts.MANIFEST).unlink()
+
+
+@pytest.mark.parametrize(
+    ("change", "finished", "why"),
+    [
+        (other_labels, True, "it was trained for another task, or on other labels"),
+        (other_template, True, "cuts texts into other tokens, so that the losses do not compare"),
+        (damaged, False, "was never finished"),
+    ],
+)
+def test_a_previous_run_that_does_not_compare_is_said(
+    lora: tuple[StageContext, Summary, Summary],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[Path], None],
+    finished: bool,
+    why: str,
+) -> None:
+    context, _, _ = lora
+    other = tmp_path / "pvc" / "old" / "model"
+    shutil.copytree(context.model_dir, other)
+    (tmp_path / "pvc" / "old" / "base").symlink_to(context.artifacts / BASE)
+    change(other)
+    if finished:
+        artifacts.finish(other)
+    previous(context, monkeypatch, claim="old", path="model", basePath="base")
+    summary = measured_against(replace(context, sources=tmp_path), tmp_path)
+    assert summary.evaluation is not None
+    assert summary.evaluation.previous is None
+    assert any(why in note for note in summary.notes), summary.notes
 
 
 def test_the_base_is_the_base_with_the_adapter_off(lora: tuple[StageContext, Summary, Summary], tmp_path: Path) -> None:

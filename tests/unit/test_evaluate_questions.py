@@ -10,12 +10,15 @@ from typing import Any
 import pytest
 from tests.tiny_models import make_tiny_tokenizer
 
+from finetune_api.evaluation import EvaluationSpec
 from finetune_api.status import ResolvedValues
 from finetune_api.tasks import Task
 from finetune_trainer import verification
 from finetune_trainer.errors import ArtifactInvalidError
+from finetune_trainer.evaluation.checking import ask
 from finetune_trainer.evaluation.questions import ANSWER_TOKENS, choose, question
-from finetune_trainer.tasks.kind import Answer, Facts, Question
+from finetune_trainer.evaluation.scoring import request_tokens
+from finetune_trainer.tasks.kind import Answer, Facts, HeldOut, Question
 from finetune_trainer.tasks.table import KINDS
 from finetune_trainer.training.inputs import Prepared
 
@@ -121,3 +124,50 @@ def test_held_out_examples_are_chosen_by_content_not_by_place(tmp_path: Path) ->
     assert chosen[0] == chosen[1]
     assert 5 <= sum("trains" in text for text in chosen[0]) <= 15
     assert sorted(data.held_out(500)) == list(range(80))
+
+
+def held_out(context: int = 400) -> HeldOut:
+    return HeldOut([], [], TOKENIZER, Facts(), 128, context, answer_tokens=64)
+
+
+@pytest.mark.parametrize("task", [Task.CHAT, Task.PREFERENCE])
+def test_a_prompt_of_the_spec_is_a_users_only_message(task: Task) -> None:
+    found = KINDS[task].pose("Which share shall I buy?", held_out())
+    assert found is not None
+    assert (found.prompt, found.expected, found.most, found.fits) == ("Which share shall I buy?", "", 64, True)
+    wanted = question(chat("Which share shall I buy?", "None."), TOKENIZER, 400)
+    assert wanted is not None
+    assert found.row == wanted.row
+    small = KINDS[task].pose("Which share shall I buy?", held_out(len(found.row["input_ids"]) + 63))
+    assert small is not None
+    assert not small.fits
+
+
+def test_a_prompt_of_the_spec_is_the_text_that_a_completion_goes_on_with() -> None:
+    found = KINDS[Task.COMPLETION].pose("The boats", held_out())
+    assert found is not None
+    assert TOKENIZER.decode(found.row["input_ids"], skip_special_tokens=True) == "The boats"
+    assert KINDS[Task.CLASSIFICATION].pose("The boats", held_out()) is None
+
+
+def test_each_prompt_is_asked_once_and_what_does_not_fit_is_said() -> None:
+    checks = [
+        {"name": "short", "maxWords": 9, "prompts": ["Sun?", "Boats?"]},
+        {"name": "polite", "contains": ["please"], "prompts": ["Boats?", "sun " * 400]},
+    ]
+    settings = EvaluationSpec.model_validate({"checks": checks, "sampleAnswers": 0, "answerTokens": 64})
+    found = ask(KINDS[Task.CHAT], held_out(), settings)
+    assert [each.prompt for each in found.questions] == ["Sun?", "Boats?"]
+    assert {name: list(places) for name, places in found.checked.items()} == {"short": [0, 1], "polite": [1]}
+    assert found.notes == [
+        "1 prompt(s) of evaluation.checks were not asked: they leave no room for an answer in the context"
+    ]
+
+
+def test_requests_are_counted_up_to_the_last_answer() -> None:
+    one = {"input_ids": [1, 2, 3, 4], "labels": [-100, -100, 3, 4]}
+    two = {"input_ids": list(range(8)), "labels": [-100, 1, 2, -100, -100, 5, 6, 7]}
+    assert request_tokens([one]) == 2
+    assert request_tokens([two]) == 5
+    assert request_tokens([one, two]) == 3.5
+    assert request_tokens([]) == 0
