@@ -89,7 +89,16 @@ SPEC = maybe(
         gradientCheckpointing=some("auto", "Enabled", True),
         seed=some(0, 2**31 - 1, 2**31, -1),
     ),
-    compute=maybe(gpus=some(0, 1, 2), gpuResource=some("amd.com/gpu", "gpu"), **PLACEMENT),
+    compute=maybe(
+        gpus=some(0, 1, 2, 16, 17),
+        processes=some(1, 2, 0, 17),
+        distribution=maybe(
+            strategy=some("auto", "None", "DDP", "ZeRO1", "ZeRO2", "ZeRO3", "FSDP2", "zero"),
+            offload=some("auto", "None", "CPU", "GPU"),
+        ),
+        gpuResource=some("amd.com/gpu", "gpu"),
+        **PLACEMENT,
+    ),
     evaluation=maybe(
         baselines=st.lists(some("Base", "FewShot", "Previous", "base"), max_size=3),
         gate=maybe(rules=st.lists(RULE, max_size=2)),

@@ -181,11 +181,15 @@ def test_data_that_was_corrected_passes_the_check_which_leaves_no_job(shell: She
 
 
 def test_the_same_command_reads_corrected_data_anew(shell: Shell) -> None:
-    (shell.folder / "broken.yaml").write_text(manifest("broken", GOOD, hyperparameters=BRIEF, evaluation=NO_GATE))
+    together = {"gpus": 0, "processes": 2}
+    text = manifest("broken", GOOD, hyperparameters=BRIEF, evaluation=NO_GATE, compute=together)
+    (shell.folder / "broken.yaml").write_text(text)
     result = shell(*shell.run("broken"))
     assert result.returncode == 0, result.stdout + result.stderr
     run = shell.status("broken")["status"]["run"]
     assert run["number"] == 1
+    # Trained by two processes, as it would be on two GPUs.
+    assert (run["resolved"]["processes"], run["resolved"]["strategy"]) == (2, "DDP")
     assert not [problem for problem in run["dataset"]["problems"] if problem["message"].startswith("error")]
 
 

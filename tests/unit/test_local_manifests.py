@@ -194,7 +194,15 @@ def test_what_the_job_names_must_be_there(
 
 def test_without_a_gpu_the_processor_trains_and_it_is_said(tmp_path: Path) -> None:
     job = read(tmp_path, GOOD).job
-    here, notes = machine.adapted(job, gpu=False, replicas=0)
+    here, notes = machine.adapted(job, gpus=0, replicas=0)
     assert (here.spec.compute.gpus, here.spec.serving.replicas) == (0, 0)
     assert "compute.gpus is 0 here" in notes[0]
-    assert machine.adapted(job, gpu=True, replicas=0)[0].spec.compute.gpus == 1
+    assert machine.adapted(job, gpus=1, replicas=0)[0].spec.compute.gpus == 1
+
+
+@pytest.mark.parametrize(("gpus", "strategy"), [(0, "auto"), (1, "auto"), (2, "ZeRO3"), (8, "ZeRO3")])
+def test_a_job_for_many_gpus_takes_those_that_are_there(tmp_path: Path, gpus: int, strategy: str) -> None:
+    text = GOOD.replace("output:", "compute: {gpus: 4, distribution: {strategy: ZeRO3}}\n  output:")
+    here, notes = machine.adapted(read(tmp_path, text).job, gpus=gpus, replicas=0)
+    assert (here.spec.compute.gpus, here.spec.compute.distribution.strategy) == (min(gpus, 4), strategy)
+    assert bool(notes) is (gpus < 4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 from pydantic import Field
@@ -30,7 +31,7 @@ class Queueing(Placement):
         description="Kueue WorkloadPriorityClass: the place in the queue, and who gives way to whom. When absent, "
         "priorityClassName decides. A pod's own priority does not change with it.",
     )
-    rules: ClassVar = (
+    rules: ClassVar[Sequence[Rule]] = (
         Rule(
             "!has(self.workloadPriorityClassName) || has(self.queueName)",
             "workloadPriorityClassName: only a queue knows it; set compute.queueName, or remove it",

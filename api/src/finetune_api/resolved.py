@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from finetune_api.base import StatusModel
+from finetune_api.distribution import Offload, Strategy
 from finetune_api.fields import Count, Word
 from finetune_api.optimization import Loss, Optimizer, Schedule
 
@@ -16,8 +17,11 @@ class ResolvedValues(StatusModel):
 
     epochs: Count = Field(description="Passes over the data.")
     batch_size: Count = Field(description="Examples per optimizer step.")
-    micro_batch_size: Count = Field(description="Examples per forward pass.")
-    gradient_accumulation: Count = Field(description="Forward passes per optimizer step.")
+    micro_batch_size: Count = Field(description="Examples per forward pass of a process.")
+    gradient_accumulation: Count = Field(description="Forward passes of a process per optimizer step.")
+    processes: Count = Field(default=1, description="Training processes, on all nodes.")
+    strategy: Strategy = Field(default=Strategy.NONE, description="How the training is spread over the processes.")
+    offload: Offload = Field(default=Offload.NONE, description="CPU: the optimizer's state is in the pod's memory.")
     learning_rate: float = Field(description="Peak learning rate.")
     schedule: Schedule | None = Field(default=None, description="How the learning rate goes on after its warm-up.")
     optimizer: Optimizer | None = Field(default=None, description="By transformers' names.")

@@ -11,6 +11,7 @@ from finetune_api.conditions import Trigger
 from finetune_api.spec import (
     BaseModelSpec,
     DatasetSpec,
+    DistributionSpec,
     EvaluationSpec,
     Hyperparameters,
     MethodSpec,
@@ -69,6 +70,8 @@ class RunConfig(StatusModel):
     hyperparameters: Hyperparameters
     evaluation: EvaluationSpec
     gpus: int = 0
+    processes: int = Field(default=1, description="Training processes, on all nodes.")
+    distribution: DistributionSpec = DistributionSpec()
     memory_limit_bytes: int | None = Field(default=None, description="Memory of the training pod, if limited.")
     paths: RunPaths
     policy: SourcePolicy = SourcePolicy()

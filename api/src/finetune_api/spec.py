@@ -17,6 +17,8 @@ from finetune_api.dataset import SecretRef as SecretRef
 from finetune_api.dataset import TrainData as TrainData
 from finetune_api.dataset import ValidationData as ValidationData
 from finetune_api.dataset import WeightedFile as WeightedFile
+from finetune_api.distribution import COMPUTE_RULES, MOST_PROCESSES, spec_rules
+from finetune_api.distribution import DistributionSpec as DistributionSpec
 from finetune_api.evaluation import IN_PROMPT as IN_PROMPT
 from finetune_api.evaluation import Baseline as Baseline
 from finetune_api.evaluation import EvaluationSpec as EvaluationSpec
@@ -86,7 +88,21 @@ class BaseModelSpec(ApiModel):
 class ComputeSpec(Queueing):
     """What training and evaluation run on."""
 
-    gpus: Int = Field(default=1, ge=0, le=1, description="GPUs of the training pod. 0 trains on the CPU.")
+    gpus: Int = Field(
+        default=1,
+        ge=0,
+        le=MOST_PROCESSES,
+        description="GPUs of the training pod, one process each. 0 trains on the CPU. Evaluation takes at most one.",
+    )
+    processes: Int | None = Field(
+        default=None,
+        ge=1,
+        le=MOST_PROCESSES,
+        description="Training processes of a pod without GPUs. Default 1.",
+    )
+    distribution: DistributionSpec = Field(
+        default=DistributionSpec(), description="How the training is spread over the processes."
+    )
     gpu_resource: str = Field(
         default="nvidia.com/gpu",
         max_length=253,
@@ -102,6 +118,7 @@ class ComputeSpec(Queueing):
         le=2592000,
         description="Seconds after which a training that still runs is ended. 60 to 30 days.",
     )
+    rules: ClassVar = (*Queueing.rules, *COMPUTE_RULES)
 
 
 class OutputSpec(ApiModel):
@@ -130,7 +147,7 @@ class ServingSpec(Placement):
     )
     replicas: Int = Field(default=1, ge=0, le=32, description="Servers. 0: the model is trained and kept, not served.")
     gpus: Annotated[Int | Auto, IntOrAuto("serving.gpus", 0, 1)] = Field(
-        default="auto", description="GPUs of a server; auto: as many as compute.gpus. `auto` or 0 to 1."
+        default="auto", description="GPUs of a server; auto: one when compute.gpus is above 0. `auto` or 0 to 1."
     )
     run: Int | None = Field(
         default=None,
@@ -207,6 +224,7 @@ class FineTuneJobSpec(ApiModel):
             old_self=True,
         ),
         *(_task_measures(task) for task in TASKS),
+        *spec_rules(),
         Rule(
             f"self.serving.engine != 'VLLM' || {_DECODER}",
             "serving.engine: vLLM serves Chat, Completion and Preference; set it to auto or Native",

@@ -110,7 +110,7 @@ class DatasetStatus(StatusModel):
 class Estimate(StatusModel):
     """What the run is expected to need. Computed from shapes; see docs/estimates.md."""
 
-    memory_bytes: Count = Field(default=0, description="Peak memory of the training process, bytes.")
+    memory_bytes: Count = Field(default=0, description="Peak memory of each training process, bytes.")
     train_seconds: Count = Field(default=0, description="Training time, seconds.")
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from finetune_api.conditions import Stage
 from finetune_trainer import frame
 from finetune_trainer.context import StageContext
+from finetune_trainer.distribution.environment import GANG, end_with_launcher, place
 from finetune_trainer.errors import TrainerError
 
 KUBELET_LOG = Path("/dev/termination-log")
@@ -30,12 +31,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = frame.with_present_evaluation(snapshot, os.environ)
     except TrainerError as error:
         return frame.report_failure(stage, error, termination_log)
-    frame.set_up_log(stage, config)
+    rank = place().rank
+    frame.set_up_log(stage, config, rank)
     artifacts, sources = options.artifacts.resolve(), options.sources.resolve()
     context = StageContext(config, artifacts, sources, first_evaluation=snapshot.evaluation)
     if stage is Stage.SERVE:
         return frame.run_server(context, options.host, options.port, termination_log)
     frame.stop_on_sigterm()
+    if folder := os.environ.get(GANG):
+        end_with_launcher()
+        return frame.run_process(stage, context, Path(folder), rank)
     return frame.run_stage(stage, context, termination_log)
 
 

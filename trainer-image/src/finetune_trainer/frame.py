@@ -9,6 +9,7 @@ import importlib
 import logging
 import os
 import signal
+import sys
 import time
 import warnings
 from collections.abc import Mapping
@@ -24,6 +25,8 @@ from finetune_api.status import Checkpoint
 from finetune_trainer import artifacts
 from finetune_trainer.adoption import adopt_former_run
 from finetune_trainer.context import StageContext
+from finetune_trainer.distribution.environment import GANG, gang
+from finetune_trainer.distribution.launcher import launch, own_command, words_of
 from finetune_trainer.errors import (
     ArtifactInvalidError,
     InterruptedStageError,
@@ -87,11 +90,25 @@ def run_stage(stage: Stage, context: StageContext, termination_log: Path | None)
             started = time.monotonic()
             log.info("starts")
             summary = _stamped(_call(stage, context), context)
-            artifacts.write_json(context.report_path(stage), summary.model_dump_json(by_alias=True, exclude_none=True))
+            if writes_reports(context):
+                artifacts.write_json(
+                    context.report_path(stage), summary.model_dump_json(by_alias=True, exclude_none=True)
+                )
             log.info("done in %.0f seconds", time.monotonic() - started)
     except BaseException as error:
         return report_failure(stage, error, termination_log, context.config)
     write_message(termination_log, summary)
+    return 0
+
+
+def run_process(stage: Stage, context: StageContext, folder: Path, rank: int) -> int:
+    """One of the processes that do a stage together. Leaves its summary in `folder` for the launcher, which alone looks
+    for what was done before, and writes the reports. Returns the exit code."""
+    words = words_of(folder, rank)
+    try:
+        artifacts.write_json(words, _call(stage, context).model_dump_json(by_alias=True, exclude_none=True))
+    except BaseException as error:
+        return report_failure(stage, error, words, context.config)
     return 0
 
 
@@ -174,16 +191,17 @@ class _LogFormat(logging.Formatter):
         return redact(super().format(record))
 
 
-def set_up_log(stage: Stage, config: RunConfig | None = None) -> None:
-    """Send our own progress lines and the libraries' warnings to standard error, each with job, run and stage."""
+def set_up_log(stage: Stage, config: RunConfig | None = None, rank: int = 0) -> None:
+    """Send our own progress lines and the libraries' warnings to standard error, each with job, run and stage. Of
+    several processes the first one tells the progress; the others, by their rank, what is worth a warning."""
     for library in ("HF_HUB", "HF_DATASETS"):  # their progress bars would make one endless line of the pod's log
         os.environ.setdefault(f"{library}_DISABLE_PROGRESS_BARS", "1")
     warnings.simplefilter("ignore", FutureWarning)  # notices among libraries, nothing that a user can act on
     where = f"job={config.namespace}/{config.job} run={config.run} " if config else ""
     handler = logging.StreamHandler()
-    handler.setFormatter(_LogFormat(f"{where}stage={stage}"))
+    handler.setFormatter(_LogFormat(f"{where}stage={stage}" + (f" rank={rank}" if rank else "")))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
-    logging.getLogger("finetune_trainer").setLevel(logging.INFO)
+    logging.getLogger("finetune_trainer").setLevel(logging.WARNING if rank else logging.INFO)
     logging.getLogger("bitsandbytes.backends").setLevel(logging.ERROR)  # warns of a kernel that is not for training
     logging.captureWarnings(True)
 
@@ -200,7 +218,17 @@ def stop_on_sigterm() -> None:
     signal.signal(signal.SIGTERM, stop)
 
 
+def writes_reports(context: StageContext) -> bool:
+    """Whether this is the pod that tells: the only one, or the first of a training on several."""
+    return gang(context.gpus, context.config.processes).node == 0
+
+
 def _call(stage: Stage, context: StageContext) -> Summary:
+    """Do the stage, in this process or in several."""
+    if stage is Stage.TRAIN and GANG not in os.environ:
+        together = gang(context.gpus, context.config.processes)
+        if together.size > 1:
+            return launch(context, together, own_command(sys.argv[1:]))
     summary = importlib.import_module(f"finetune_trainer.stages.{stage.value.lower()}").run(context)
     assert isinstance(summary, Summary)
     return summary

@@ -10,7 +10,9 @@ learning rate   2e-4 for adapters, ten times the 2e-5 of full fine-tuning (TRL's
                 A fifth of it with Lion. How the rate goes on, and all that moves weights: `optimization.py`.
 beta            0.1, as in the paper (arXiv 2305.18290) and TRL; Preference only.
 max length      the 99th percentile of the rendered examples, rounded up to 128, at most the model's context.
-micro batch     the largest divisor of the batch within 8,192 tokens, 32 rows and 80 % of the memory.
+distribution    the fastest strategy that fits into 80 % of a device's memory: distribution/sharding.py.
+micro batch     the largest divisor of a process's share of the batch within 8,192 tokens, 32 rows (8 on a CPU) and
+                80 % of the memory. Prepare assumes 24 GiB a GPU; Train does it again with the device that it has.
 evaluation      ten times in a training, and in long ones about every 15 minutes; checkpoints likewise.
 packing         on a GPU, where the examples of a row are kept apart at no cost: by flash attention where it is
                 installed, by training/packed_attention.py where the architecture's attention is of the plain kind.
@@ -30,8 +32,10 @@ from finetune_api.run_config import RunConfig
 from finetune_api.spec import Packing
 from finetune_api.status import Estimate, LengthStats, ResolvedValues
 from finetune_api.tasks import Task
+from finetune_trainer.distribution.batches import split
+from finetune_trainer.distribution.plan import ASSUMED_GPU_BYTES, Devices, Workload, applied, cut, device_bytes
 from finetune_trainer.errors import UserInputError
-from finetune_trainer.estimate import ModelShape, estimate, memory_bytes, step_seconds
+from finetune_trainer.estimate import ModelShape, estimate, step_seconds
 from finetune_trainer.methods.kind import Precision
 from finetune_trainer.optimization import (
     flash_attention_installed,
@@ -48,10 +52,6 @@ MIN_STEPS = 100
 BETA = 0.1
 PAIR = 2  # a forward pass holds two conversations for each example of Preference
 LENGTH_STEP = 128  # tokens; a multiple of what matrix units want
-MICRO_TOKENS = 8_192  # a GPU is busy with so many tokens; more only costs memory
-MAX_MICRO_GPU, MAX_MICRO_CPU = 32, 8
-MEMORY_SHARE = 0.8  # of the memory: estimates are not exact, and allocators fragment
-ASSUMED_GPU_BYTES = 24 * 2**30  # Prepare sees no GPU; 24 GiB is the smallest that data centers offer (L4, A10)
 EVALUATIONS = 10
 LONGEST_INTERVAL = 900  # seconds of work that an interruption may cost
 NO_FACTS = Facts()
@@ -102,17 +102,11 @@ def resolve_max_length(wanted: int | str, lengths: LengthStats, context: int) ->
     return min(rounded, context) if context else rounded
 
 
-def resolve_micro_batch(batch: int, length: int, shape: ModelShape, config: RunConfig, precision: Precision) -> int:
-    """Rows of a forward pass: a divisor of the batch. One row is taken even when the estimate says it is too much."""
-    most = min(MAX_MICRO_GPU if config.gpus else MAX_MICRO_CPU, max(1, MICRO_TOKENS // length))
-    limit = ASSUMED_GPU_BYTES if config.gpus else config.memory_limit_bytes
-    for rows in range(min(batch, most), 1, -1):
-        fits = (
-            limit is None or memory_bytes(shape, rows=rows, length=length, precision=precision) <= MEMORY_SHARE * limit
-        )
-        if batch % rows == 0 and fits:
-            return rows
-    return 1
+def expected_devices(config: RunConfig) -> Devices:
+    """Those that the job names. Prepare has none of them; Train cuts anew to what it finds."""
+    limit = config.memory_limit_bytes
+    on_cpu = limit if limit is None else limit // config.processes
+    return Devices(config.processes, config.gpus > 0, ASSUMED_GPU_BYTES if config.gpus else on_cpu)
 
 
 def resolve(
@@ -137,20 +131,22 @@ def resolve(
     preference = config.task is Task.PREFERENCE
     conversations = PAIR if preference else 1
     longest = min(max_length, data.longest) * conversations
-    micro = resolve_micro_batch(batch, longest, shape, config, precision)
-    accumulation = batch // micro
-    # As the trainer counts: the last micro batch of an epoch, and the last step, may be smaller.
-    steps = epochs * math.ceil(math.ceil(data.train_examples / micro) / accumulation)
+    devices = expected_devices(config)
+    work = Workload(config.task, config.method.type, shape, batch, longest, precision)
+    expected = cut(work, devices, config.distribution)
+    steps = epochs * math.ceil(data.train_examples / batch)  # the last one of an epoch may be smaller
     step_tokens = data.train_tokens * conversations * epochs / steps
-    seconds = step_seconds(shape, tokens=step_tokens, passes=accumulation, gpus=config.gpus, cores=cores)
+    passes = split(batch, devices.processes, expected.micro).passes
+    gpus = devices.processes if devices.gpu else 0
+    seconds = step_seconds(shape, tokens=step_tokens, passes=passes, gpus=gpus, cores=cores)
     evaluation_steps, checkpoint_steps = _intervals(config, steps, seconds)
     lora = config.method.type.adapter
     packing = _packing(config, shape)
     values = ResolvedValues(
         epochs=epochs,
         batch_size=batch,
-        micro_batch_size=micro,
-        gradient_accumulation=accumulation,
+        micro_batch_size=expected.micro,
+        gradient_accumulation=passes,
         max_length=max_length,
         total_steps=steps,
         evaluation_steps=evaluation_steps,
@@ -174,9 +170,10 @@ def resolve(
         trainable_parameters=shape.trainable,
         **resolve_optimization(config, facts, steps=steps, evaluation_steps=evaluation_steps),
     )
+    values = applied(values, expected, devices.processes)
     needs = estimate(
         shape,
-        rows=micro,
+        rows=values.micro_batch_size,
         length=longest,
         precision=precision,
         seconds_per_step=seconds,
@@ -185,6 +182,8 @@ def resolve(
         evaluation_tokens=data.validation_tokens * conversations,
         train_tokens_per_step=step_tokens,
     )
+    each = device_bytes(work, values.micro_batch_size, expected.choice, devices.processes)
+    needs = needs.model_copy(update={"memory_bytes": each})
     return Resolution(values, needs, _notes(config, needs))
 
 
@@ -220,9 +219,10 @@ def _packing(config: RunConfig, shape: ModelShape) -> bool:
 
 def _notes(config: RunConfig, needs: Estimate) -> list[str]:
     limit = config.memory_limit_bytes
-    if config.gpus or limit is None or needs.memory_bytes <= limit:
+    expected = needs.memory_bytes * config.processes
+    if config.gpus or limit is None or expected <= limit:
         return []
     return [
-        f"training is expected to need {needs.memory_bytes / 2**30:.1f} GiB, and its pod is limited to "
+        f"training is expected to need {expected / 2**30:.1f} GiB, and its pod is limited to "
         f"{limit / 2**30:.1f} GiB: raise compute.resources.limits.memory, or lower hyperparameters.maxLength"
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pydantic import ValidationError
 
+from finetune_api.distribution import processes_of
 from finetune_api.fields import quantity
 from finetune_api.job import SNAPSHOT_INPUTS, FineTuneJob, content_hash
 from finetune_api.run_config import RunConfig, RunPaths
@@ -32,6 +33,8 @@ def run_config(job: FineTuneJob, run: RunStatus, settings: Settings) -> RunConfi
         tuned_name=names.tuned_name(meta.name, spec),
         evaluation=spec.evaluation,
         gpus=spec.compute.gpus,
+        processes=processes_of(spec.compute),
+        distribution=spec.compute.distribution,
         memory_limit_bytes=int(quantity(limits.memory)) if limits and limits.memory else None,
         paths=RunPaths(
             run=names.run_folder(meta.namespace, meta.name, run.number, run.hash),

@@ -31,7 +31,7 @@ VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
 def serving_gpus(spec: FineTuneJobSpec) -> int:
     """GPUs of one server."""
-    return spec.compute.gpus if spec.serving.gpus == "auto" else spec.serving.gpus
+    return min(spec.compute.gpus, 1) if spec.serving.gpus == "auto" else spec.serving.gpus
 
 
 def engine(spec: FineTuneJobSpec) -> Engine:

@@ -23,6 +23,7 @@ class PodShape:
     bounded: bool = False  # compute.activeDeadlineSeconds is its time
     delivers: bool = False  # reaches registries and buckets, with the exports' Secrets; needs no GPU
     judges: bool = False  # reaches the judge, with its Secret; needs no GPU
+    spreads: bool = False  # over all of compute.gpus or compute.processes; any other stage computes on one device
     measures: bool = False  # works by spec.evaluation as it is now, not as it was when the run began
 
     @property
@@ -33,7 +34,7 @@ class PodShape:
 
 SHAPES: dict[Stage, PodShape] = {
     Stage.PREPARE: PodShape({"cpu": "250m", "memory": "512Mi"}, fetches=True),
-    Stage.TRAIN: PodShape({"cpu": "500m", "memory": "1Gi"}, saves=True, reports=True, bounded=True),
+    Stage.TRAIN: PodShape({"cpu": "500m", "memory": "1Gi"}, saves=True, reports=True, bounded=True, spreads=True),
     Stage.EVALUATE: PodShape({"cpu": "500m", "memory": "1Gi"}, measures=True),
     Stage.JUDGE: PodShape({"cpu": "100m", "memory": "512Mi"}, judges=True),
     Stage.PACKAGE: PodShape({"cpu": "500m", "memory": "1Gi"}, delivers=True),

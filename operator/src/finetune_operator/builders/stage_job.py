@@ -18,6 +18,7 @@ from finetune_api.job import (
 from finetune_api.package import PackageInputs
 from finetune_api.placement import ResourceList, Resources
 from finetune_api.reasons import FINAL_CODES
+from finetune_api.spec import ComputeSpec, DistributionSpec
 from finetune_api.status import RunStatus
 from finetune_operator import names
 from finetune_operator.builders import pod
@@ -148,9 +149,15 @@ def _pod(job: FineTuneJob, run: RunStatus, stage: Stage, settings: Settings) -> 
 
 
 def _resources(job: FineTuneJob, stage: Stage) -> dict[str, Any]:
-    compute = job.spec.compute
-    gpus = 0 if SHAPES[stage].fetches or SHAPES[stage].reaches_out else compute.gpus
-    return pod.resources(_amounts(job, stage), SHAPES[stage].requests, gpus, compute.gpu_resource)
+    gpus = 0 if SHAPES[stage].fetches else _gpus(job, stage)
+    return pod.resources(_amounts(job, stage), SHAPES[stage].requests, gpus, job.spec.compute.gpu_resource)
+
+
+def _gpus(job: FineTuneJob, stage: Stage) -> int:
+    if SHAPES[stage].reaches_out:
+        return 0
+    gpus = job.spec.compute.gpus
+    return gpus if SHAPES[stage].spreads else min(gpus, 1)
 
 
 def _amounts(job: FineTuneJob, stage: Stage) -> Resources:
@@ -175,9 +182,10 @@ def _environment(job: FineTuneJob, run: RunStatus, stage: Stage, settings: Setti
         result |= pod.DOWNLOAD_ENV | dict(settings.source_env)
     else:
         result |= pod.OFFLINE_ENV
-        gpus = 0 if shape.reaches_out else job.spec.compute.gpus
-        result["FINETUNE_GPUS"] = str(gpus)  # run.json may be older than compute
+        result["FINETUNE_GPUS"] = str(_gpus(job, stage))  # run.json may be older than compute
         result["FINETUNE_IMAGE"] = settings.trainer_image  # for the report: a container does not know its own
+    if shape.spreads:
+        result |= _spread(job.spec.compute)
     if shape.reaches_out:
         result |= dict(settings.source_env)  # a proxy stands before registries and judges, too
     if shape.delivers:
@@ -199,6 +207,14 @@ def _evaluation(job: FineTuneJob) -> dict[str, Any]:
     """What Evaluate measures by, and the gate, which the report tells beside the figures."""
     gate = job.spec.evaluation.model_dump(mode="json", by_alias=True, exclude_defaults=True, include={"gate"})
     return evaluation_inputs(job.spec.evaluation) | gate
+
+
+def _spread(compute: ComputeSpec) -> dict[str, str]:
+    """What the trainer's `distribution` reads beside FINETUNE_GPUS; one process needs neither."""
+    result = {"FINETUNE_PROCESSES": str(compute.processes)} if compute.processes else {}
+    if compute.distribution != DistributionSpec():
+        result["FINETUNE_DISTRIBUTION"] = canonical(compute.distribution.to_wire())
+    return result
 
 
 def _secrets(job: FineTuneJob, run: RunStatus, stage: Stage) -> Iterator[dict[str, Any]]:

@@ -322,7 +322,7 @@ def _wanted(
         if folders:
             raise BadInput("--claim needs the job's file", "add it with -f FILE")
         machine.require_trainer()
-        return machine.adapted(store.require(namespace or "default", name), gpu=machine.has_gpu(), replicas=0)[0]
+        return machine.adapted(store.require(namespace or "default", name), gpus=machine.gpu_count(), replicas=0)[0]
     given = manifests.read(files, name=name, namespace=namespace)
     job, notes = jobs.take(store, given, folders)
     for note in notes:

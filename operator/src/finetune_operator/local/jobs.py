@@ -38,7 +38,7 @@ def take(store: Store, given: Given, claims: Sequence[tuple[str, Path]]) -> tupl
     machine.require_trainer()
     for name, folder in claims:
         store.link_claim(name, folder)
-    job, notes = machine.adapted(given.job, gpu=machine.has_gpu(), replicas=0)
+    job, notes = machine.adapted(given.job, gpus=machine.gpu_count(), replicas=0)
     notes += [f"{what} is not used on one machine" for what in given.ignored]
     if job.spec.base_model.secret_ref or job.spec.dataset.secret_ref:
         notes.append("secretRef is not read here: set HF_TOKEN and the like in your shell")

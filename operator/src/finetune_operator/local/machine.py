@@ -10,29 +10,39 @@ from typing import Any
 
 from finetune_api.job import FineTuneJob
 from finetune_api.optimization import OPTIMIZERS, Attention, Precision
-from finetune_api.spec import ConfigMapRef, Engine, FineTuneJobSpec, Hyperparameters
+from finetune_api.spec import ConfigMapRef, DistributionSpec, Engine, FineTuneJobSpec, Hyperparameters
 from finetune_operator.local.errors import BadInput, Unsupported
 from finetune_operator.local.pods import LOCALHOST
 from finetune_operator.local.store import Store
 from finetune_operator.names import PORT
 
 GPU_DEVICES = ("/dev/nvidiactl", "/dev/dxg")  # NVIDIA on Linux, and under Windows' Linux
+DRIVER_LIST = Path("/proc/driver/nvidia/gpus")  # a folder a device
 
 
-def has_gpu() -> bool:
-    """Whether a CUDA device is likely there. Asking PyTorch would take seconds."""
-    return any(Path(device).exists() for device in GPU_DEVICES)
+def gpu_count() -> int:
+    """CUDA devices that are likely there. Asking PyTorch would take seconds."""
+    if not any(Path(device).exists() for device in GPU_DEVICES):
+        return 0
+    return max(1, len(list(DRIVER_LIST.glob("*"))))  # under Windows' Linux there is no list
 
 
-def adapted(job: FineTuneJob, *, gpu: bool, replicas: int) -> tuple[FineTuneJob, list[str]]:
+def adapted(job: FineTuneJob, *, gpus: int, replicas: int) -> tuple[FineTuneJob, list[str]]:
     """The job as this machine can run it, and what was changed that a user would want to know."""
     spec, notes = job.spec, []
     compute, serving, knobs = spec.compute, spec.serving, spec.hyperparameters
-    if compute.gpus and not gpu:
-        compute = compute.model_copy(update={"gpus": 0})
-        notes.append("this machine has no CUDA device: compute.gpus is 0 here, so training runs on the processor")
-        knobs, more = _on_cpu(knobs)
-        notes += more
+    if compute.gpus > gpus:
+        # As one process: what is spread over GPUs elsewhere would be slower in parts on these processors.
+        alone = {"distribution": DistributionSpec()} if gpus < 2 else {}
+        compute = compute.model_copy(update={"gpus": gpus, **alone})
+        notes.append(
+            f"this machine has {gpus} CUDA devices: compute.gpus is {gpus} here"
+            if gpus
+            else "this machine has no CUDA device: compute.gpus is 0 here, so training runs on the processor"
+        )
+        if not gpus:
+            knobs, more = _on_cpu(knobs)
+            notes += more
     if compute.queue_name is not None:
         compute = compute.model_copy(update={"queue_name": None, "workload_priority_class_name": None})
         notes.append("compute.queueName is for a cluster: nothing waits here")

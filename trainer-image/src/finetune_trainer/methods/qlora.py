@@ -39,7 +39,7 @@ class QLora:
     def load_options(self, spec: MethodSpec, device: Device, skeleton: Callable[[], PreTrainedModel]) -> dict[str, Any]:
         return {
             "dtype": device.dtype,
-            "device_map": {"": device.kind},
+            "device_map": {"": device.place},
             "quantization_config": BitsAndBytesConfig(
                 load_in_4bit=True,
                 bnb_4bit_quant_type="nf4",

@@ -14,11 +14,16 @@ from finetune_api.reports import ModelSummary, Summary
 from finetune_api.status import Checkpoint, ResolvedValues
 from finetune_trainer import artifacts, verification
 from finetune_trainer.context import StageContext
+from finetune_trainer.distribution import environment
+from finetune_trainer.distribution.arguments import whole_again
+from finetune_trainer.distribution.group import Group
+from finetune_trainer.distribution.halving import Halved, halve
 from finetune_trainer.errors import ArtifactInvalidError, GpuOutOfMemoryError
 from finetune_trainer.evaluation.questions import choose
 from finetune_trainer.methods.kind import Form
 from finetune_trainer.tasks.kind import Answer, Question
 from finetune_trainer.training import checkpoints
+from finetune_trainer.training.cutting import cut_to_devices
 from finetune_trainer.training.device import Device, choose_device, limit_threads
 from finetune_trainer.training.fit import Fit, fit
 from finetune_trainer.training.inputs import Prepared, load_prepared, load_tokenizer
@@ -37,12 +42,19 @@ def run(context: StageContext) -> Summary:
     Raises UserInputError, GpuOutOfMemoryError, LossNotFiniteError, ArtifactInvalidError, InterruptedStageError.
     """
     prepared = load_prepared(context)
-    limit_threads(prepared.resolved.model_parameters)
-    device = choose_device(context.gpus, prepared.resolved.precision)
+    where = environment.place()
+    limit_threads(prepared.resolved.model_parameters, where.local_size)
+    device = choose_device(context.gpus, prepared.resolved.precision, where.local)
     notes = [device.note] if device.note else []
-    with StopRequest() as stop:
-        result, more_notes = _fit_in_memory(context, prepared, device, stop)
-        free_memory()
+    group = Group(where, device)
+    with StopRequest(agree=group.any) as stop:
+        with group:
+            resolved, cut_notes = cut_to_devices(context, prepared, device, group)
+            result, more_notes = _fit_in_memory(context, prepared, resolved, device, stop, group)
+            free_memory()
+        whole_again()
+        if not where.first:
+            return Summary(stage=Stage.TRAIN, ok=True, steps=result.steps)
         stop.check(f"trained to step {result.steps}, its checkpoint is saved; the model is not yet verified")
         best = checkpoints.best(context.checkpoints_dir)
         if best is None:
@@ -54,7 +66,7 @@ def run(context: StageContext) -> Summary:
         stage=Stage.TRAIN,
         ok=True,
         # On a GPU without bfloat16, or without the GPU that was asked for, it is not the precision that was wanted.
-        resolved=prepared.resolved.model_copy(update={"precision": device.precision}),
+        resolved=resolved.model_copy(update={"precision": device.precision}),
         model=model,
         checkpoint=Checkpoint(step=best.step, time=saved.strftime("%Y-%m-%dT%H:%M:%SZ")),
         steps=result.steps,
@@ -64,19 +76,24 @@ def run(context: StageContext) -> Summary:
         train_seconds=result.seconds,
         resumed_from_step=result.resumed_from_step or None,
         stop_costs=result.stop_costs,
-        notes=[*notes, *more_notes, *verify_notes],
+        notes=[*notes, *cut_notes, *more_notes, *verify_notes],
     )
 
 
 def _fit_in_memory(
-    context: StageContext, prepared: Prepared, device: Device, stop: StopRequest
+    context: StageContext,
+    prepared: Prepared,
+    resolved: ResolvedValues,
+    device: Device,
+    stop: StopRequest,
+    group: Group,
 ) -> tuple[Fit, list[str]]:
-    """Fit; when memory does not suffice, once more with half the micro batch, from the last checkpoint."""
-    resolved: ResolvedValues = prepared.resolved
+    """Fit; when memory does not suffice, once more with half the micro batch, from the last checkpoint. One of several
+    processes ends instead: the others cannot go on without it, and the launcher starts them all again."""
     notes: list[str] = []
     for attempt in itertools.count(1):
         try:
-            result = fit(context, prepared, resolved, device, stop)
+            result = fit(context, prepared, resolved, device, stop, group)
             return result, [*notes, *result.notes]
         except Exception as error:
             if not is_out_of_memory(error):
@@ -84,10 +101,14 @@ def _fit_in_memory(
             smaller = halved(resolved) if attempt == 1 else None
             if smaller is None:
                 raise _does_not_fit(resolved, device, error) from error
-            notes.append(
+            note = (
                 f"out of memory with {resolved.micro_batch_size} examples in a forward pass: went on with "
                 f"{smaller.micro_batch_size} and {smaller.gradient_accumulation} passes a step, the same batch size"
             )
+            if group.place.size > 1:
+                halve(context.run_dir, Halved(micro_batch_size=smaller.micro_batch_size, note=note))
+                raise _does_not_fit(resolved, device, error) from error
+            notes.append(note)
         log.warning(notes[-1])
         resolved = smaller
         free_memory()  # outside the except block: the traceback would keep the old tensors alive

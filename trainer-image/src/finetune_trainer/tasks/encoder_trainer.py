@@ -81,13 +81,15 @@ class EncoderTrainer(Checkpointing):
         # The gradients of several processes are averaged afterwards, and the count is of all of them.
         share = 1.0 if num_items_in_batch is None else labels * self.accelerator.num_processes / num_items_in_batch
         mean, output = self._mean_loss(model, inputs)
-        return (mean * share, output) if return_outputs else mean * share
+        loss = mean * share * self.pass_weight
+        return (loss, output) if return_outputs else loss
 
     def _get_num_items_in_batch(self, batch_samples: list[Batch], device: torch.device) -> Any:
-        """Labels of the passes of one step, in all processes."""
+        """Labels of the passes of one step, in all processes, without those that are there for company."""
         if not batch_samples:
             return None
-        count = torch.stack([self._labels(inputs) for inputs in batch_samples]).sum().to(device)
+        sizes = zip(batch_samples, self._pass_sizes, strict=True)
+        count = torch.stack([self._labels(inputs) * (size > 0) for inputs, size in sizes]).sum().to(device)
         return self.accelerator.gather(count).sum() if self.accelerator.num_processes > 1 else count
 
     def _labels(self, inputs: Batch) -> torch.Tensor:

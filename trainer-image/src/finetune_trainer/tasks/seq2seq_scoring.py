@@ -32,7 +32,7 @@ def score(
 ) -> ExampleScores:
     """Measure the model (in evaluation mode) on the rows, in their order. `between_batches` may raise to stop."""
     loss, tokens, correct = np.zeros(len(rows)), np.zeros(len(rows), np.int64), np.zeros(len(rows), np.int64)
-    vocabulary = model.get_output_embeddings().weight.shape[0]
+    vocabulary = model.get_output_embeddings().out_features
     for batch in batches(rows, vocabulary):
         between_batches()
         result = _score_batch(model, [rows[index] for index in batch])

@@ -39,5 +39,5 @@ class Seq2SeqTrainer(Checkpointing):
         tokens = (inputs["labels"] != IGNORED).sum()
         # The gradients of several processes are averaged afterwards, and the count is of all of them.
         share = tokens / (tokens if num_items_in_batch is None else num_items_in_batch / self.accelerator.num_processes)
-        loss = mean * share
+        loss = mean * share * self.pass_weight
         return (loss, output) if return_outputs else loss

@@ -15,6 +15,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from finetune_api.distribution import Strategy
+from finetune_api.status import ResolvedValues
 from finetune_trainer import artifacts
 from finetune_trainer.errors import ArtifactInvalidError
 
@@ -30,6 +32,26 @@ class SavedCheckpoint:
     path: Path
     step: int
     eval_loss: float | None
+
+
+LAYOUT = "layout.json"
+
+
+def layout(resolved: ResolvedValues) -> str:
+    """What a checkpoint's optimizer state is for: one with the same word can be gone on from. ZeRO has a file a
+    process; all other strategies leave whole states, and with them any number of processes goes on."""
+    strategy = resolved.strategy
+    if strategy.zero_stage:
+        return f"{strategy} in {resolved.processes} processes"
+    return strategy.value if strategy is Strategy.FSDP2 else "whole states"
+
+
+def layout_of(path: Path) -> str:
+    """The word of a saved checkpoint; of one without, that was saved by one process."""
+    try:
+        return str(json.loads((path / LAYOUT).read_bytes())["layout"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return "whole states"
 
 
 def folders(directory: Path) -> list[tuple[int, Path]]:

@@ -27,6 +27,11 @@ class Device:
     note: str = ""
 
     @property
+    def place(self) -> str:
+        """The very device: of several GPUs that of this process."""
+        return f"cuda:{torch.cuda.current_device()}" if self.kind == "cuda" else self.kind
+
+    @property
     def dtype(self) -> torch.dtype:
         return torch.bfloat16 if self.precision == "bfloat16" else torch.float32
 
@@ -39,8 +44,9 @@ def computing_precision(kind: str, wanted: Literal["float32", "bfloat16"]) -> Li
     return wanted if kind == "cuda" and torch.cuda.is_bf16_supported() else "float32"
 
 
-def choose_device(gpus: int, precision: Literal["float32", "bfloat16"]) -> Device:
-    """The device of a run that was given `gpus` GPUs and resolved to `precision`.
+def choose_device(gpus: int, precision: Literal["float32", "bfloat16"], local: int = 0) -> Device:
+    """The device of a process of a run that was given `gpus` GPUs and resolved to `precision`: the GPU of number
+    `local`.
 
     Raises TrainerError (tried again) in a pod that was given a GPU which the process cannot use: days of
     training on the CPU would be the worse answer. On a laptop the CPU is taken, and a note says so.
@@ -55,21 +61,31 @@ def choose_device(gpus: int, precision: Literal["float32", "bfloat16"]) -> Devic
                 "and see that the GPU device plugin runs on the node",
             )
         return Device("cpu", "float32", "cpu", note="no GPU is visible to this process: it computes on the CPU")
+    if torch.cuda.device_count() < gpus and "KUBERNETES_SERVICE_HOST" in os.environ:
+        raise TrainerError(
+            f"the pod was given {gpus} GPUs, and PyTorch sees {torch.cuda.device_count()}",
+            advice="compare compute.gpus with what the GPU device plugin hands out, and see the node's driver log",
+        )
+    if local:  # 0 is the current one from the beginning
+        torch.cuda.set_device(local)
     name = torch.cuda.get_device_name()
     note = f"{name} has no bfloat16: it computes in float32, slower"
     found = computing_precision("cuda", precision)
     return Device("cuda", found, name, note=note if found != precision else "")
 
 
-def limit_threads(parameters: int | None = None) -> int:
+def limit_threads(parameters: int | None = None, processes: int = 1) -> int:
     """Let PyTorch use as many threads as the container has CPUs, not as the node has; return that number.
 
     A pod limited to 2 CPUs on a node of 64 would otherwise start 64 threads and be throttled most of the time.
     A model of few `parameters` gets one thread: its matrix products last microseconds, and as soon as anything else
-    wants the CPUs the threads wait for each other at each of them. OMP_NUM_THREADS, when set, is obeyed.
+    wants the CPUs the threads wait for each other at each of them. `processes` share the CPUs. OMP_NUM_THREADS, when
+    set, is obeyed; with several processes it is set, or Accelerate would choose by the node's cores.
     """
     if not os.environ.get("OMP_NUM_THREADS"):
-        torch.set_num_threads(1 if parameters and parameters < SMALL_MODEL else cpu_limit())
+        torch.set_num_threads(1 if parameters and parameters < SMALL_MODEL else max(1, cpu_limit() // processes))
+        if processes > 1:
+            os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())
     return torch.get_num_threads()
 
 

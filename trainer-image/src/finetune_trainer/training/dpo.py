@@ -13,6 +13,8 @@ from trl import DPOConfig, DPOTrainer
 
 from finetune_api.optimization import PREFERENCE_LOSSES, Loss
 from finetune_api.status import ResolvedValues
+from finetune_trainer.distribution.group import Group
+from finetune_trainer.errors import InterruptedStageError
 from finetune_trainer.tasks.preference_scoring import log_probabilities
 from finetune_trainer.training.stopping import StopRequest
 from finetune_trainer.training.trainer import Checkpointing
@@ -31,9 +33,10 @@ class DpoTrainer(Checkpointing, DPOTrainer):  # type: ignore[misc]  # untyped li
     asked twice for the same pair.
     """
 
-    def __init__(self, *, stop: StopRequest, **kwargs: Any) -> None:
-        self._asked_to_stop = stop
-        super().__init__(stop=stop, **kwargs)
+    def __init__(self, *, stop: StopRequest, group: Group, **kwargs: Any) -> None:
+        # TRL measures the base before the mixin has been told of them.
+        self._asked_to_stop, self._processes = stop, group
+        super().__init__(stop=stop, group=group, **kwargs)
         if COPY in getattr(self.model, "peft_config", {}):
             self.model.delete_adapter(COPY)  # the base was measured: it would only be saved with each checkpoint
 
@@ -44,15 +47,22 @@ class DpoTrainer(Checkpointing, DPOTrainer):  # type: ignore[misc]  # untyped li
         """It is prepared: TRL would look for texts in it."""
         return dataset
 
+    def weight_of(self, examples: int) -> float:
+        """TRL takes the mean of each pass, and the mean of those: right where all passes have as many examples."""
+        passes: int = self.current_gradient_accumulation_steps * self._group.place.size
+        return examples * passes / self._batches.step_size(self.state.global_step)
+
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
         """The dataset with the columns that TRL's loss compares with. Evaluation is ours and has its own."""
         if name != "train":
             return dataset
         log.info("measuring the base model on %d pairs", len(dataset))
         self.model.eval()
+        place = self._processes.place
+        mine = dataset.shard(place.size, place.rank, contiguous=True)
         with self.accelerator.autocast():  # as the training computes
-            parts = [self._measured(dataset[start : start + CHUNK]) for start in range(0, len(dataset), CHUNK)]
-        chosen, rejected = np.concatenate(parts).T
+            parts = [self._measured(mine[start : start + CHUNK]) for start in range(0, len(mine), CHUNK)]
+        chosen, rejected = np.concatenate([each for part in self._processes.all_of(parts) for each in part]).T
         return dataset.add_column("ref_chosen_logps", chosen).add_column("ref_rejected_logps", rejected)
 
     def _measured(self, columns: Mapping[str, list[list[int]]]) -> Any:
@@ -60,7 +70,9 @@ class DpoTrainer(Checkpointing, DPOTrainer):  # type: ignore[misc]  # untyped li
         return log_probabilities(self.model, pairs, between_batches=self._stop_measuring)
 
     def _stop_measuring(self) -> None:
-        self._asked_to_stop.check("nothing new to save: the base model was being measured")
+        """Each process for itself: they have different numbers of batches, and nothing to save."""
+        if self._asked_to_stop.requested:
+            raise InterruptedStageError("asked to stop: the base model was being measured", advice="nothing to do")
 
 
 def dpo_arguments(common: Mapping[str, Any], resolved: ResolvedValues, model: PreTrainedModel) -> DPOConfig:

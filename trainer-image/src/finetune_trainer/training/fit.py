@@ -18,10 +18,17 @@ from finetune_api.conditions import FailureReason
 from finetune_api.interruptions import StopCosts
 from finetune_api.optimization import ATTENTIONS, Attention
 from finetune_api.status import ResolvedValues
+from finetune_api.tasks import TASKS
 from finetune_trainer.context import StageContext
+from finetune_trainer.distribution.arguments import distribution_arguments, dividing
+from finetune_trainer.distribution.batches import Batches, Split
+from finetune_trainer.distribution.environment import Place
+from finetune_trainer.distribution.group import Group
+from finetune_trainer.distribution.sharding import Choice, elements
 from finetune_trainer.errors import UserInputError
 from finetune_trainer.methods.low_rank import PEFT_HEADS
 from finetune_trainer.methods.table import METHODS
+from finetune_trainer.optimization import MAX_GRAD_NORM
 from finetune_trainer.tasks.kind import HeldOut, Measured, TrainerParts
 from finetune_trainer.training import checkpoints, packed_attention
 from finetune_trainer.training.device import Device
@@ -55,23 +62,32 @@ class Fit:
     notes: tuple[str, ...] = ()
 
 
-def fit(context: StageContext, prepared: Prepared, resolved: ResolvedValues, device: Device, stop: StopRequest) -> Fit:
+def fit(
+    context: StageContext,
+    prepared: Prepared,
+    resolved: ResolvedValues,
+    device: Device,
+    stop: StopRequest,
+    group: Group | None = None,
+) -> Fit:
     """Train to the last step, leaving verified checkpoints. Deterministic on the CPU: a resumed run ends with the
-    weights of an uninterrupted one.
+    weights of an uninterrupted one. `group`: the processes that do it together; None: this one alone.
 
     Raises LossNotFiniteError, InterruptedStageError (after a checkpoint), and whatever PyTorch raises when memory
     does not suffice.
     """
+    group = group or Group(Place(), device)
     make_reproducible(context.config.hyperparameters.seed, device)
     tokenizer = load_tokenizer(prepared.base_dir)
-    resumed = checkpoints.newest(context.checkpoints_dir)
-    trainer = _trainer(context, prepared, resolved, device, stop, tokenizer, resumed)
+    resumed = group.of_first(_newest(context, resolved) if group.place.first else None)
+    trainer = _trainer(context, prepared, resolved, device, stop, tokenizer, resumed, group)
     _announce(context, trainer, resolved, device, resumed.step if resumed else 0)
     stop.check(f"nothing new to save, step {resumed.step if resumed else 0}")
     started = time.monotonic()
     trainer.train(resume_from_checkpoint=str(resumed.path) if resumed else None)
     state = trainer.state
-    keep_history(context.training_report_path, state.log_history, device)
+    if group.place.first:
+        keep_history(context.training_report_path, state.log_history, device)
     losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
     patience = Patience.of(resolved)
     return Fit(
@@ -87,6 +103,23 @@ def fit(context: StageContext, prepared: Prepared, resolved: ResolvedValues, dev
 
 def _ended_early(state: TrainerState) -> bool:
     return bool(state.global_step < state.max_steps)
+
+
+def _newest(context: StageContext, resolved: ResolvedValues) -> checkpoints.SavedCheckpoint | None:
+    """The checkpoint to go on from. Those that this number of processes, or this strategy, cannot go on from are
+    removed: beside the new ones they would be taken for later ones."""
+    layout = checkpoints.layout(resolved)
+    found = checkpoints.newest(context.checkpoints_dir)
+    if found is None or checkpoints.layout_of(found.path) == layout:
+        return found
+    log.warning(
+        "the checkpoints were made by %s, and %s cannot go on from them: the training begins anew",
+        checkpoints.layout_of(found.path),
+        layout,
+    )
+    for _, path in checkpoints.folders(context.checkpoints_dir):
+        checkpoints.remove(path)
+    return None
 
 
 def make_reproducible(seed: int, device: Device) -> None:
@@ -110,8 +143,15 @@ def build_model(context: StageContext, prepared: Prepared, resolved: ResolvedVal
         return skeleton(prepared.base_dir, kind, facts)
 
     options = method.load_options(spec, device, bare)
-    chosen = attention(resolved, device, bare)
-    base = load_model(prepared.base_dir, device, kind, facts, attention=chosen, options=options)
+    base = load_model(
+        prepared.base_dir,
+        device,
+        kind,
+        facts,
+        attention=attention(resolved, device, bare),
+        options=options,
+        stays=resolved.strategy.shards_weights,
+    )
     if base.fresh and kind.peft_type not in PEFT_HEADS:
         raise UserInputError(
             f"the base model has no weights for {', '.join(base.fresh)}: it is not whole, and would write at random",
@@ -150,6 +190,7 @@ def _trainer(
     stop: StopRequest,
     tokenizer: PreTrainedTokenizerBase,
     resumed: checkpoints.SavedCheckpoint | None,
+    group: Group,
 ) -> Checkpointing:
     # transformers renames its own arguments, which TRL still uses: nothing that a user could act on.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl)\.")
@@ -157,7 +198,19 @@ def _trainer(
     # Only these are taken into memory; the training rows stay on disk, memory-mapped.
     held_out = prepared.measured_on(SELECTION_EXAMPLES, tokenizer)
     seed = context.config.hyperparameters.seed
-    model = build_model(context, prepared, resolved, device)
+    cut = Split(resolved.batch_size, group.place.size, resolved.micro_batch_size)
+    recompute = device.kind == "cuda" if resolved.gradient_checkpointing is None else resolved.gradient_checkpointing
+    decoder = TASKS[context.config.task].decoder
+    distribution = distribution_arguments(
+        Choice(resolved.strategy, resolved.offload),
+        cut,
+        device,
+        clip=MAX_GRAD_NORM if resolved.max_grad_norm is None else resolved.max_grad_norm,
+        decoder=decoder,
+        recompute=recompute,
+    )
+    with dividing(distribution):
+        model = build_model(context, prepared, resolved, device)
     reference = _measure_base(prepared, model, held_out, device, stop) if prepared.kind.needs_reference else None
 
     def measure(model: PreTrainedModel, between_batches: Callable[[], None]) -> Measured:
@@ -168,17 +221,22 @@ def _trainer(
             model=model,
             tokenizer=tokenizer,
             resolved=resolved,
-            arguments=training_arguments(resolved, device, context.checkpoints_dir, seed),
+            arguments=training_arguments(resolved, device, context.checkpoints_dir, seed, distribution),
             train=rows,
             validation=prepared.rows("validation").select(prepared.held_out(1)),
             facts=prepared.facts,
             base_dir=prepared.base_dir,
             extra={
                 "measure": measure,
-                "progress": ProgressCallback(context.progress_path, resumed.step if resumed else 0),
+                "progress": ProgressCallback(
+                    context.progress_path, resumed.step if resumed else 0, writes=group.place.first
+                ),
                 "stop": stop,
                 "resumed": resumed,
                 "patience": Patience.of(resolved),
+                "group": group,
+                "batches": Batches(len(rows), cut, group.place.rank, seed),
+                "layout": checkpoints.layout(resolved),
             },
         )
     )
@@ -204,8 +262,8 @@ def _announce(
     context: StageContext, trainer: Checkpointing, resolved: ResolvedValues, device: Device, step: int
 ) -> None:
     """The first line of the log says what will be done."""
-    trainable = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
-    whole = sum(p.numel() for p in trainer.model.parameters())
+    trainable = sum(elements(p) for p in trainer.model.parameters() if p.requires_grad)
+    whole = sum(map(elements, trainer.model.parameters()))
     total = resolved.epochs * math.ceil(len(trainer.train_dataset) / resolved.batch_size)
     figures: dict[str, Any] = {
         "steps": total,
@@ -213,6 +271,10 @@ def _announce(
         "examples": len(trainer.train_dataset),
         "batch_size": resolved.batch_size,
         "micro_batch_size": resolved.micro_batch_size,
+        "passes": resolved.gradient_accumulation,
+        "processes": resolved.processes,
+        "strategy": resolved.strategy,
+        "offload": resolved.offload,
         "method": context.config.method.type,
         "trainable_parameters": trainable,
         "parameters": whole,

@@ -145,9 +145,11 @@ def load_model(
     dtype: torch.dtype | None = None,
     attention: str | None = None,
     options: Mapping[str, Any] | None = None,
+    stays: bool = False,
 ) -> Loaded:
     """The task's kind of model, from safetensors only. A fresh head is the same every time: base and tuned model,
-    training and server have to agree on it. `options` are the method's. Raises UserInputError (ModelInvalid)."""
+    training and server have to agree on it. `options` are the method's. `stays`: it is not moved to the device, since
+    whoever divides it does that. Raises UserInputError (ModelInvalid)."""
     chosen = {"dtype": dtype or device.dtype, **(options or {})}
     try:
         with torch.random.fork_rng(devices=[]):
@@ -173,7 +175,7 @@ def load_model(
     _refuse_damaged_body(model, reshaped, directory)
     fresh = {name.rpartition(".")[0] for name in [*info["missing_keys"], *reshaped]}
     # What is quantised is where it belongs, and must not be moved.
-    placed = model if "quantization_config" in chosen else model.to(device.kind)
+    placed = model if stays or "quantization_config" in chosen else model.to(device.place)
     return Loaded(placed, tuple(sorted(fresh)))
 
 

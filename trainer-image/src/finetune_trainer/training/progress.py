@@ -28,8 +28,10 @@ WATCHED = ("loss", "grad_norm", "eval_loss")
 class ProgressCallback(TrainerCallback):  # type: ignore[misc]  # untyped library
     """Keeps `progress.json` fresh, logs one line a logged step, and ends training when a number is not finite."""
 
-    def __init__(self, path: Path, first_step: int) -> None:
+    def __init__(self, path: Path, first_step: int, *, writes: bool = True) -> None:
+        """`writes`: whether this process is the one that writes the file."""
         self._path = path
+        self._writes = writes
         self._values = ProgressFile(
             attempt_first_step=first_step,
             checkpoint_step=first_step or None,
@@ -118,7 +120,8 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]  # untyped librar
 
     def _write(self) -> None:
         self._written = time.monotonic()
-        artifacts.write_json(self._path, self._values.model_dump_json(by_alias=True, exclude_none=True))
+        if self._writes:
+            artifacts.write_json(self._path, self._values.model_dump_json(by_alias=True, exclude_none=True))
 
 
 def lost_steps(path: Path, first_step: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +14,18 @@ from finetune_trainer.training.device import Device
 LOG_EVERY_STEP_UP_TO = 1000
 
 
-def training_arguments(resolved: ResolvedValues, device: Device, checkpoints: Path, seed: int) -> dict[str, Any]:
-    """Arguments of transformers.TrainingArguments that every task has. A task adds its own."""
-    recomputes = device.kind == "cuda" if resolved.gradient_checkpointing is None else resolved.gradient_checkpointing
+def training_arguments(
+    resolved: ResolvedValues, device: Device, checkpoints: Path, seed: int, distribution: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Arguments of transformers.TrainingArguments that every task has. A task adds its own. `distribution`: those of
+    `distribution_arguments`, the split into forward passes among them."""
     return {
         "output_dir": str(checkpoints),
         "num_train_epochs": resolved.epochs,
-        "per_device_train_batch_size": resolved.micro_batch_size,
-        "gradient_accumulation_steps": resolved.gradient_accumulation,
         **optimizer_arguments(resolved),
         "seed": seed,
         "data_seed": seed,
         "bf16": device.precision == "bfloat16",
-        "use_cpu": device.kind == "cpu",
-        "gradient_checkpointing": recomputes,
         "eval_strategy": "steps",
         "eval_steps": resolved.evaluation_steps,
         "metric_for_best_model": "eval_loss",
@@ -41,4 +40,5 @@ def training_arguments(resolved: ResolvedValues, device: Device, checkpoints: Pa
         "report_to": [],  # transformers itself adds its progress reporter when the pod's environment names a receiver
         "dataloader_pin_memory": device.kind == "cuda",
         "remove_unused_columns": True,
+        **distribution,
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -12,6 +13,10 @@ from finetune_trainer.errors import InterruptedStageError
 
 log = logging.getLogger(__name__)
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+def _nothing() -> None:
+    pass
 
 
 class StopRequest:
@@ -25,8 +30,12 @@ class StopRequest:
     jump to 100 %), and knows no manifest.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, then: Callable[[], None] = _nothing, agree: Callable[[bool], bool] = bool) -> None:
+        """`then` is called with each signal. `agree`: whether any of several processes was asked to stop, from
+        whether this one was; a signal reaches them at different times, and they must stop at the same step."""
         self.requested = False
+        self._then = then
+        self._agree = agree
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopRequest:
@@ -38,9 +47,14 @@ class StopRequest:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    def asked(self) -> bool:
+        """Whether to stop, the same in all processes; all ask at the same points."""
+        return self._agree(self.requested)
+
     def check(self, saved: str, progress: ProgressFile | None = None) -> None:
-        """Raise InterruptedStageError when a stop was asked for. `saved` says what is kept, `progress` in figures."""
-        if self.requested:
+        """Raise InterruptedStageError when a stop was asked for. `saved` says what is kept, `progress` in figures. Asks
+        as `asked` does."""
+        if self.asked():
             error = InterruptedStageError(
                 f"asked to stop: {saved}", advice="nothing to do: the stage goes on from there"
             )
@@ -53,3 +67,4 @@ class StopRequest:
         if not self.requested:
             log.info("%s: stopping after the current step", signal.Signals(number).name)
         self.requested = True
+        self._then()

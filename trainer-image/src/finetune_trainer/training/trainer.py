@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import shutil
 import time
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.data_loader import DataLoaderShard
 from transformers import (
     PreTrainedModel,
     PrinterCallback,
@@ -23,6 +25,10 @@ from transformers.integrations import KubeflowCallback
 
 from finetune_api.interruptions import StopCosts
 from finetune_trainer import artifacts
+from finetune_trainer.distribution.arguments import accelerate_on_cpu
+from finetune_trainer.distribution.batches import Batches
+from finetune_trainer.distribution.group import Group
+from finetune_trainer.masking import IGNORED
 from finetune_trainer.tasks.kind import Measured
 from finetune_trainer.training import checkpoints
 from finetune_trainer.training.early_stopping import EarlyStoppingCallback, Patience
@@ -37,7 +43,7 @@ class StopCallback(TrainerCallback):  # type: ignore[misc]  # untyped library
         self._stop = stop
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self._stop.requested:
+        if self._stop.asked():
             control.should_save = True
             control.should_evaluate = False  # the grace period is for saving
 
@@ -92,7 +98,7 @@ Measure = Callable[[PreTrainedModel, Callable[[], None]], Measured]
 
 class Checkpointing(Trainer):  # type: ignore[misc]  # untyped library
     """Stands before a trainer of transformers or TRL in a class's bases. `measure` is every evaluation during
-    training, `resumed` the checkpoint that it goes on from."""
+    training, `resumed` the checkpoint that it goes on from. All processes of `group` train; its first one writes."""
 
     def __init__(
         self,
@@ -101,11 +107,15 @@ class Checkpointing(Trainer):  # type: ignore[misc]  # untyped library
         progress: ProgressCallback,
         stop: StopRequest,
         resumed: checkpoints.SavedCheckpoint | None,
+        group: Group,
+        batches: Batches,
+        layout: str,
         patience: Patience | None = None,
         **kwargs: Any,
     ):
         early = [] if patience is None else [EarlyStoppingCallback(patience)]
         missed = MissedEvaluationCallback(self._evaluate_resumed)
+        accelerate_on_cpu(kwargs["args"])
         super().__init__(**kwargs, callbacks=[StopCallback(stop), KeepBestCallback(), *early, progress, missed])
         self.remove_callback(PrinterCallback)  # progress logs the same numbers, one line each
         if self.pop_callback(KubeflowCallback):  # transformers adds it when the environment names a receiver
@@ -115,6 +125,11 @@ class Checkpointing(Trainer):  # type: ignore[misc]  # untyped library
         self._progress = progress
         self._stop = stop
         self._resumed = resumed
+        self._group = group
+        self._batches = batches
+        self._layout = layout
+        self._pass_sizes: list[int] = []  # examples of the step's forward passes that are still to come
+        self.pass_weight = 1.0
         self._clock = time.monotonic()
         self._tokens_before = 0
 
@@ -122,6 +137,48 @@ class Checkpointing(Trainer):  # type: ignore[misc]  # untyped library
         """Nothing is left to do for a training that had stopped early before it was interrupted."""
         if not self.control.should_training_stop:
             super()._run_epoch(*args, **kwargs)
+
+    def get_train_dataloader(self) -> DataLoaderShard:
+        """The forward passes of this process. The stock loader repeats examples at the end of an epoch, so that steps
+        would depend on the number of processes."""
+        dataset = self.train_dataset
+        if self.args.remove_unused_columns:
+            dataset = self._remove_unused_columns(dataset, description="training")
+        return DataLoaderShard(
+            dataset,
+            device=self.accelerator.device,
+            batch_sampler=self._batches,
+            collate_fn=self.data_collator,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """Also notes how many examples the passes of the step have: 0 where the example is there for company."""
+        size = self._batches.step_size(self.state.global_step)
+        self._pass_sizes = self._batches.cut.sizes(size, self._group.place.rank)
+        return super().get_batch_samples(*args, **kwargs)
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> Any:
+        """What the step learns from, in all processes, without what is there for company."""
+        counted = [
+            batch if size else {name: _ignored(value) for name, value in batch.items()}
+            for batch, size in zip(batch_samples, self._pass_sizes, strict=True)
+        ]
+        return super()._get_num_items_in_batch(counted, device)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Weighs the pass: `compute_loss` multiplies by `pass_weight`."""
+        self.pass_weight = self.weight_of(self._pass_sizes.pop(0))
+        loss: torch.Tensor = super().training_step(*args, **kwargs)
+        return loss
+
+    def weight_of(self, examples: int) -> float:
+        """Of a forward pass of so many examples. Its loss is a share of the step's already."""
+        return float(examples > 0)
+
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        """The pass's share of the step's loss."""
+        return super().compute_loss(*args, **kwargs) * self.pass_weight
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Mean loss over everything that is held out, the very number that Evaluate reports.
@@ -135,6 +192,8 @@ class Checkpointing(Trainer):  # type: ignore[misc]  # untyped library
             measured = self._measure(self.model, self._stop_evaluating)
         metrics = {"eval_loss": measured.mean_loss}
         metrics |= {f"eval_{metric.name.lower()}": value for metric, value in measured.metrics.items()}
+        # Each process measures everything: together they run a divided model, and alone none would be done earlier.
+        metrics = self._group.of_first(metrics)
         self.log(metrics)
         self.model.train()
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -149,7 +208,7 @@ class Checkpointing(Trainer):  # type: ignore[misc]  # untyped library
     def _stop_evaluating(self) -> None:
         """Grant a stop request in the middle of an evaluation; the next attempt measures these weights."""
         step = self.state.global_step
-        if self._stop.requested and (self._resumed is None or self._resumed.step != step):
+        if self._stop.asked() and (self._resumed is None or self._resumed.step != step):
             self._save_checkpoint(self.model_wrapped, None)  # raises once it is saved
         self._stop.check(f"checkpoint of step {step} of {self.state.max_steps} is there", self._progress.values)
 
@@ -159,7 +218,8 @@ class Checkpointing(Trainer):  # type: ignore[misc]  # untyped library
             return
         metrics = self.evaluate()
         self._determine_best_metric(metrics=metrics, trial=None)
-        checkpoints.score_later(self._resumed.path, metrics["eval_loss"])
+        if self._group.place.first:
+            checkpoints.score_later(self._resumed.path, metrics["eval_loss"])
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds what travels to the control plane with the stock protocol: tokens_per_second, checkpoint_step, and what
@@ -179,19 +239,31 @@ class Checkpointing(Trainer):  # type: ignore[misc]  # untyped library
         return int(getattr(self, "_total_train_tokens", None) or self.state.num_input_tokens_seen)
 
     def _save_checkpoint(self, model: PreTrainedModel, trial: Any) -> None:
-        """Save, finish with a manifest, remove what is no longer needed; then stop if that was asked for."""
+        """Save, finish with a manifest of all processes' files, remove what is no longer needed; then stop if that was
+        asked for."""
         started = time.monotonic()
         step = self.state.global_step
         folder = Path(self.args.output_dir) / f"checkpoint-{step}"
-        if folder.exists():  # left unfinished by an attempt that was killed, or passed over as damaged
+        first = self._group.place.first
+        if first and folder.exists():  # left unfinished by an attempt that was killed, or passed over as damaged
             shutil.rmtree(folder)
+        self._group.barrier()
         super()._save_checkpoint(model, trial)
-        artifacts.finish(folder)
-        checkpoints.rotate(folder.parent)
+        self._group.barrier()
+        if first:
+            artifacts.write_json(folder / checkpoints.LAYOUT, json.dumps({"layout": self._layout}))
+            artifacts.finish(folder)
+            checkpoints.rotate(folder.parent)
+        self._group.barrier()
         seconds = time.monotonic() - started
         self._progress.checkpoint_saved(step, seconds)
         self._clock += seconds
         self._stop.check(f"checkpoint saved at step {step} of {self.state.max_steps}", self._progress.values)
+
+
+def _ignored(value: Any) -> Any:
+    """The same size, of labels of which none is learned."""
+    return torch.full_like(value, IGNORED) if isinstance(value, torch.Tensor) else value
 
 
 def free_memory() -> None:
