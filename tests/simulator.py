@@ -18,6 +18,7 @@ from finetune_api.reports import Summary
 from finetune_api.status import FineTuneJobStatus
 from finetune_operator.control.cache import slim
 from finetune_operator.decide import decide
+from finetune_operator.diagnose.facts import MEMBER, member
 from finetune_operator.local import kubelet
 from finetune_operator.plan import Manifest, ObjectRef, Observed, Plan, PodRefusal, ProgressReport
 from finetune_operator.settings import Settings
@@ -195,8 +196,10 @@ class Cluster:
             return []
         pods = self.pods_of(job)
         live = [p for p in pods if p["status"]["phase"] in ("Pending", "Running")]
-        if not pods:
-            return [lambda: self.start_pod(job)]
+        there = {member(pod) for pod in pods}
+        missing = [index for index in indexes(job) if index not in there]
+        if missing:
+            return [lambda: self.start_pod(job, missing[0])]
         if live:
             return [lambda: self.step_pod(live[0])]
         return [lambda: self.judge_job(job)]
@@ -228,11 +231,11 @@ class Cluster:
         uid = job["metadata"]["uid"]
         return [p for p in self.pods if p["metadata"]["ownerReferences"][0]["uid"] == uid]
 
-    def start_pod(self, job: Manifest) -> Manifest:
+    def start_pod(self, job: Manifest, index: str = "") -> Manifest:
         template = job["spec"]["template"]
         meta = {
             "name": f"{job['metadata']['name']}-{next(self._ids)}",
-            "labels": dict(template["metadata"]["labels"]),
+            "labels": {**template["metadata"]["labels"], **({MEMBER: index} if index else {})},
             "creationTimestamp": stamp(self.now),
             "ownerReferences": [{"uid": job["metadata"]["uid"], "controller": True}],
         }
@@ -253,24 +256,26 @@ class Cluster:
     def judge_job(self, job: Manifest) -> None:
         """The Job controller: retry, give up, or done."""
         status = job.setdefault("status", {})
-        ended = self.pods_of(job)[-1]["status"]["containerStatuses"][0]["state"]["terminated"]
-        code = ended["exitCode"]
-        if code == 0:
+        latest = {member(pod): pod for pod in self.pods_of(job)}
+        codes = {index: _exit_code(pod) for index, pod in latest.items()}
+        rules = job["spec"]["podFailurePolicy"]["rules"]
+        verdicts = {index: kubelet.action(rules, code) for index, code in codes.items() if code}
+        if not verdicts:
             status |= {"succeeded": 1, "active": 0, "completionTime": stamp(self.now)}
             self._conclude(job, "Complete", "CompletionsReached", "")
             return
-        verdict = kubelet.action(job["spec"]["podFailurePolicy"]["rules"], code)
-        if verdict == "FailJob":
+        if "FailJob" in verdicts.values():
             status |= {"failed": 1, "active": 0}
+            code = next(codes[index] for index, verdict in verdicts.items() if verdict == "FailJob")
             text = f"Container main for pod x failed with exit code {code} matching FailJob rule at index 0"
             self._conclude(job, "Failed", "PodFailurePolicy", text)
             return
-        if verdict != "Ignore":
-            status["failed"] = status.get("failed", 0) + 1
+        status["failed"] = status.get("failed", 0) + sum(verdict != "Ignore" for verdict in verdicts.values())
         if status.get("failed", 0) > job["spec"]["backoffLimit"]:
             self._conclude(job, "Failed", "BackoffLimitExceeded", "Job has reached the specified backoff limit")
             return
-        self.start_pod(job)
+        for index in verdicts:
+            self.start_pod(job, index)
 
     def _conclude(self, job: Manifest, kind: str, reason: str, message: str, status: str = "True") -> None:
         entry = {"type": kind, "status": status, "reason": reason, "message": message}
@@ -327,6 +332,16 @@ class Cluster:
 
     def events(self) -> list[str]:
         return [event.reason for plan in self.plans for event in plan.events]
+
+
+def indexes(job: Manifest) -> list[str]:
+    """The completion indexes of an Indexed Job's pods; an empty one of the pod of another."""
+    indexed = job["spec"].get("completionMode") == "Indexed"
+    return [str(number) for number in range(job["spec"]["completions"])] if indexed else [""]
+
+
+def _exit_code(pod: Manifest) -> int:
+    return int(pod["status"]["containerStatuses"][0]["state"]["terminated"]["exitCode"])
 
 
 def set_state(pod: Manifest, phase: str, state: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-from tests.cluster import binaries, images
+from tests.cluster import binaries, images, kueue_install
 from tests.cluster.errors import Unavailable
 from tests.cluster.kubectl import Kubectl
 from tests.cluster.node import Node
@@ -54,6 +54,9 @@ class Cluster(Protocol):
 
     def set_gpus(self, count: int) -> None:
         """Pretends that a node has this many GPUs."""
+
+    def install_kueue(self) -> None:
+        """Installs the real Kueue, with a ResourceFlavor `any`."""
 
 
 class LocalCluster:
@@ -95,6 +98,11 @@ class LocalCluster:
     def set_gpus(self, count: int) -> None:
         """Pretends that the node has this many GPUs."""
         self.node.set_gpus(count)
+
+    def install_kueue(self) -> None:
+        """Installs it, once."""
+        if not self.kubectl.get("namespace", kueue_install.NAMESPACE):
+            kueue_install.install_kueue(self.node)
 
     def _loaded(self, image: images.Image) -> str:
         self.node.load_image(image.archive)
@@ -155,6 +163,10 @@ class ForeignCluster:
     def set_gpus(self, count: int) -> None:
         """Not on a cluster that is not ours."""
         raise Unavailable("GPUs are only pretended on the built-in node; unset KUBECONFIG_E2E")
+
+    def install_kueue(self) -> None:
+        """Not on a cluster that is not ours."""
+        raise Unavailable("Kueue is only installed on the built-in node; unset KUBECONFIG_E2E")
 
 
 def _named(variable: str, dockerfile: str) -> str:

@@ -388,6 +388,12 @@ OURS = (
         "serving.engine: VLLM needs a GPU, and compute.gpus is 0; set serving.gpus to 1 or engine to Native",
     ),
     Bad(
+        "a plain resource among the extended ones",
+        "compute: {extendedResources: {memory: 1}}",
+        "spec.compute.extendedResources",
+        "extendedResources: write DOMAIN/NAME, for example rdma/hca; cpu and memory go into resources, GPUs into gpus",
+    ),
+    Bad(
         "a place in no queue",
         "compute: {workloadPriorityClassName: high}",
         "spec.compute",

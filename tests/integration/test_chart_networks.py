@@ -62,6 +62,18 @@ def test_every_stage_reaches_what_it_needs(release: Release) -> None:
     assert all(each["policyTypes"] == ["Ingress", "Egress"] for each in found.values())
 
 
+def test_pods_that_train_together_reach_each_other_and_nobody_else_reaches_them(release: Release) -> None:
+    found = policies(release, "networkPolicy.jobNamespaces={team-a}", "progress.enabled=false")
+    assert "egress" not in found["team-a", "train"], "one that trains alone reaches nobody"
+    gang = found["team-a", "gang"]
+    members = {"podSelector": {"matchLabels": {"finetune-operator.io/gang": "true"}}}
+    assert gang["podSelector"] == members["podSelector"]
+    assert gang["ingress"] == [{"from": [members]}]
+    names, peers = gang["egress"]
+    assert {port["port"] for port in names["ports"]} == {53}
+    assert peers == {"to": [members]}
+
+
 def test_who_may_talk_to_servers_metrics_and_receiver(release: Release) -> None:
     found = policies(release, "networkPolicy.jobNamespaces={team-a}", GATEWAY)
     gateway = {"namespaceSelector": {"matchLabels": {"team": "gateway"}}}
@@ -97,7 +109,7 @@ def test_notes_tell_where_policies_are_and_the_api_server_has_them(release: Rele
         assert "fenced in, in the namespaces team-a, team-b; nowhere else" in notes
         for namespace in ("team-a", "team-b"):
             items = release.plane.kubectl.json("get", "networkpolicies", namespace=namespace)["items"]
-            assert {each["metadata"]["name"] for each in items} == {f"{NAME}-{stage}" for stage in STAGES}
+            assert {each["metadata"]["name"] for each in items} == {f"{NAME}-{part}" for part in (*STAGES, "gang")}
         open_notes = release.install("networkPolicy.enabled=false")
         assert "pods of jobs: NONE" in open_notes
         assert "networkPolicy.enabled=false" in open_notes

@@ -15,6 +15,7 @@ from finetune_api.conditions import Stage, Trigger
 from finetune_api.job import FineTuneJob, run_hash
 from finetune_api.package import PackageStatus
 from finetune_api.status import ModelStatus, RunStatus
+from finetune_operator.builders.gang import peers_service
 from finetune_operator.builders.run_config_map import run_config, run_config_map
 from finetune_operator.builders.server import server_deployment, server_service
 from finetune_operator.builders.stage_job import stage_job
@@ -47,6 +48,11 @@ GPU_SPEC: dict[str, Any] = {
         "activeDeadlineSeconds": 86400,
     },
     "serving": {"replicas": 2, "nodeSelector": {"pool": "serving"}},
+}
+GANG = {
+    "nodes": 4,
+    "extendedResources": {"rdma/hca": 1},
+    "topologySpread": {"topologyKey": "topology.kubernetes.io/rack", "whenUnsatisfiable": "DoNotSchedule"},
 }
 QUEUE = {"queueName": "team-a", "workloadPriorityClassName": "high"}
 
@@ -87,6 +93,9 @@ def manifests() -> Iterator[tuple[str, Manifest]]:
     for stage in (Stage.PREPARE, Stage.TRAIN, Stage.EVALUATE):
         yield f"job-{stage.value.lower()}-cpu", stage_job(cpu, run_of(cpu), stage, plain)
         yield f"job-{stage.value.lower()}-gpu", stage_job(gpu, run_of(gpu), stage, PLATFORM)
+    gang = make_job(**{**GPU_SPEC, "compute": {**GPU_SPEC["compute"], **GANG}})
+    yield "job-train-gang", stage_job(gang, run_of(gang), Stage.TRAIN, PLATFORM)
+    yield "service-peers", peers_service(gang)
     exported = make_job(**GPU_SPEC, output=EXPORTS)
     promoted = run_of(exported).model_copy(update={"package": PackageStatus(promoted=True)})
     yield "job-package", stage_job(exported, promoted, Stage.PACKAGE, PLATFORM)
@@ -184,4 +193,4 @@ def test_prepare_has_the_secrets_and_no_gpu() -> None:
 
 def test_training_alone_carries_the_progress_token() -> None:
     carriers = [name for name, spec in PODS.items() if any("projected" in volume for volume in spec["volumes"])]
-    assert carriers == ["job-train-gpu", "job-train-queued"]
+    assert sorted(carriers) == ["job-train-gang", "job-train-gpu", "job-train-queued"]

@@ -110,13 +110,21 @@ class _Compute(Protocol):
     @property
     def processes(self) -> int | None: ...
 
+    @property
+    def nodes(self) -> int: ...
+
 
 def processes_of(compute: _Compute) -> int:
     """Training processes of a pod: one a GPU; on the CPU as many as asked for."""
     return compute.gpus or compute.processes or 1
 
 
+def _all(compute: _Compute) -> int:
+    return processes_of(compute) * compute.nodes
+
+
 _PROCESSES = "(self.gpus > 0 ? self.gpus : (has(self.processes) ? self.processes : 1))"
+_ALL = f"{_PROCESSES} * self.nodes"
 # Defaults of objects are checked before what is in them has its own.
 _UNSAID = "!has(self.distribution) || !has(self.distribution.strategy)"
 _ALONE = (Strategy.AUTO, Strategy.NONE)
@@ -127,16 +135,18 @@ COMPUTE_RULES = (
         lambda compute: compute.processes is None or compute.gpus == 0,
     ),
     Rule(
-        f"{_UNSAID} || self.distribution.strategy != 'None' || {_PROCESSES} == 1",
+        f"{_UNSAID} || self.distribution.strategy != 'None' || {_ALL} == 1",
         "compute.distribution.strategy: None is one process, and there are several; set it to auto, or gpus or "
         "processes to 1",
-        lambda compute: compute.distribution.strategy is not Strategy.NONE or processes_of(compute) == 1,
+        lambda compute: (
+            compute.distribution.strategy is not Strategy.NONE or processes_of(compute) * compute.nodes == 1
+        ),
     ),
     Rule(
-        f"{_UNSAID} || self.distribution.strategy in {[strategy.value for strategy in _ALONE]} || {_PROCESSES} > 1",
+        f"{_UNSAID} || self.distribution.strategy in {[strategy.value for strategy in _ALONE]} || {_ALL} > 1",
         "compute.distribution.strategy: one process has nothing to distribute; set it to auto, or raise gpus or "
         "processes",
-        lambda compute: compute.distribution.strategy in _ALONE or processes_of(compute) > 1,
+        lambda compute: compute.distribution.strategy in _ALONE or _all(compute) > 1,
     ),
 )
 

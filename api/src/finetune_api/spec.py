@@ -27,13 +27,13 @@ from finetune_api.evaluation import GateRule as GateRule
 from finetune_api.exports import ONE_EXPORT_A_TAG, Exports
 from finetune_api.fields import NAME as NAME
 from finetune_api.fields import Auto, IntOrAuto, Source
+from finetune_api.gang import Spreading
 from finetune_api.hyperparameters import Hyperparameters as Hyperparameters
 from finetune_api.hyperparameters import Packing as Packing
 from finetune_api.method import MethodSpec as MethodSpec
 from finetune_api.placement import Placement as Placement
 from finetune_api.placement import Resources as Resources
 from finetune_api.promotion import PromotionSpec as PromotionSpec
-from finetune_api.queueing import Queueing as Queueing
 from finetune_api.tasks import DECODERS, TASKS
 from finetune_api.tasks import MethodType as MethodType
 from finetune_api.tasks import Metric as Metric
@@ -85,7 +85,7 @@ class BaseModelSpec(ApiModel):
     )
 
 
-class ComputeSpec(Queueing):
+class ComputeSpec(Spreading):
     """What training and evaluation run on."""
 
     gpus: Int = Field(
@@ -118,7 +118,7 @@ class ComputeSpec(Queueing):
         le=2592000,
         description="Seconds after which a training that still runs is ended. 60 to 30 days.",
     )
-    rules: ClassVar = (*Queueing.rules, *COMPUTE_RULES)
+    rules: ClassVar = (*Spreading.rules, *COMPUTE_RULES)
 
 
 class OutputSpec(ApiModel):

@@ -12,6 +12,7 @@ from finetune_api.conditions import Stage
 from finetune_api.job import FineTuneJob
 from finetune_api.status import FineTuneJobStatus, RunStatus
 from finetune_operator import names, runs
+from finetune_operator.builders.gang import members
 from finetune_operator.conditions import merge
 from finetune_operator.diagnose import job_condition, to_failure
 from finetune_operator.plan import Manifest, ObjectRef, Observed, Plan
@@ -131,11 +132,20 @@ def _leftovers(view: View, run: RunStatus, status: FineTuneJobStatus) -> tuple[O
             unwanted = number not in known or not (job_condition(job, "Complete") or job_condition(job, "Failed"))
         if unwanted:
             result.append(reference({"apiVersion": "batch/v1", "kind": "Job", **job}, namespace))
+    for service in view.observed.services.values():
+        unwanted = names.label(service, names.LABEL_STAGE) == Stage.TRAIN.value and not _finds_peers(view, run)
+        if unwanted and not is_deleting(service):
+            result.append(reference({"apiVersion": "v1", "kind": "Service", **service}, namespace))
     for config_map in view.observed.config_maps.values():
         number = names.number(names.label(config_map, names.LABEL_RUN))
         if number is not None and number not in known and not is_deleting(config_map):
             result.append(reference({"apiVersion": "v1", "kind": "ConfigMap", **config_map}, namespace))
     return tuple(result)
+
+
+def _finds_peers(view: View, run: RunStatus) -> bool:
+    """Whether pods that train together are there, or are made now."""
+    return not runs.is_done(run, Stage.TRAIN) and members(view.job, Stage.TRAIN) > 1
 
 
 def _once(manifests: tuple[Manifest, ...]) -> tuple[Manifest, ...]:

@@ -18,6 +18,7 @@ LABEL_JOB = f"{GROUP}/job"
 LABEL_RUN = f"{GROUP}/run"
 LABEL_STAGE = f"{GROUP}/stage"
 LABEL_ATTEMPT = f"{GROUP}/attempt"
+LABEL_GANG = f"{GROUP}/gang"  # on pods that train together
 ANNOTATION_SPEC_HASH = f"{GROUP}/spec-hash"
 ANNOTATION_RUN_HASH = f"{GROUP}/run-hash"
 # The run's hash but for the token, on its ConfigMap: tells a rerun from a changed spec.
@@ -63,24 +64,33 @@ def run_name(job: str, run: int) -> str:
     return _suffixed(job, f"-r{run}")
 
 
-def stage_name(job: str, run: int, stage: Stage) -> str:
-    """The Job of a stage."""
-    return _suffixed(job, f"-r{run}-{stage.value.lower()}")
+def stage_name(job: str, run: int, stage: Stage, members: int = 1) -> str:
+    """The Job of a stage. Where it has many pods, their host names, which are labels, too, have an index behind it."""
+    room = len(f"-{members - 1}") if members > 1 else 0
+    return _suffixed(job, f"-r{run}-{stage.value.lower()}", MAX_LENGTH - room)
+
+
+def peers_name(job: str) -> str:
+    """The Service by which the pods of one training find each other."""
+    return _service(_suffixed(job, "-peers"))
 
 
 def serve_name(job: str) -> str:
     """The Deployment and the Service."""
-    name = _suffixed(job, "-serve")
+    return _service(_suffixed(job, "-serve"))
+
+
+def _service(name: str) -> str:
     # A Service's name is a DNS label, which must begin with a letter; a FineTuneJob's may begin with a digit.
     return name if name[0].isalpha() else cut(f"s-{name}")
 
 
-def _suffixed(job: str, suffix: str) -> str:
+def _suffixed(job: str, suffix: str, length: int = MAX_LENGTH) -> str:
     """Cut so that what tells children apart, the suffix, stays readable."""
     base = _dns_label(job)
-    if len(base) + len(suffix) <= MAX_LENGTH:
+    if len(base) + len(suffix) <= length:
         return base + suffix
-    room = MAX_LENGTH - len(suffix) - HASH_LENGTH - 1
+    room = length - len(suffix) - HASH_LENGTH - 1
     return f"{base[:room].rstrip('-')}-{short_hash(job)}{suffix}"
 
 

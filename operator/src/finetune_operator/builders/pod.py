@@ -34,15 +34,17 @@ def env(values: dict[str, str]) -> list[dict[str, str]]:
     return [{"name": name, "value": value} for name, value in values.items()]
 
 
-def resources(wanted: Resources, default: Mapping[str, str], gpus: int = 0, gpu_resource: str = "") -> dict[str, Any]:
+def resources(
+    wanted: Resources, default: Mapping[str, str], extended: Mapping[str, int] | None = None
+) -> dict[str, Any]:
     """resources of a container. What the user leaves open gets our default request, never above the user's limit."""
     limits: dict[str, str] = wanted.limits.to_wire() if wanted.limits else {}
     requests: dict[str, str] = wanted.requests.to_wire() if wanted.requests else {}
     for name, amount in default.items():
         if name not in limits:  # Kubernetes itself makes a limit the request where there is none
             requests.setdefault(name, amount)
-    if gpus:
-        limits = {**limits, gpu_resource: str(gpus)}  # an extended resource is asked for by its limit
+    # An extended resource is asked for by its limit.
+    limits |= {name: str(amount) for name, amount in (extended or {}).items()}
     result: dict[str, Any] = {}
     if requests:
         result["requests"] = requests

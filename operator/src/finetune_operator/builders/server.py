@@ -34,6 +34,11 @@ def serving_gpus(spec: FineTuneJobSpec) -> int:
     return min(spec.compute.gpus, 1) if spec.serving.gpus == "auto" else spec.serving.gpus
 
 
+def _gpus(spec: FineTuneJobSpec) -> dict[str, int]:
+    count = serving_gpus(spec)
+    return {spec.compute.gpu_resource: count} if count else {}
+
+
 def engine(spec: FineTuneJobSpec) -> Engine:
     """What `auto` means: vLLM where there is a GPU and the model is one that it serves."""
     if spec.serving.engine is not Engine.AUTO:
@@ -95,7 +100,7 @@ def _pod(job: FineTuneJob, model: ModelStatus, config: RunConfig, settings: Sett
         "imagePullPolicy": settings.image_pull_policy,
         **(_vllm(model, config, settings) if vllm else _native(settings)),
         "ports": [{"name": "http", "containerPort": names.PORT, "protocol": "TCP"}],
-        "resources": pod.resources(spec.serving.resources, REQUESTS, serving_gpus(spec), spec.compute.gpu_resource),
+        "resources": pod.resources(spec.serving.resources, REQUESTS, _gpus(spec)),
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "lifecycle": {"preStop": {"sleep": {"seconds": PRE_STOP_SECONDS}}},
         **_probes("/health" if vllm else "/readyz", "/health" if vllm else "/healthz"),

@@ -21,7 +21,7 @@ from finetune_api.reasons import FINAL_CODES
 from finetune_api.spec import ComputeSpec, DistributionSpec
 from finetune_api.status import RunStatus
 from finetune_operator import names
-from finetune_operator.builders import pod
+from finetune_operator.builders import gang, pod
 from finetune_operator.builders.metadata import digest, metadata, sealed
 from finetune_operator.builders.previous import previous_run
 from finetune_operator.builders.run_config_map import CA_CRT
@@ -36,14 +36,13 @@ GRACE_SECONDS = 30  # where nothing has to be saved: a download is begun again b
 def stage_job(job: FineTuneJob, run: RunStatus, stage: Stage, settings: Settings) -> Manifest:
     """batch/v1 Job: retries are the Job controller's, judged by exit codes."""
     labels = names.labels(job.metadata.name, run.number, stage, run.attempt)
+    pod_labels = {**labels, **gang.gang_labels(job, stage)}
     spec: dict[str, Any] = {
-        "completions": 1,
-        "parallelism": 1,
-        "backoffLimit": settings.backoff_limit,
+        **gang.gang_job(job, stage, settings.backoff_limit),
         # The next pod starts only after the last one is gone: two trainers never write to one folder.
         "podReplacementPolicy": "Failed",
         "podFailurePolicy": {"rules": failure_rules()},
-        "template": {"metadata": {"labels": dict(labels)}, "spec": _pod(job, run, stage, settings)},
+        "template": {"metadata": {"labels": pod_labels}, "spec": _pod(job, run, stage, settings)},
     }
     queued = queue_labels(job, stage)
     if queued:
@@ -61,9 +60,13 @@ def stage_job(job: FineTuneJob, run: RunStatus, stage: Stage, settings: Settings
         annotations[names.ANNOTATION_EVALUATION_HASH] = evaluation_hash(job.spec.evaluation)
     if SHAPES[stage].delivers:
         annotations[names.ANNOTATION_PACKAGE_HASH] = package_hash(_package(job, run))
-    name = names.stage_name(job.metadata.name, run.number, stage)
-    meta = metadata(job, name, {**labels, **queued}, annotations)
+    meta = metadata(job, job_name(job, run, stage), {**labels, **queued}, annotations)
     return sealed({"apiVersion": "batch/v1", "kind": "Job", "metadata": meta, "spec": spec})
+
+
+def job_name(job: FineTuneJob, run: RunStatus, stage: Stage) -> str:
+    """The name of the stage's Job."""
+    return names.stage_name(job.metadata.name, run.number, stage, gang.members(job, stage))
 
 
 def queue_labels(job: FineTuneJob, stage: Stage) -> dict[str, str]:
@@ -117,7 +120,10 @@ def _pod(job: FineTuneJob, run: RunStatus, stage: Stage, settings: Settings) -> 
         "image": settings.trainer_image,
         "imagePullPolicy": settings.image_pull_policy,
         **pod.command(stage),
-        "env": pod.env(_environment(job, run, stage, settings)),
+        "env": [
+            *pod.env(_environment(job, run, stage, settings)),
+            *gang.gang_env(job, stage, job_name(job, run, stage)),
+        ],
         "resources": _resources(job, stage),
         "terminationMessagePath": "/dev/termination-log",
         # A crash that leaves no summary leaves the end of its log.
@@ -143,14 +149,17 @@ def _pod(job: FineTuneJob, run: RunStatus, stage: Stage, settings: Settings) -> 
         ],
         grace_seconds=grace(run, settings) if SHAPES[stage].saves else GRACE_SECONDS,
         # Prepare goes where training will: it is the first consumer of the volume and so chooses its zone.
-        where=pod.placement(job.spec.compute, job.spec.compute.priority_class_name),
+        where=pod.placement(job.spec.compute, job.spec.compute.priority_class_name)
+        | gang.gang_pod(job, stage, names.labels(job.metadata.name, run.number, stage)),
         restart_policy="Never",
     )
 
 
 def _resources(job: FineTuneJob, stage: Stage) -> dict[str, Any]:
     gpus = 0 if SHAPES[stage].fetches else _gpus(job, stage)
-    return pod.resources(_amounts(job, stage), SHAPES[stage].requests, gpus, job.spec.compute.gpu_resource)
+    more = {job.spec.compute.gpu_resource: gpus} if gpus else {}
+    more |= job.spec.compute.extended_resources if SHAPES[stage].spreads else {}
+    return pod.resources(_amounts(job, stage), SHAPES[stage].requests, more)
 
 
 def _gpus(job: FineTuneJob, stage: Stage) -> int:

@@ -19,6 +19,7 @@ from finetune_operator.diagnose.facts import (
     current,
     endings,
     is_over,
+    member,
     pod_condition,
     status_of,
     terminated,
@@ -134,6 +135,11 @@ def _unmounted(pod: Manifest, now: datetime) -> Finding | None:
     advice = (
         "Look at the pod's events; a ReadWriteOnce claim that a server holds on one node cannot be used on another."
     )
+    if member(pod):
+        advice = (
+            "With compute.nodes above 1 output.claimName must be a claim that several nodes can write (ReadWriteMany), "
+            "or compute.nodeSelector must keep all pods on one node; the pod's events have more."
+        )
     return Finding(Reason.STORAGE_UNBOUND, text, advice)
 
 

@@ -47,8 +47,8 @@ def _is_followed(pod: Manifest) -> bool:
 
 
 def summary_of(pods: Sequence[Manifest]) -> Summary | None:
-    """The summary that a successful pod left, the newest first."""
-    for pod in sorted(pods, key=_created, reverse=True):
+    """The summary that a successful pod left, the newest first; of a gang that of its first member."""
+    for pod in sorted(pods, key=lambda pod: (member(pod) in ("", "0"), _created(pod)), reverse=True):
         ended = terminated(pod)
         summary = parse_summary(ended.get("message")) if ended and ended.get("exitCode") == ExitCode.DONE else None
         if summary is not None and summary.ok:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from finetune_api.distribution import processes_of
 from finetune_api.job import FineTuneJob
 from finetune_api.optimization import OPTIMIZERS, Attention, Precision
 from finetune_api.spec import ConfigMapRef, DistributionSpec, Engine, FineTuneJobSpec, Hyperparameters
@@ -32,9 +33,7 @@ def adapted(job: FineTuneJob, *, gpus: int, replicas: int) -> tuple[FineTuneJob,
     spec, notes = job.spec, []
     compute, serving, knobs = spec.compute, spec.serving, spec.hyperparameters
     if compute.gpus > gpus:
-        # As one process: what is spread over GPUs elsewhere would be slower in parts on these processors.
-        alone = {"distribution": DistributionSpec()} if gpus < 2 else {}
-        compute = compute.model_copy(update={"gpus": gpus, **alone})
+        compute = compute.model_copy(update={"gpus": gpus})
         notes.append(
             f"this machine has {gpus} CUDA devices: compute.gpus is {gpus} here"
             if gpus
@@ -43,6 +42,13 @@ def adapted(job: FineTuneJob, *, gpus: int, replicas: int) -> tuple[FineTuneJob,
         if not gpus:
             knobs, more = _on_cpu(knobs)
             notes += more
+    if compute.nodes > 1:
+        compute = compute.model_copy(update={"nodes": 1})
+        notes.append("compute.nodes is 1 here: this is one machine; the batch size, and so the result, stays the same")
+    if processes_of(compute) == 1:
+        # As one process: what is spread elsewhere would be slower in parts here.
+        compute = compute.model_copy(update={"distribution": DistributionSpec()})
+    compute = compute.model_copy(update={"extended_resources": {}})
     if compute.queue_name is not None:
         compute = compute.model_copy(update={"queue_name": None, "workload_priority_class_name": None})
         notes.append("compute.queueName is for a cluster: nothing waits here")

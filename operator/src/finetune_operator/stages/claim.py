@@ -8,7 +8,7 @@ from finetune_operator import names
 from finetune_operator.builders.stage_job import run_claim
 from finetune_operator.diagnose import ever_ran, job_condition
 from finetune_operator.runs import ended_with_failure, is_done
-from finetune_operator.stages.job_stage import pods_of
+from finetune_operator.stages.job_stage import job_of, pods_of
 from finetune_operator.stages.view import View, is_deleting
 
 
@@ -24,7 +24,7 @@ def _claim(view: View, run: RunStatus) -> str:
         return names.claim_of(run.model.uri)
     if is_done(run, Stage.PREPARE):
         return run_claim(view.job, run)
-    first = view.observed.jobs.get(names.stage_name(view.job.metadata.name, run.number, Stage.PREPARE))
+    first = job_of(view, run, Stage.PREPARE)
     if first is None or is_deleting(first):
         return run_claim(view.job, run) if ended_with_failure(run) else wanted
     ended = any(job_condition(first, kind) for kind in ("Complete", "SuccessCriteriaMet", "Failed", "FailureTarget"))

@@ -9,9 +9,10 @@ from finetune_api.conditions import ConditionType, FailureReason, Stage
 from finetune_api.reports import Summary
 from finetune_api.status import Failure, RunStatus
 from finetune_operator import names
+from finetune_operator.builders.gang import members, peers_service
 from finetune_operator.builders.run_config_map import run_config_map
 from finetune_operator.builders.shape import SHAPES
-from finetune_operator.builders.stage_job import inputs_hash, stage_job
+from finetune_operator.builders.stage_job import inputs_hash, job_name, stage_job
 from finetune_operator.diagnose import (
     Finding,
     current,
@@ -76,8 +77,7 @@ def advance(view: View, run: RunStatus, stage: JobStage) -> Step:
     """One look at the stage: create its Job, wait for it, take its result, or say why it failed."""
     if is_done(run, stage.stage):
         return Step(run, done=True)
-    name = names.stage_name(view.job.metadata.name, run.number, stage.stage)
-    job = view.observed.jobs.get(name)
+    job = job_of(view, run, stage.stage)
     run = run if job is None else with_grace_of(run, job)
     if job is not None and is_deleting(job):
         return Step(with_last_words(run, pods_of(view, job)), pause=Pause.ENDING if view.job.spec.suspend else None)
@@ -134,6 +134,25 @@ def pods_of(view: View, job: Manifest) -> list[Manifest]:
     return result
 
 
+def job_of(view: View, run: RunStatus, stage: Stage) -> Manifest | None:
+    """The run's Job of the stage, whatever its name: that depends on how many pods it was made for."""
+    wanted = (str(run.number), stage.value)
+    found = (
+        job
+        for job in view.observed.jobs.values()
+        if (names.label(job, names.LABEL_RUN), names.label(job, names.LABEL_STAGE)) == wanted
+    )
+    return next(found, None)
+
+
+def _peers(view: View, stage: Stage) -> tuple[Manifest, ...]:
+    """The Service by which pods that work together find each other, where it is missing."""
+    if members(view.job, stage) == 1:
+        return ()
+    service = peers_service(view.job)
+    return () if service["metadata"]["name"] in view.observed.services else (service,)
+
+
 def ensure_config_map(view: View, run: RunStatus) -> tuple[Manifest, ...]:
     """The run's ConfigMap where it is missing. An existing one is never touched: it is immutable."""
     if names.run_name(view.job.metadata.name, run.number) in view.observed.config_maps:
@@ -148,7 +167,7 @@ def _create(view: View, run: RunStatus, stage: Stage) -> Step:
     run = with_grace(run, view.settings) if SHAPES[stage].saves else run
     made = stage_job(view.job, run, stage, view.settings)
     run = run.model_copy(update={"failure": _refusal(view, run, stage) or _queued(view, run, stage, made)})
-    manifests = (*ensure_config_map(view, run), made)
+    manifests = (*ensure_config_map(view, run), *_peers(view, stage), made)
     return Step(run, apply=manifests)
 
 
@@ -177,8 +196,9 @@ def _blocked(view: View, run: RunStatus, stage: Stage) -> Step | None:
 
 
 def _taken_name(view: View, run: RunStatus, stage: Stage) -> Finding | None:
-    name = view.job.metadata.name
-    wanted = {f"Job/{names.stage_name(name, run.number, stage)}", f"ConfigMap/{names.run_name(name, run.number)}"}
+    config_map = names.run_name(view.job.metadata.name, run.number)
+    wanted = {f"Job/{job_name(view.job, run, stage)}", f"ConfigMap/{config_map}"}
+    wanted |= {f"Service/{each['metadata']['name']}" for each in _peers(view, stage)}
     taken = sorted(wanted & view.foreign)
     if not taken:
         return None
@@ -277,7 +297,7 @@ def _watch(view: View, run: RunStatus, stage: JobStage, job: Manifest) -> Step:
         finding = refused_pod(view.observed.refusals.get(name), pods, view.now) or pod_trouble(pods, view.now)
     failure = finding and to_failure(finding, stage.stage, view.time, waiting=True, previous=run.failure)
     run = run.model_copy(update={"failure": failure, "attempt": _attempt(run, job, pods)})
-    step = Step(run, requeue_after=mount_check_after(pods, view.now))
+    step = Step(run, apply=_peers(view, stage.stage), requeue_after=mount_check_after(pods, view.now))
     if stage.live is None:
         return step
     run, again = stage.live(view, run)

@@ -14,7 +14,7 @@ from finetune_api.package import PackageStatus
 from finetune_api.status import RunStatus
 from finetune_operator import names, runs
 from finetune_operator.plan import Manifest, ObjectRef
-from finetune_operator.stages.job_stage import advance, replace_job, soonest
+from finetune_operator.stages.job_stage import advance, job_of, replace_job, soonest
 from finetune_operator.stages.measurement import is_measured
 from finetune_operator.stages.pipeline import PACKAGE
 from finetune_operator.stages.promote import Promotion
@@ -33,7 +33,7 @@ def package(view: View, promotion: Promotion) -> Step:
         return Step(run, done=True)  # it is measured, perhaps anew; what was packaged stays
     promoted = runs.is_promoted(promotion.records, run.number)
     inputs = package_inputs(view.job.spec, promoted=promoted)
-    job = view.observed.jobs.get(names.stage_name(view.job.metadata.name, run.number, Stage.PACKAGE))
+    job = job_of(view, run, Stage.PACKAGE)
     if inputs.is_empty:
         run = runs.without_time(run, Stage.PACKAGE).model_copy(update={"package": None})
         return Step(run, delete=_unwanted(view, job), done=True)
