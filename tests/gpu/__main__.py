@@ -113,10 +113,10 @@ def main() -> int:
     try:
         method = "fork"  # the libraries are loaded once for all
         for name in names:
-            results[name] = _run(name, Setting(root, chosen.smoke), chosen.output, method)
+            results[name] = _run(name, Setting(root, chosen.smoke, gpu=not chosen.smoke), chosen.output, method)
             if name == "environment" and not results[name]["ok"]:
                 method = "spawn"  # a library has begun to use CUDA in this process
-                results[name] = _run(name, Setting(root, chosen.smoke), chosen.output, method)
+                results[name] = _run(name, Setting(root, chosen.smoke, gpu=not chosen.smoke), chosen.output, method)
             (chosen.output / "results.json").write_text(json.dumps(results, indent=1), encoding="utf-8")
     finally:
         shutil.rmtree(root, ignore_errors=True)

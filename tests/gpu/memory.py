@@ -101,7 +101,7 @@ def _measured(setting: Setting, load: Load) -> dict[str, Any]:
 
 def _trained(setting: Setting, context: Any, load: Load, *, on_disk: bool) -> dict[str, Any]:
     """Peak of the tensors, of what the allocator took, and of what the driver says is taken; GiB."""
-    if not setting.smoke:
+    if setting.gpu:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     try:
@@ -110,7 +110,7 @@ def _trained(setting: Setting, context: Any, load: Load, *, on_disk: bool) -> di
         return {"error": f"out of memory: {str(error)[:200]}"}
     found: dict[str, Any] = {"seconds_a_step": round(watch.times[-1] - watch.times[-2], 4)}
     found["tokens_per_second"] = round(load.rows * load.accumulation * load.length / found["seconds_a_step"], 1)
-    if not setting.smoke:
+    if setting.gpu:
         reserved = torch.cuda.max_memory_reserved()
         free, total = torch.cuda.mem_get_info()
         found |= {

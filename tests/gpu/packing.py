@@ -20,7 +20,7 @@ def run(setting: Setting) -> Iterator[dict[str, Any]]:
     for name in ("Llama-3.2-1B", "Qwen3-0.6B"):
         yield _kept_apart(setting, setting.model(name))
     yield {"sliding": _sliding(setting)}
-    if not setting.smoke:
+    if setting.gpu:
         for count, length in ((16, 512), (4, 2048), (32, 1024)):
             yield {"attention_seconds": _attention(count, length)}
 
@@ -31,7 +31,7 @@ def _model(setting: Setting, name: str, **fields: Any) -> Any:
     for field, value in fields.items():
         setattr(config, field, value)
     with torch.device(setting.device):
-        dtype = torch.float32 if setting.smoke else torch.bfloat16
+        dtype = torch.bfloat16 if setting.gpu else torch.float32
         model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
         for parameter in model.parameters():
             if parameter.dim() > 1:  # wide enough that a neighbour that is seen makes a difference
@@ -81,7 +81,7 @@ def _sliding(setting: Setting) -> dict[str, Any]:
     torch.manual_seed(0)
     chosen = MistralConfig(vocab_size=1000, intermediate_size=512, **config, **fields)
     with torch.device(setting.device):
-        dtype = torch.float32 if setting.smoke else torch.bfloat16
+        dtype = torch.bfloat16 if setting.gpu else torch.float32
         model = AutoModelForCausalLM.from_config(chosen, dtype=dtype).eval()
     return _differences(setting, model)
 

@@ -35,6 +35,17 @@ MODELS: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 4096,
         "tie_word_embeddings": True,
     },
+    "4M": {
+        "model_type": "llama",
+        "hidden_size": 192,
+        "intermediate_size": 512,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+        "vocab_size": 4096,
+        "max_position_embeddings": 4096,
+        "tie_word_embeddings": True,
+    },
     "20M": {
         "model_type": "llama",
         "hidden_size": 384,
@@ -96,22 +107,23 @@ MODELS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Setting:
-    """`root` is scratch space that all parts share; `smoke` a run on a CPU."""
+    """`root` is scratch space that all parts share; `smoke`: with a tiny model, to find mistakes."""
 
     root: Path
     smoke: bool
+    gpu: bool = True
 
     @property
     def gpus(self) -> int:
-        return 0 if self.smoke else 1
+        return int(self.gpu)
 
     @property
     def device(self) -> str:
-        return "cpu" if self.smoke else "cuda"
+        return "cuda" if self.gpu else "cpu"
 
     @property
     def precision(self) -> str:
-        return "float32" if self.smoke else "bfloat16"
+        return "bfloat16" if self.gpu else "float32"
 
     def model(self, name: str) -> str:
         return "tiny" if self.smoke else name

@@ -123,7 +123,7 @@ def _merged(setting: Setting, context: StageContext) -> dict[str, float] | None:
     if proof.form_of(context.model_dir) != "Adapter":
         return None
     config = serve.server_config(context, "127.0.0.1", 8000)
-    dtype = torch.float32 if setting.smoke else torch.bfloat16
+    dtype = torch.bfloat16 if setting.gpu else torch.float32
     ids = torch.randint(5, 400, (4, 64), generator=torch.Generator().manual_seed(0)).to(setting.device)
 
     def loaded() -> Any:
@@ -167,7 +167,7 @@ def _asked(setting: Setting, context: StageContext) -> list[str]:
 
 def run_out_of_memory(setting: Setting) -> Iterator[dict[str, Any]]:
     """A real CUDA out-of-memory: the process may have what a half of the micro batch needs, and no more."""
-    if setting.smoke:
+    if not setting.gpu:
         yield {"skipped": "needs CUDA"}
         return
     context = _loaded_run(setting, "oom", micro=32)

@@ -68,12 +68,24 @@ def result(setting: Setting, race: Race) -> dict[str, Any]:
         found["plain"].append(plain(padded, race.steps))
         found["ours"].append(ours(padded, race.steps))
         found["packed"].append(ours(packed, race.steps))
-    rates = {name: [round(watch.tokens_per_second, 1) for watch in watches] for name, watches in found.items()}
-    median = {name: statistics.median(values) for name, values in rates.items()}
     return {
         "mean_length": round(sum(lengths) / len(lengths), 1),
+        "threads": torch.get_num_threads(),
+        "by_the_clock": _compared({name: [_rate(each, each.seconds) for each in of] for name, of in found.items()}),
+        "by_processor_time": _compared(
+            {name: [_rate(each, each.processor_seconds) for each in of] for name, of in found.items()}
+        ),
+    }
+
+
+def _rate(watch: Stopwatch, seconds: float) -> float:
+    return round(watch.useful_tokens / seconds, 1)
+
+
+def _compared(rates: dict[str, list[float]]) -> dict[str, Any]:
+    median = {name: statistics.median(values) for name, values in rates.items()}
+    return {
         "tokens_per_second": rates,
         "ours_over_plain": round(median["ours"] / median["plain"], 3),
         "packed_over_plain": round(median["packed"] / median["plain"], 3),
-        "threads": torch.get_num_threads(),
     }

@@ -30,6 +30,7 @@ class Stopwatch(TrainerCallback):  # type: ignore[misc]  # untyped library
 
     steps: int
     times: list[float] = field(default_factory=list)
+    processor: list[float] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
     trainer: Any = None
 
@@ -37,6 +38,7 @@ class Stopwatch(TrainerCallback):  # type: ignore[misc]  # untyped library
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         self.times.append(time.perf_counter())
+        self.processor.append(time.process_time())
         self.tokens.append(self.trainer._total_train_tokens)  # without padding, counted by TRL
         if len(self.times) >= self.steps:
             control.should_training_stop = True
@@ -48,9 +50,14 @@ class Stopwatch(TrainerCallback):  # type: ignore[misc]  # untyped library
         return self.times[-1] - self.times[WARM_UP - 1]
 
     @property
-    def tokens_per_second(self) -> float:
-        """Useful ones: padding does not count."""
-        return (self.tokens[-1] - self.tokens[WARM_UP - 1]) / self.seconds
+    def processor_seconds(self) -> float:
+        """The same, of processor time: on a CPU that others use too, waiting does not count."""
+        return self.processor[-1] - self.processor[WARM_UP - 1]
+
+    @property
+    def useful_tokens(self) -> int:
+        """Those of the timed steps; padding does not count."""
+        return self.tokens[-1] - self.tokens[WARM_UP - 1]
 
 
 def device_of(context: StageContext) -> Device:

@@ -24,12 +24,22 @@ Pass = Callable[[int, int], torch.Tensor]
 
 
 def peak_bytes(
-    model: torch.nn.Module, base: PreTrainedModel, run: Pass, rows: int, length: int, *, half: bool, recompute: bool
+    model: torch.nn.Module,
+    base: PreTrainedModel,
+    run: Pass,
+    rows: int,
+    length: int,
+    *,
+    half: bool,
+    recompute: bool,
+    accumulates: bool = True,
 ) -> int:
     """Bytes at the peak of a pass of `model`, which is `base`, perhaps with adapters, on the meta device.
 
-    `half`: with autocast to bfloat16, as on a GPU. `recompute`: layers are computed again in the backward pass. Raises
-    whatever the model raises there, mostly because its course depends on its data.
+    `half`: with autocast to bfloat16, as on a GPU. `recompute`: layers are computed again in the backward pass.
+    `accumulates`: the gradients of an earlier micro batch are there, and not counted; otherwise they come into being
+    while activations go, and are counted. Raises whatever the model raises on the meta device, mostly because its
+    course depends on its data.
     """
     casts = _Autocast(enabled=half)
     model.train()
@@ -40,12 +50,13 @@ def peak_bytes(
     elif base.supports_gradient_checkpointing:
         base.gradient_checkpointing_disable()
     for parameter in model.parameters():
-        # There from the second of several micro batches on, and counted elsewhere.
-        parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
+        parameter.grad = torch.empty_like(parameter) if parameter.requires_grad and accumulates else None
     with _Alive(model) as alive, casts:
         result = run(rows, length)
         result.backward(torch.empty_like(result))  # type: ignore[no-untyped-call]  # torch's own
         del result
+    for parameter in model.parameters():
+        parameter.grad = None
     peak: int = alive.peak
     return peak
 
