@@ -14,7 +14,7 @@ PYTEST := $(BIN)/python -m pytest
 WORKERS ?= auto
 PARALLEL := -n $(WORKERS) --dist loadfile
 
-.PHONY: help setup lint verify generate unit integration local test soak e2e images demo bench bench-prepare gpu lock cluster clean
+.PHONY: help setup lint verify generate unit integration local test soak e2e images demo bench bench-prepare bench-trainer gpu lock cluster clean
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -73,6 +73,9 @@ bench: setup ## Measure the control plane on a real API server
 
 bench-prepare: setup ## Measure Prepare: memory on 1 GB of JSON Lines, time against the tokenizer alone
 	@$(BIN)/python -m tests.bench.prepare
+
+bench-trainer: setup ## Our trainer against a plain TRL script, on this machine's GPU or CPU
+	@$(BIN)/python -m tests.bench.trainer
 
 gpu: setup ## What can be seen on a GPU only: figures and logs in .build/gpu (skipped where there is none)
 	@PYTHONPATH=. $(BIN)/python -m tests.gpu

@@ -46,6 +46,7 @@ BY_TEXT = {
     "make bench": LOCAL,
     "make bench-prepare": LOCAL,
     ".venv/bin/python -m tests.bench --output bench.json": LOCAL,
+    "make gpu": LOCAL,
     "make demo": LOCAL,
     "make demo MODEL=hf://HuggingFaceTB/SmolLM2-135M-Instruct": LOCAL,
     "make images": NODE,

@@ -84,7 +84,12 @@ def _measured(setting: Setting, load: Load) -> dict[str, Any]:
         prepared.base_dir, KINDS[context.config.task], method, load_tokenizer(prepared.base_dir), "random weights"
     )
     needs = memory(
-        shape, rows=load.rows, length=load.length, precision=prepared.resolved.precision, recompute=load.recompute
+        shape,
+        rows=load.rows,
+        length=load.length,
+        precision=prepared.resolved.precision,
+        recompute=load.recompute,
+        accumulates=load.accumulation > 1,
     )
     found = _trained(setting, context, load, on_disk=quantised)
     estimate = needs.total - needs.runtime

@@ -42,6 +42,7 @@ TELLS = {
     "finetune serve": "base_url=",
     "finetune delete": "removes",
     "make generate": "",
+    "make gpu": "",
     "python -m finetune_api generate": "",
     "source": "",
     "export": "",

@@ -76,6 +76,13 @@ def test_where_boundaries_reach_the_attention(kind: str) -> None:
     assert model.config._attn_implementation == before
 
 
+def test_attention_with_dropout_is_not_of_the_plain_kind() -> None:
+    config = build("llama").config
+    config.attention_dropout = 0.1
+    with torch.device("meta"):
+        assert not packed_attention.keeps_apart(AutoModelForCausalLM.from_config(config))
+
+
 @pytest.mark.parametrize("kind", PLAIN)
 def test_packed_rows_are_computed_and_learnt_as_if_alone(kind: str) -> None:
     """Scores, and the gradients of the weights, are those of the examples one by one."""

@@ -261,7 +261,7 @@ def test_wrong_target_modules_are_answered_with_the_right_ones(model: Path, targ
 
 
 def test_an_output_layer_of_another_name_and_projections_of_gpt2(tmp_path: Path) -> None:
-    shape = {"vocab_size": 97, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    shape = {"vocab_size": 400, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     wide = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 64}
     BioGptConfig(**shape, **wide).save_pretrained(tmp_path / "biogpt")
     with pytest.raises(UserInputError, match="is the output layer") as caught:

@@ -14,8 +14,8 @@ distribution    the fastest strategy that fits into 80 % of a device's memory: d
 micro batch     the largest divisor of a process's share of the batch within 8,192 tokens, 32 rows (8 on a CPU) and
                 80 % of the memory. Prepare assumes 24 GiB a GPU; Train does it again with the device that it has.
 evaluation      ten times in a training, and in long ones about every 15 minutes; checkpoints likewise.
-packing         on a GPU, where the examples of a row are kept apart at no cost: by flash attention where it is
-                installed, by training/packed_attention.py where the architecture's attention is of the plain kind.
+packing         where the examples of a row are kept apart at no cost: by training/packed_attention.py where the
+                architecture's attention is of the plain kind, on a GPU also by flash attention where it is installed.
                 Elsewhere transformers builds a mask of length squared: right, but slower, so only when asked for.
 precision       bfloat16 on a GPU, float32 on a CPU. No packing with NEFTune, whose noise it would lessen.
 """
@@ -206,7 +206,7 @@ def _packing(config: RunConfig, shape: ModelShape) -> bool:
         free = wanted.attention is Attention.AUTO
         flash = shape.packable and flash_attention_installed() and FLASH in shape.attentions
         flash = flash and (free or wanted.attention is Attention.FLASH_ATTENTION_2)
-        return config.gpus > 0 and wanted.neftune_alpha == "auto" and (flash or (free and shape.plain_rows))
+        return wanted.neftune_alpha == "auto" and ((free and shape.plain_rows) or (config.gpus > 0 and flash))
     if choice is Packing.ENABLED and not shape.packable:
         raise UserInputError(
             "hyperparameters.packing Enabled: this model's architecture cannot keep examples in one row apart, so that "

@@ -25,15 +25,24 @@ def memory_bytes(
     return memory(shape, rows=rows, length=length, precision=precision, recompute=recompute).total
 
 
-def memory(shape: ModelShape, *, rows: int, length: int, precision: Precision, recompute: bool | None = None) -> Needs:
+def memory(
+    shape: ModelShape,
+    *,
+    rows: int,
+    length: int,
+    precision: Precision,
+    recompute: bool | None = None,
+    accumulates: bool = True,
+) -> Needs:
     """The same by what it is for. `recompute`: whether layers are computed again in the backward pass; the trainer does
-    so on a GPU unless the shape says otherwise. What on a GPU is in bfloat16 is in float32 on a CPU."""
+    so on a GPU unless the shape says otherwise. `accumulates`: whether a step has several micro batches, so that
+    gradients are there all the time. What on a GPU is in bfloat16 is in float32 on a CPU."""
     gpu = precision == "bfloat16"
     recompute = shape.recomputes if recompute is None else recompute
     recompute = gpu if recompute is None else recompute
     method = METHODS[shape.method.type]
     held = method.footprint(Sizes(shape.parameters, shape.trainable, shape.quantised), shape.method, precision)
-    passes = shape.activation_bytes(rows, length, precision, recompute=recompute)
+    passes = shape.activation_bytes(rows, length, precision, recompute=recompute, accumulates=accumulates)
     # A layer in 4 bits is unpacked for each use; PyTorch's AdamW makes the roots of all second moments at once.
     unpacked = shape.largest * BYTES[precision] if shape.quantised else 0
     roots = shape.trainable * FLOAT32 if gpu and shape.optimizer is Optimizer.ADAMW else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from finetune_api.spec import MethodSpec
 from finetune_api.tasks import TASKS
 from finetune_trainer.errors import UserInputError
 from finetune_trainer.estimate.trial import Trial
-from finetune_trainer.methods.kind import BYTES, Precision
+from finetune_trainer.methods.kind import BYTES, FLOAT32, Precision
 from finetune_trainer.methods.low_rank import lora_config
 from finetune_trainer.methods.table import METHODS
 from finetune_trainer.tasks.kind import TaskKind
@@ -36,7 +37,8 @@ class ModelShape:
     tells what a pass holds; without it, or where a model cannot be tried, it is counted for a plain block.
     `attentions` are the implementations that the architecture has, by transformers' names, its own choice first.
 
-    `recomputes` (None: on a GPU) and `optimizer` are the run's choice, not the model's."""
+    `recomputes` (None: on a GPU) and `optimizer` are the run's choice, not the model's. `by_method` measures the same
+    model as another method trains it."""
 
     parameters: int
     trainable: int
@@ -56,16 +58,25 @@ class ModelShape:
     attentions: tuple[str, ...] = ("sdpa", "eager", "flash_attention_2")
     recomputes: bool | None = None
     optimizer: Optimizer = Optimizer.ADAMW
+    by_method: Callable[[MethodSpec], ModelShape] | None = field(default=None, compare=False, repr=False)
 
     @property
     def lora(self) -> bool:
         return self.trainable < self.parameters
 
-    def activation_bytes(self, rows: int, length: int, precision: Precision, *, recompute: bool) -> int:
-        """Bytes at the peak of a forward and backward pass, beside weights, gradients, optimizer and output layer."""
-        half = precision == "bfloat16"
-        found = self.trial.bytes(rows, length, half=half, recompute=recompute) if self.trial else None
-        return rows * length * self._plain_block(precision, recompute=recompute) if found is None else found
+    def activation_bytes(
+        self, rows: int, length: int, precision: Precision, *, recompute: bool, accumulates: bool = True
+    ) -> int:
+        """Bytes at the peak of a forward and backward pass, beside weights, gradients, optimizer and output layer.
+
+        Without `accumulates` the gradients come into being while the activations go: what is above them counts.
+        """
+        half, found = precision == "bfloat16", None
+        if self.trial:
+            found = self.trial.bytes(rows, length, half=half, recompute=recompute, accumulates=accumulates)
+        if found is None:
+            return rows * length * self._plain_block(precision, recompute=recompute)
+        return found if accumulates else max(0, found - self.trainable * FLOAT32)
 
     def _plain_block(self, precision: Precision, *, recompute: bool) -> int:
         """Bytes a token, for blocks with a gated unit and attention that keeps no score matrix; after Korthikanti et
@@ -128,6 +139,7 @@ def measure_shape(
         tiled=decoder,
         trial=Trial(trained, model, tiled=decoder),
         attentions=attentions(model),
+        by_method=lambda other: measure_shape(folder, kind, other, tokenizer, source),
     )
 
 

@@ -23,22 +23,31 @@ class Trial:
         self._model = model
         self._base = base
         self._tiled = tiled
-        self._lines: dict[tuple[int, bool, bool], tuple[float, float] | None] = {}
+        self._lines: dict[tuple[int, bool, bool, bool], tuple[float, float] | None] = {}
 
-    def bytes(self, rows: int, length: int, *, half: bool, recompute: bool) -> int | None:
-        """At the peak; None when the model cannot be tried."""
-        key = (length, half, recompute)
+    def bytes(self, rows: int, length: int, *, half: bool, recompute: bool, accumulates: bool = True) -> int | None:
+        """At the peak, as `peak_bytes` counts; None when the model cannot be tried."""
+        key = (length, half, recompute, accumulates)
         if key not in self._lines:
             self._lines[key] = self._try(*key)
         line = self._lines[key]
         return None if line is None else round(line[0] + rows * line[1])
 
-    def _try(self, length: int, half: bool, recompute: bool) -> tuple[float, float] | None:
+    def _try(self, length: int, half: bool, recompute: bool, accumulates: bool) -> tuple[float, float] | None:
         """(bytes whatever the rows, bytes a row)."""
         self._cast(torch.bfloat16 if half else torch.float32)
         try:
             one, many = (
-                peak_bytes(self._model, self._base, self._pass, rows, length, half=half, recompute=recompute)
+                peak_bytes(
+                    self._model,
+                    self._base,
+                    self._pass,
+                    rows,
+                    length,
+                    half=half,
+                    recompute=recompute,
+                    accumulates=accumulates,
+                )
                 for rows in (1, MANY_ROWS)
             )
         except Exception as error:  # whatever an architecture raises when it looks into data that is not there

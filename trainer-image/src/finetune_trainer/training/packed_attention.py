@@ -94,7 +94,7 @@ def keeps_apart(model: PreTrainedModel) -> bool:
         model.set_attn_implementation(PROBE)
         ids = torch.zeros(1, 4, dtype=torch.long, device="meta")
         positions = torch.tensor([[0, 1, 0, 1]], device="meta")
-        model.eval()(input_ids=ids, position_ids=positions, use_cache=False, **boundaries_of([2, 2], "meta"))
+        model.train()(input_ids=ids, position_ids=positions, use_cache=False, **boundaries_of([2, 2], "meta"))
     except Exception:  # no such implementation, no such arguments, or attention of another kind
         return False
     finally:
