@@ -124,7 +124,7 @@ def test_two_nodes_are_admitted_together_and_go_on_when_one_is_lost(
     before = trainers(tenant)
     assert set(before) == {"0", "1"}
 
-    # As when its node is gone: no SIGTERM, no last word.
+    # By force, so without its grace period: it has the two seconds that the kubelet gives all the same.
     tenant.kubectl("delete", "pod", before["1"], "--grace-period=0", "--force", namespace=tenant.name)
     tenant.wait_for(
         "travel", lambda _: not set(before.values()) & set(trainers(tenant).values()), 300, "two pods in their places"
