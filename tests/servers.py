@@ -1,7 +1,9 @@
-"""Real servers that exports go to: an S3 server and an OCI registry, each with a user and a password."""
+"""Real servers that exports go to: an S3 server, an OCI registry and MLflow, each with a user
+and a password."""
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,10 +45,17 @@ def _answers(port: int) -> bool:
 
 
 @contextmanager
-def _running(name: str, port: int, command: list[Any], root: Path, scheme: str = "http") -> Iterator[Server]:
-    component = start(name, command, root / "logs")
+def _running(
+    name: str,
+    port: int,
+    command: list[Any],
+    root: Path,
+    scheme: str = "http",
+    environment: dict[str, str] | None = None,
+) -> Iterator[Server]:
+    component = start(name, command, root / "logs", env=environment)
     try:
-        wait_until(lambda: _answers(port), 30, name, component.tail)
+        wait_until(lambda: _answers(port), 120, name, component.tail)
         yield Server(f"{scheme}://127.0.0.1:{port}", f"127.0.0.1:{port}", component)
     finally:
         component.end()
@@ -62,6 +71,38 @@ def s3_server(root: Path) -> Iterator[Server]:
     place = ("posix", "--sidecar", root / "metadata", root / "data")
     command = [binaries.versitygw(), "--port", f"127.0.0.1:{port}", *keys, *place]
     with _running("versitygw", port, command, root) as server:
+        yield server
+
+
+@contextmanager
+def mlflow_server(root: Path) -> Iterator[Server]:
+    """MLflow's tracking server, with a user and a password."""
+    root.mkdir(parents=True, exist_ok=True)
+    port, database = free_ports(1)[0], f"sqlite:///{root / 'runs.db'}"
+    (root / "auth.ini").write_text(
+        f"[mlflow]\ndefault_permission = EDIT\ndatabase_uri = sqlite:///{root / 'users.db'}\n"
+        f"admin_username = {USER}\nadmin_password = {PASSWORD}\n"
+        "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
+    )
+    place = ("--host", "127.0.0.1", "--port", str(port), "--workers", "1", "--backend-store-uri", database)
+    command = [
+        binaries.mlflow(),
+        "-m",
+        "mlflow",
+        "server",
+        *place,
+        "--artifacts-destination",
+        root / "files",
+        "--app-name",
+        "basic-auth",
+    ]
+    environment = {
+        **os.environ,
+        "MLFLOW_AUTH_CONFIG_PATH": str(root / "auth.ini"),
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": "only-for-tests",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    }
+    with _running("mlflow", port, command, root, environment=environment) as server:
         yield server
 
 

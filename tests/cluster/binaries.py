@@ -12,6 +12,7 @@ import hashlib
 import os
 import platform
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -51,6 +52,7 @@ class Recipe:
     key: str
     cold: str
     build: Callable[[Path], None]
+    needs: str = "go"
 
 
 def cache_root() -> Path:
@@ -99,6 +101,21 @@ def kueue() -> Path:
     """A folder with Kueue's program `manager` and its Helm chart `chart`, both of the version that go.mod pins."""
     sources = [KUEUE_MODULE / name for name in ("go.mod", "go.sum", "tools.go")]
     return _made(Recipe("kueue", _hash(*(path.read_text() for path in sources)), "3 minutes", _build_kueue))
+
+
+def mlflow() -> Path:
+    """MLflow's program in an environment of its own: it wants an older pyarrow than ours."""
+    wanted = "mlflow[auth]==3.17.2"
+
+    def build(folder: Path) -> None:
+        run(sys.executable, "-m", "venv", str(folder))
+        run(sys.executable, "-m", "uv", "pip", "install", "--quiet", "--python", str(folder / "bin/python"), wanted)
+
+    return (
+        _made(Recipe("mlflow", _hash(wanted, sys.version), "half a minute", build, needs=sys.executable))
+        / "bin"
+        / "python"
+    )
 
 
 def pause() -> Path:
@@ -199,7 +216,7 @@ def _made(recipe: Recipe) -> Path:
     folder = cache_root() / "bin" / f"{recipe.name}-{recipe.key}"
     if folder.exists():
         return folder
-    if not shutil.which("go"):
+    if not shutil.which(recipe.needs):
         raise Unavailable(f"{recipe.name} is not built yet and Go is not installed: {REMEDY}")
     with locked(f"build-{recipe.name}"):
         if folder.exists():

@@ -37,6 +37,24 @@ EXPORT_RULES = (
         "precision: only a Safetensors export has it, graphs are in float32; remove it",
     ),
     Bad(
+        "a tracking server with a password",
+        "tracking: {mlflow: {uri: 'https://user:secret@mlflow.example.com'}}",
+        "spec.tracking.mlflow",
+        "tracking.mlflow.uri: write https://HOST/PATH, without user, password or query",
+    ),
+    Bad(
+        "a tracking server by file",
+        "tracking: {mlflow: {uri: 'file:///runs'}}",
+        "spec.tracking.mlflow",
+        "tracking.mlflow.uri: write https://HOST/PATH",
+    ),
+    Bad(
+        "a tracker without a key",
+        "tracking: {wandb: {}}",
+        "spec.tracking.wandb",
+        "tracking.wandb: Online needs a key; put WANDB_API_KEY into a Secret and name it in secretRef, or set mode",
+    ),
+    Bad(
         "two exports with one tag",
         "output: {exports: [{name: a, to: 'oci://r/t:latest'}, {name: b, to: 'oci://r/t:latest'}]}",
         "spec.output",

@@ -247,7 +247,7 @@ def test_after_serving_the_status_names_no_endpoint(shell: Shell, finished: obje
 
 
 def test_other_evaluation_settings_measure_again_without_training(shell: Shell, finished: object) -> None:
-    """The last test of this job: its figures are other ones afterwards."""
+    """Its figures are other ones afterwards."""
     before, trained = shell.status("travel"), shell.of_run("travel", "reports/train.json")
     written, examples = trained.stat().st_mtime_ns, before["status"]["run"]["evaluation"]["examples"]
     text = manifest("travel", GOOD, evaluation={"maxExamples": examples - 1, "sampleAnswers": 0, "gate": {"rules": []}})
@@ -257,4 +257,21 @@ def test_other_evaluation_settings_measure_again_without_training(shell: Shell, 
     run = shell.status("travel")["status"]["run"]
     assert (run["number"], run["evaluation"]["examples"]) == (1, examples - 1)
     assert run["evaluation"]["settingsHash"] != before["status"]["run"]["evaluation"]["settingsHash"]
+    assert trained.stat().st_mtime_ns == written
+
+
+def test_an_export_that_is_added_is_made_without_training(shell: Shell, finished: object) -> None:
+    """The last test of this job."""
+    trained = shell.of_run("travel", "reports/train.json")
+    written = trained.stat().st_mtime_ns
+    output = {"claimName": "models", "exports": [{"name": "whole"}]}
+    (shell.folder / "travel.yaml").write_text(manifest("travel", GOOD, output=output, evaluation=NO_GATE))
+    result = shell(*shell.run("travel"))
+    assert result.returncode == 0, result.stdout + result.stderr
+    folder = shell.of_run("travel", "exports/whole")
+    assert f"Exported:     whole -> {folder}" in result.stdout
+    assert (folder / "model.safetensors").is_file()
+    job = shell.status("travel")
+    assert condition(job, "Packaged")["status"] == condition(job, "Ready")["status"] == "True"
+    assert job["status"]["run"]["package"]["exports"][0]["uri"].startswith("pvc://models/default/travel/runs/1-")
     assert trained.stat().st_mtime_ns == written

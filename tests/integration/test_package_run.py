@@ -107,6 +107,20 @@ def test_a_graph_and_a_small_one_say_how_far_they_are_from_pytorch(
     assert sizes[1] < sizes[0]
 
 
+def test_the_card_says_what_the_folder_holds_now(
+    context: StageContext, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    head = "pipeline_tag: text-generation\nlibrary_name: peft\nbase_model_relation: adapter\n"
+    context.card_path.write_text(f"---\n{head}---\n\n# travel\n\nlibrary_name: of the text\n")
+    try:
+        assert package(context, monkeypatch, tmp_path, {"name": "whole"})[0] == 0
+    finally:
+        context.card_path.unlink()
+    card = (context.exports_dir / "whole" / "README.md").read_text()
+    head = "pipeline_tag: text-generation\nlibrary_name: transformers\nbase_model_relation: finetune\n"
+    assert card == f"---\n{head}---\n\n# travel\n\nlibrary_name: of the text\n"
+
+
 def test_what_was_exported_is_found_again(
     context: StageContext, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

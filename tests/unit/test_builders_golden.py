@@ -69,6 +69,9 @@ EXPORTS: dict[str, Any] = {
 JUDGE = {"url": "https://llm.example.com/v1", "model": "judge-70b"}
 
 
+TRACKING = {"mlflow": {"uri": "https://mlflow.example.com", "secretRef": {"name": "mlflow-login"}}}
+
+
 def run_of(job: FineTuneJob) -> RunStatus:
     return RunStatus(number=2, hash=run_hash(job.spec), trigger=Trigger.SPEC_CHANGED)
 
@@ -96,7 +99,7 @@ def manifests() -> Iterator[tuple[str, Manifest]]:
     gang = make_job(**{**GPU_SPEC, "compute": {**GPU_SPEC["compute"], **GANG}})
     yield "job-train-gang", stage_job(gang, run_of(gang), Stage.TRAIN, PLATFORM)
     yield "service-peers", peers_service(gang)
-    exported = make_job(**GPU_SPEC, output=EXPORTS)
+    exported = make_job(**GPU_SPEC, output=EXPORTS, tracking=TRACKING)
     promoted = run_of(exported).model_copy(update={"package": PackageStatus(promoted=True)})
     yield "job-package", stage_job(exported, promoted, Stage.PACKAGE, PLATFORM)
     queued = make_job(**{**GPU_SPEC, "compute": {**GPU_SPEC["compute"], **QUEUE}})
@@ -181,6 +184,7 @@ def test_the_judge_has_its_own_secret_and_no_other() -> None:
 def test_package_has_the_secrets_of_exports_and_no_other() -> None:
     container = PODS["job-package"]["containers"][0]
     found = [(entry["prefix"], entry["secretRef"]["name"]) for entry in container["envFrom"]]
+    assert found.pop(0) == ("TRACKING_MLFLOW__", "mlflow-login")
     assert found == [("EXPORT_TO_REGISTRY__", "login"), ("EXPORT_TO_BUCKET__", "s3-keys")]
     assert "hf-token" not in yaml.safe_dump(PODS["job-package"])
 

@@ -98,6 +98,22 @@ def test_a_run_that_fails_its_gate_is_not_exported() -> None:
     assert cluster.condition("Packaged")[0] == "True"
 
 
+def test_a_run_that_waits_for_its_approval_is_not_exported_until_then() -> None:
+    cluster = exporting(promotion={"mode": "Manual"}).run()
+    assert made(cluster) == 0
+    assert cluster.condition("Packaged") == ("False", "NotPromoted")
+    cluster.change(promotion={"mode": "Manual", "approved": {"run": 1, "digest": "ab" * 32}}).run()
+    assert made(cluster) == 1
+    assert cluster.condition("Packaged")[0] == "True"
+
+
+def test_a_suspended_job_is_exported_when_it_goes_on() -> None:
+    cluster = Cluster(make_job()).run().change(output=EXPORTS, suspend=True).run()
+    assert not any(pod["metadata"]["labels"][names.LABEL_STAGE] == "Package" for pod in cluster.pods)
+    cluster.change(suspend=False).run()
+    assert cluster.condition("Packaged")[0] == "True"
+
+
 def test_an_export_that_is_added_or_changed_trains_nothing() -> None:
     cluster = Cluster(make_job()).run()
     before = list(cluster.created)
@@ -236,3 +252,28 @@ def test_going_back_to_an_earlier_commit_exports_that_run_again() -> None:
     assert cluster.condition("Packaged")[0] == "True"
     assert cluster.job.status.run is not None
     assert cluster.job.status.run.number == 1
+
+
+TRACKING = {"mlflow": {"uri": "https://mlflow.example.com", "secretRef": {"name": "login"}}, "tensorBoard": "Enabled"}
+
+
+def test_a_run_that_failed_its_gate_is_tracked_all_the_same() -> None:
+    gate = {"rules": [{"metric": "loss", "max": "0.5"}]}
+    cluster = exporting(tracking=TRACKING, evaluation={"gate": gate}).run()
+    main = container(cluster)
+    env = {each["name"]: each["value"] for each in main["env"]}
+    told = json.loads(env["FINETUNE_PACKAGE"])
+    assert (told["tracking"], "exports" in told) == (TRACKING, False)
+    assert [each["prefix"] for each in main["envFrom"]] == ["TRACKING_MLFLOW__"]
+    assert cluster.condition("Stalled") == ("True", "GateFailed")
+    cluster.change(evaluation={"gate": {"rules": []}}).run()
+    assert made(cluster) == 2  # now it is exported, too
+    assert [each["prefix"] for each in container(cluster)["envFrom"]] == ["TRACKING_MLFLOW__", "EXPORT_WHOLE__"]
+
+
+def test_other_figures_are_tracked_anew_and_exports_alone_are_not_made_again() -> None:
+    tracked, exported = Cluster(make_job(tracking=TRACKING)).run(), exporting().run()
+    for cluster in (tracked, exported):
+        cluster.change(evaluation={"maxExamples": 900}).run()
+    assert (made(tracked), made(exported)) == (2, 1)
+    assert tracked.condition("Ready")[0] == "True"

@@ -91,9 +91,10 @@ def evaluation_hash(spec: EvaluationSpec) -> str:
     return _hash(evaluation_inputs(spec))
 
 
-def package_inputs(spec: FineTuneJobSpec, *, promoted: bool) -> PackageInputs:
-    """What is to be made of a run that was measured: exports only of a promoted one."""
-    return PackageInputs(exports=spec.output.exports if promoted else [])
+def package_inputs(spec: FineTuneJobSpec, *, promoted: bool, measured: str | None) -> PackageInputs:
+    """What is to be made of a run that was measured (`measured`: by which settings): exports only of a promoted one."""
+    tracked = {"tracking": spec.tracking, "measured": measured} if spec.tracking.trackers else {}
+    return PackageInputs(exports=spec.output.exports if promoted else [], **tracked)
 
 
 def package_hash(inputs: PackageInputs) -> str:

@@ -10,7 +10,7 @@ STAGE_MEANINGS = {
     Stage.TRAIN: "Trains, keeps checkpoints, verifies the result.",
     Stage.EVALUATE: "Measures base and tuned model on the held-out examples.",
     Stage.JUDGE: "Asks the judge which answers are better, when `evaluation.judge` is set. The gate waits for it.",
-    Stage.PACKAGE: "Exports the promoted model, when `output.exports` asks for it. Serving does not wait for it.",
+    Stage.PACKAGE: "Exports and tracks the run, where the spec asks for it. Serving does not wait for it.",
     Stage.SERVE: "The promoted model answers.",
 }
 CONDITION_MEANINGS = {
@@ -23,7 +23,7 @@ CONDITION_MEANINGS = {
     ConditionType.JUDGED: "The judge was asked, where `evaluation.judge` is set.",
     ConditionType.PROMOTED: "The newest run passed its gate.",
     ConditionType.SERVING: "A promoted model answers at `status.endpoint`.",
-    ConditionType.PACKAGED: "The newest run is exported as `output.exports` asks. Absent without exports.",
+    ConditionType.PACKAGED: "The newest run is exported and tracked as the spec asks. Absent without either.",
     ConditionType.SUSPENDED: "`spec.suspend` is true and no stage's pod is left. There only while it is true.",
 }
 EXIT_CODES = {

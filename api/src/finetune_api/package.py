@@ -9,6 +9,7 @@ from pydantic import Field
 from finetune_api.base import StatusModel
 from finetune_api.exports import EXPORT_NAME, MOST_EXPORTS, ExportSpec
 from finetune_api.failure import Count, Failure, Word
+from finetune_api.tracking import Tracker, TrackingSpec
 
 
 class ExportStatus(StatusModel):
@@ -33,6 +34,15 @@ class ExportStatus(StatusModel):
     )
 
 
+class TrackerStatus(StatusModel):
+    """A tracker that has the run."""
+
+    tracker: Tracker = Field(description="Which one.")
+    url: Annotated[str, Field(max_length=1024)] = Field(
+        default="", description="Where the run is seen; empty for files on the claim."
+    )
+
+
 class PackageStatus(StatusModel):
     """What was made of the run's model beside serving it. A failure here never touches what is served."""
 
@@ -47,6 +57,12 @@ class PackageStatus(StatusModel):
         description="Exports that are done.",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]},
     )
+    trackers: list[TrackerStatus] = Field(
+        default=[],
+        max_length=len(Tracker),
+        description="Trackers that have the run.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["tracker"]},
+    )
     failure: Failure | None = Field(default=None, description="Why packaging does not go on.")
 
 
@@ -54,18 +70,26 @@ class PackageInputs(StatusModel):
     """What the package pod is told beside run.json, which may be older."""
 
     exports: list[ExportSpec] = Field(default=[])
+    tracking: TrackingSpec = TrackingSpec()
+    measured: str | None = Field(default=None, description="By which settings: other figures are written down anew.")
 
     @property
     def is_empty(self) -> bool:
-        return not self.exports
+        return not self.exports and not self.tracking.trackers
 
     @property
     def settings(self) -> dict[str, Any]:
         """Without defaults and without names of Secrets: what another package would differ in."""
-        return {"exports": [export.settings for export in self.exports]} if self.exports else {}
+        result: dict[str, Any] = {}
+        if self.exports:
+            result["exports"] = [export.settings for export in self.exports]
+        if self.tracking.trackers:
+            result |= {"tracking": self.tracking.settings, "measured": self.measured}
+        return result
 
 
 class PackageSummary(StatusModel):
     """The stage's part of its summary."""
 
     exports: list[ExportStatus] = Field(default=[])
+    trackers: list[TrackerStatus] = Field(default=[])

@@ -64,9 +64,9 @@ REASONS: dict[Reason, ReasonFacts] = {
     ),
     Reason.DESTINATION_REFUSED: ReasonFacts(
         Blame.INPUT,
-        "A registry or bucket does not take an export: wrong credentials, no such bucket, or its place is taken.",
-        "Correct output.exports or the Secret that it names; it is tried again each hour, and at once when the Package "
-        "Job is deleted.",
+        "A registry, bucket or tracker does not take it: wrong credentials, no such bucket, or its place is taken.",
+        "Correct output.exports, tracking or the Secret that is named there; it is tried again each hour, and at once "
+        "when the Package Job is deleted.",
     ),
     Reason.EXPORT_UNSUPPORTED: ReasonFacts(
         Blame.INPUT,
@@ -125,7 +125,7 @@ REASONS: dict[Reason, ReasonFacts] = {
     ),
     Reason.DESTINATION_UNAVAILABLE: ReasonFacts(
         Blame.CLUSTER,
-        "A registry or S3 server cannot be reached, or fails.",
+        "A registry, S3 server or tracker cannot be reached, or fails.",
         "See that the package pod reaches the destination (NetworkPolicy, proxy, DNS, certificate); it is tried again "
         "each hour, and at once when the Package Job is deleted.",
     ),

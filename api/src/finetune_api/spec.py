@@ -38,6 +38,7 @@ from finetune_api.tasks import DECODERS, TASKS
 from finetune_api.tasks import MethodType as MethodType
 from finetune_api.tasks import Metric as Metric
 from finetune_api.tasks import Task as Task
+from finetune_api.tracking import TrackingSpec as TrackingSpec
 
 
 class Engine(Named):
@@ -203,6 +204,7 @@ class FineTuneJobSpec(ApiModel):
     output: OutputSpec = Field(description="Where results are kept.")
     promotion: PromotionSpec = Field(default=PromotionSpec(), description="Who says that a run may answer.")
     serving: ServingSpec = Field(default=ServingSpec(), description="The endpoint.")
+    tracking: TrackingSpec = Field(default=TrackingSpec(), description="Trackers that each measured run goes to.")
     suspend: Bool = Field(
         default=False,
         description="true: no stage runs. A training saves a checkpoint and gives its GPU back; false goes on from "

@@ -92,7 +92,7 @@ def _status(
         serving=serving,
         replicas=spec.serving.replicas,
         claim=spec.output.claim_name,
-        exports=bool(spec.output.exports),
+        exports=bool(spec.output.exports or spec.tracking.trackers),
         judge=spec.evaluation.judge is not None,
         suspend=spec.suspend,
         pause=pause,

@@ -28,7 +28,7 @@ class Outcome:
     serving: Serving
     replicas: int
     claim: str = ""  # that the spec names
-    exports: bool = False  # whether any is asked for
+    exports: bool = False  # whether any, or a tracker, is asked for
     judge: bool = False  # whether one is asked
     suspend: bool = False
     pause: Pause | None = None

@@ -20,6 +20,7 @@ from finetune_api.placement import ResourceList, Resources
 from finetune_api.reasons import FINAL_CODES
 from finetune_api.spec import ComputeSpec, DistributionSpec
 from finetune_api.status import RunStatus
+from finetune_api.tracking import tracker_prefix
 from finetune_operator import names
 from finetune_operator.builders import gang, pod
 from finetune_operator.builders.metadata import digest, metadata, sealed
@@ -89,7 +90,7 @@ def inputs_hash(job: FineTuneJob, stage: Stage) -> str:
     spec = job.spec
     refs = [spec.base_model.secret_ref, spec.dataset.secret_ref]
     if SHAPES[stage].delivers:
-        refs = [export.secret_ref for export in spec.output.exports]
+        refs = [*(export.secret_ref for export in spec.output.exports), *spec.tracking.secrets.values()]
     if SHAPES[stage].judges:
         refs = [spec.evaluation.judge.secret_ref if spec.evaluation.judge else None]
     compute = spec.compute.model_dump(mode="json", by_alias=True, exclude_defaults=True)
@@ -97,7 +98,13 @@ def inputs_hash(job: FineTuneJob, stage: Stage) -> str:
 
 
 def _package(job: FineTuneJob, run: RunStatus) -> PackageInputs:
-    return package_inputs(job.spec, promoted=bool(run.package and run.package.promoted))
+    promoted = bool(run.package and run.package.promoted)
+    return package_inputs(job.spec, promoted=promoted, measured=measured_by(run))
+
+
+def measured_by(run: RunStatus) -> str | None:
+    """Hash of the settings that the run's figures are by."""
+    return run.evaluation.settings_hash if run.evaluation else None
 
 
 def failure_rules() -> list[dict[str, Any]]:
@@ -237,10 +244,13 @@ def _secrets(job: FineTuneJob, run: RunStatus, stage: Stage) -> Iterator[dict[st
     if SHAPES[stage].judges and judge and judge.secret_ref:
         yield {"secretRef": {"name": judge.secret_ref.name, "optional": False}}
     if SHAPES[stage].delivers:
-        for export in _package(job, run).exports:
+        inputs = _package(job, run)
+        for tracker, secret in inputs.tracking.secrets.items():
+            yield {"prefix": tracker_prefix(tracker), "secretRef": {"name": secret.name, "optional": False}}
+        for export in inputs.exports:
             if export.secret_ref:
-                ref = {"name": export.secret_ref.name, "optional": False}
-                yield {"prefix": secret_prefix(export.name), "secretRef": ref}
+                chosen = {"name": export.secret_ref.name, "optional": False}
+                yield {"prefix": secret_prefix(export.name), "secretRef": chosen}
 
 
 Volumes = tuple[list[dict[str, Any]], list[dict[str, Any]]]

@@ -108,7 +108,8 @@ def drive(store: Store, console: Console, job: FineTuneJob) -> FineTuneJob:
 
 def _stages(job: FineTuneJob) -> tuple[Stage, ...]:
     judged = (Stage.JUDGE,) if job.spec.evaluation.judge else ()
-    return (*RUN_STAGES, *judged, *((Stage.PACKAGE,) if job.spec.output.exports else ()))
+    packaged = job.spec.output.exports or job.spec.tracking.trackers
+    return (*RUN_STAGES, *judged, *((Stage.PACKAGE,) if packaged else ()))
 
 
 def show_end(console: Console, store: Store, job: FineTuneJob) -> None:

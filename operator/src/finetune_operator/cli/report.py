@@ -215,8 +215,10 @@ def run_folder(store: Store, job: FineTuneJob, run: RunStatus) -> Path:
 
 def exports_of(store: Store, job: FineTuneJob) -> Iterator[str]:
     """Each finished export and where it lies; what is on the claim, as a folder of this machine."""
-    done = job.status.run.package.exports if job.status.run and job.status.run.package else []
-    for export in done:
+    package = job.status.run.package if job.status.run else None
+    for tracker in package.trackers if package else ():
+        yield f"{tracker.tracker} -> {tracker.url or 'files on the claim'}"
+    for export in package.exports if package else ():
         here = store.artifacts / names.path_of(export.uri) if export.uri.startswith("pvc://") else export.uri
         yield f"{export.name} -> {here}"
 

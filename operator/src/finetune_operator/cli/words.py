@@ -106,7 +106,8 @@ def result_of(run: RunStatus, stage: Stage) -> str:
         judge = run.evaluation.judge
         return f"the tuned answer is preferred {judge.wins} times, the base's {judge.losses}, of {judge.asked}"
     if stage is Stage.PACKAGE and run.package:
-        return ", ".join(f"{export.name} ({size(export.bytes)})" for export in run.package.exports) or "done"
+        done = [f"{export.name} ({size(export.bytes)})" for export in run.package.exports]
+        return ", ".join([*done, *(tracker.tracker for tracker in run.package.trackers)]) or "done"
     return "done"
 
 

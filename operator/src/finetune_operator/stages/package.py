@@ -13,6 +13,7 @@ from finetune_api.job import package_hash, package_inputs
 from finetune_api.package import PackageStatus
 from finetune_api.status import RunStatus
 from finetune_operator import names, runs
+from finetune_operator.builders.stage_job import measured_by
 from finetune_operator.plan import Manifest, ObjectRef
 from finetune_operator.stages.job_stage import advance, job_of, replace_job, soonest
 from finetune_operator.stages.measurement import is_measured
@@ -32,7 +33,7 @@ def package(view: View, promotion: Promotion) -> Step:
     if not is_measured(view, run) or run.model is None:
         return Step(run, done=True)  # it is measured, perhaps anew; what was packaged stays
     promoted = runs.is_promoted(promotion.records, run.number)
-    inputs = package_inputs(view.job.spec, promoted=promoted)
+    inputs = package_inputs(view.job.spec, promoted=promoted, measured=measured_by(run))
     job = job_of(view, run, Stage.PACKAGE)
     if inputs.is_empty:
         run = runs.without_time(run, Stage.PACKAGE).model_copy(update={"package": None})

@@ -134,8 +134,8 @@ def kept_exports(view: View, run: RunStatus, summary: Summary) -> RunStatus:
         for export in summary.package.exports
         if export.name in places
     ]
-    package = run.package or PackageStatus()
-    return run.model_copy(update={"package": package.model_copy(update={"exports": done})})
+    update = {"exports": done, "trackers": summary.package.trackers}
+    return run.model_copy(update={"package": (run.package or PackageStatus()).model_copy(update=update)})
 
 
 def _place(view: View, run: RunStatus, export: ExportSpec) -> str:
@@ -190,8 +190,10 @@ def measured(run: RunStatus) -> str:
 
 def exported(run: RunStatus) -> str:
     """What was made, in a sentence."""
-    done = run.package.exports if run.package else []
-    return f"Run {run.number} is exported: {', '.join(f'{export.name} to {export.uri}' for export in done)}."
+    package = run.package or PackageStatus()
+    done = [f"{export.name} to {export.uri}" for export in package.exports]
+    done += [f"{tracker.tracker} {tracker.url}".rstrip() for tracker in package.trackers]
+    return f"Run {run.number} is exported: {', '.join(done)}."
 
 
 def measured_again(run: RunStatus) -> tuple[str, str] | None:

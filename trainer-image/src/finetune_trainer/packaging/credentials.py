@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import ssl
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 from finetune_api.conditions import FailureReason
 from finetune_api.exports import secret_prefix
@@ -32,6 +34,21 @@ def trusted(secret: Mapping[str, str], what: str) -> ssl.SSLContext:
                 reason=FailureReason.DESTINATION_REFUSED,
             ) from error
     return context
+
+
+@contextmanager
+def in_environment(values: Mapping[str, str]) -> Iterator[None]:
+    """For clients that read their login from nowhere else."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def refused(message: str, advice: str) -> UserInputError:

@@ -33,14 +33,12 @@ def export(tuned: Tuned, spec: ExportSpec, folder: Path) -> Difference:
 
 
 def copy_beside(tuned: Tuned, folder: Path) -> None:
-    """The tokenizer with its chat template, what the task learned of the data, licences and the model card."""
+    """The tokenizer with its chat template, what the task learned of the data, licences."""
     tuned.tokenizer.save_pretrained(folder)
     shutil.copyfile(tuned.directory / FACTS, folder / FACTS)
-    for source in (tuned.prepared.base_dir, tuned.directory):
-        for path in source.iterdir():
-            licence = path.is_file() and path.name.startswith(("LICENSE", "NOTICE"))
-            if licence or path == tuned.directory / "README.md":
-                shutil.copyfile(path, folder / path.name)
+    for path in tuned.prepared.base_dir.iterdir():
+        if path.is_file() and path.name.startswith(("LICENSE", "NOTICE")):
+            shutil.copyfile(path, folder / path.name)
 
 
 def compare(tuned: Tuned, folder: Path, dtype: torch.dtype) -> Difference:

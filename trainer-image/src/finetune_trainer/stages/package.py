@@ -10,14 +10,17 @@ import logging
 import os
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from finetune_api.conditions import ExitCode, FailureReason, Stage
 from finetune_api.exports import ExportSpec, destination
-from finetune_api.package import ExportStatus, PackageInputs, PackageSummary
+from finetune_api.package import ExportStatus, PackageInputs, PackageSummary, TrackerStatus
 from finetune_api.reports import StageFailure, Summary
+from finetune_api.tracking import Tracker
 from finetune_trainer import artifacts
 from finetune_trainer.context import StageContext
 from finetune_trainer.errors import InterruptedStageError, PackageError, TrainerError, UserInputError
@@ -25,11 +28,15 @@ from finetune_trainer.explanation import explain
 from finetune_trainer.packaging.comparison import Difference
 from finetune_trainer.packaging.destination import open_destination
 from finetune_trainer.packaging.formats import FORMATS
+from finetune_trainer.packaging.model_card import leave_card
 from finetune_trainer.packaging.tuned import Tuned, open_tuned
+from finetune_trainer.tracking.story import tell
+from finetune_trainer.tracking.trackers import track
 
 log = logging.getLogger(__name__)
 
 VARIABLE = "FINETUNE_PACKAGE"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,23 +64,46 @@ def run(context: StageContext) -> Summary:
     """Do the stage. Raises PackageError, with what was done all the same, when an export failed."""
     inputs = package_inputs(os.environ)
     _remove_leftovers(context)
-    tuned = open_tuned(context)
-    done: list[ExportStatus] = []
     failures: list[tuple[StageFailure, int]] = []
+    trackers = list(_tried(_tracking(context, inputs), failures))
+    tuned = open_tuned(context) if inputs.exports else None
+    exports = list(_tried(_exporting(context, tuned, inputs), failures)) if tuned else []
+    summary = PackageSummary(exports=exports, trackers=trackers)
+    if failures:
+        raise _all(failures, summary)
+    return Summary(stage=Stage.PACKAGE, ok=True, package=summary)
+
+
+Task = tuple[str, Callable[[], T]]
+
+
+def _tracking(context: StageContext, inputs: PackageInputs) -> Iterator[Task[TrackerStatus]]:
+    for tracker in inputs.tracking.trackers:
+        yield f"tracker {tracker}", partial(_track, context, inputs, tracker)
+
+
+def _track(context: StageContext, inputs: PackageInputs, tracker: Tracker) -> TrackerStatus:
+    status = track(context, inputs, tracker, tell(context))
+    log.info("tracker %s has the run %s", tracker, status.url)
+    return status
+
+
+def _exporting(context: StageContext, tuned: Tuned, inputs: PackageInputs) -> Iterator[Task[ExportStatus]]:
     for export in inputs.exports:
+        yield f"export {export.name}", partial(_export, context, tuned, export)
+
+
+def _tried(tasks: Iterable[Task[T]], failures: list[tuple[StageFailure, int]]) -> Iterator[T]:
+    """What went well; what did not is added to `failures`."""
+    for name, do in tasks:
         try:
-            done.append(_export(context, tuned, export))
+            yield do()
         except InterruptedStageError:
             raise
         except Exception as error:
             failure, exit_code = explain(error)
-            log.error("export %s: %s", export.name, failure.message, exc_info=error if exit_code == 1 else None)
-            named = failure.model_copy(update={"message": f"export {export.name}: {failure.message}"})
-            failures.append((named, exit_code))
-    summary = PackageSummary(exports=done)
-    if failures:
-        raise _all(failures, summary)
-    return Summary(stage=Stage.PACKAGE, ok=True, package=summary)
+            log.error("%s: %s", name, failure.message, exc_info=error if exit_code == 1 else None)
+            failures.append((failure.model_copy(update={"message": f"{name}: {failure.message}"}), exit_code))
 
 
 def package_inputs(environment: Mapping[str, str]) -> PackageInputs:
@@ -131,6 +161,7 @@ def _make(context: StageContext, tuned: Tuned, export: ExportSpec, folder: Path)
     scratch.mkdir(parents=True)
     try:
         measured = FORMATS[export.format](tuned, export, scratch)
+        leave_card(context.card_path, scratch, export.format)
         digest = artifacts.finish(scratch)
         scratch.rename(folder)
         return digest, measured
