@@ -331,8 +331,7 @@ def test_done_but_not_yet_verified(tmp_path: Path, uninterrupted: tuple[StageCon
 
 def test_a_stop_before_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     context = make_run(tmp_path)
-    monkeypatch.setattr(StopRequest, "requested", True, raising=False)
-    monkeypatch.setattr(StopRequest, "__init__", lambda self: setattr(self, "_before", {}))
+    monkeypatch.setattr(StopRequest, "asked", lambda _self: True)
     with pytest.raises(InterruptedStageError, match="nothing new to save"):
         train.run(context)
 
