@@ -322,11 +322,12 @@ def trained(folder: Path, root: Path, micro: int, accumulation: int) -> dict[str
     model, tokenizer = loaded(folder)
     rows = held_out(tokenizer, 24).rows
     rows = [{**row, "labels": row["labels"][-(1 + at % 5) :]} for at, row in enumerate(rows)]
-    values = dict.fromkeys(ResolvedValues.model_fields, 0) | {"precision": "float32", "packing": False}
+    required = [name for name, field in ResolvedValues.model_fields.items() if field.is_required()]
+    values = dict.fromkeys(required, 0) | {"precision": "float32", "packing": False}
     parts = TrainerParts(
         model=model,
         tokenizer=tokenizer,
-        resolved=ResolvedValues.model_validate({**values, "revision": None, "beta": None}),
+        resolved=ResolvedValues.model_validate(values),
         arguments={
             "output_dir": str(root),
             "per_device_train_batch_size": micro,

@@ -35,6 +35,7 @@ class SavedCheckpoint:
 
 
 LAYOUT = "layout.json"
+WHOLE = "whole states"
 
 
 def layout(resolved: ResolvedValues) -> str:
@@ -43,7 +44,7 @@ def layout(resolved: ResolvedValues) -> str:
     strategy = resolved.strategy
     if strategy.zero_stage:
         return f"{strategy} in {resolved.processes} processes"
-    return strategy.value if strategy is Strategy.FSDP2 else "whole states"
+    return strategy.value if strategy is Strategy.FSDP2 else WHOLE
 
 
 def layout_of(path: Path) -> str:
@@ -51,7 +52,7 @@ def layout_of(path: Path) -> str:
     try:
         return str(json.loads((path / LAYOUT).read_bytes())["layout"])
     except (OSError, ValueError, KeyError, TypeError):
-        return "whole states"
+        return WHOLE
 
 
 def folders(directory: Path) -> list[tuple[int, Path]]:

@@ -13,7 +13,7 @@ from trl import DPOConfig, DPOTrainer
 
 from finetune_api.optimization import PREFERENCE_LOSSES, Loss
 from finetune_api.status import ResolvedValues
-from finetune_trainer.distribution.group import Group
+from finetune_trainer.distribution.group import Group, alone
 from finetune_trainer.errors import InterruptedStageError
 from finetune_trainer.tasks.preference_scoring import log_probabilities
 from finetune_trainer.training.stopping import StopRequest
@@ -33,9 +33,9 @@ class DpoTrainer(Checkpointing, DPOTrainer):  # type: ignore[misc]  # untyped li
     asked twice for the same pair.
     """
 
-    def __init__(self, *, stop: StopRequest, group: Group, **kwargs: Any) -> None:
+    def __init__(self, *, stop: StopRequest, group: Group | None = None, **kwargs: Any) -> None:
         # TRL measures the base before the mixin has been told of them.
-        self._asked_to_stop, self._processes = stop, group
+        self._asked_to_stop, self._processes = stop, group or alone()
         super().__init__(stop=stop, group=group, **kwargs)
         if COPY in getattr(self.model, "peft_config", {}):
             self.model.delete_adapter(COPY)  # the base was measured: it would only be saved with each checkpoint

@@ -22,8 +22,7 @@ from finetune_api.tasks import TASKS
 from finetune_trainer.context import StageContext
 from finetune_trainer.distribution.arguments import distribution_arguments, dividing
 from finetune_trainer.distribution.batches import Batches, Split
-from finetune_trainer.distribution.environment import Place
-from finetune_trainer.distribution.group import Group
+from finetune_trainer.distribution.group import Group, alone
 from finetune_trainer.distribution.sharding import Choice, elements
 from finetune_trainer.errors import UserInputError
 from finetune_trainer.methods.low_rank import PEFT_HEADS
@@ -76,7 +75,7 @@ def fit(
     Raises LossNotFiniteError, InterruptedStageError (after a checkpoint), and whatever PyTorch raises when memory
     does not suffice.
     """
-    group = group or Group(Place(), device)
+    group = group or alone()
     make_reproducible(context.config.hyperparameters.seed, device)
     tokenizer = load_tokenizer(prepared.base_dir)
     resumed = group.of_first(_newest(context, resolved) if group.place.first else None)
@@ -190,8 +189,9 @@ def _trainer(
     stop: StopRequest,
     tokenizer: PreTrainedTokenizerBase,
     resumed: checkpoints.SavedCheckpoint | None,
-    group: Group,
+    group: Group | None = None,
 ) -> Checkpointing:
+    group = group or alone()
     # transformers renames its own arguments, which TRL still uses: nothing that a user could act on.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|trl)\.")
     rows = prepared.rows("train")

@@ -26,8 +26,8 @@ from transformers.integrations import KubeflowCallback
 from finetune_api.interruptions import StopCosts
 from finetune_trainer import artifacts
 from finetune_trainer.distribution.arguments import accelerate_on_cpu
-from finetune_trainer.distribution.batches import Batches
-from finetune_trainer.distribution.group import Group
+from finetune_trainer.distribution.batches import Batches, Split
+from finetune_trainer.distribution.group import Group, alone
 from finetune_trainer.masking import IGNORED
 from finetune_trainer.tasks.kind import Measured
 from finetune_trainer.training import checkpoints
@@ -98,7 +98,8 @@ Measure = Callable[[PreTrainedModel, Callable[[], None]], Measured]
 
 class Checkpointing(Trainer):  # type: ignore[misc]  # untyped library
     """Stands before a trainer of transformers or TRL in a class's bases. `measure` is every evaluation during
-    training, `resumed` the checkpoint that it goes on from. All processes of `group` train; its first one writes."""
+    training, `resumed` the checkpoint that it goes on from. All processes of `group` train; its first one writes.
+    Without one it is a process of its own."""
 
     def __init__(
         self,
@@ -107,9 +108,9 @@ class Checkpointing(Trainer):  # type: ignore[misc]  # untyped library
         progress: ProgressCallback,
         stop: StopRequest,
         resumed: checkpoints.SavedCheckpoint | None,
-        group: Group,
-        batches: Batches,
-        layout: str,
+        group: Group | None = None,
+        batches: Batches | None = None,
+        layout: str = checkpoints.WHOLE,
         patience: Patience | None = None,
         **kwargs: Any,
     ):
@@ -125,8 +126,8 @@ class Checkpointing(Trainer):  # type: ignore[misc]  # untyped library
         self._progress = progress
         self._stop = stop
         self._resumed = resumed
-        self._group = group
-        self._batches = batches
+        self._group = group or alone()
+        self._batches = batches or self._own_batches()
         self._layout = layout
         self._pass_sizes: list[int] = []  # examples of the step's forward passes that are still to come
         self.pass_weight = 1.0
@@ -137,6 +138,11 @@ class Checkpointing(Trainer):  # type: ignore[misc]  # untyped library
         """Nothing is left to do for a training that had stopped early before it was interrupted."""
         if not self.control.should_training_stop:
             super()._run_epoch(*args, **kwargs)
+
+    def _own_batches(self) -> Batches:
+        """Those of one process."""
+        rows, passes = self.args.per_device_train_batch_size, self.args.gradient_accumulation_steps
+        return Batches(len(self.train_dataset), Split(rows * passes, 1, rows), 0, self.args.seed)
 
     def get_train_dataloader(self) -> DataLoaderShard:
         """The forward passes of this process. The stock loader repeats examples at the end of an epoch, so that steps
