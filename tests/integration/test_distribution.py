@@ -35,7 +35,7 @@ SPREAD = [
     ("FSDP2", "None"),
     ("ZeRO1", "CPU"),
 ]
-QUICK = {("DDP", "None"), ("ZeRO2", "CPU"), ("ZeRO3", "None"), ("FSDP2", "None")}
+QUICK = {("DDP", "None"), ("ZeRO3", "None"), ("FSDP2", "None")}
 METHODS = (MethodType.LORA, MethodType.FULL)
 
 

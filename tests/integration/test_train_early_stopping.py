@@ -117,9 +117,9 @@ def _ask_to_stop(patch: pytest.MonkeyPatch, during: str) -> None:
         self._stop.requested = self.state.global_step == STOPPED
         seen(self)
 
-    def verifying(self: StopRequest, saved: str) -> None:
+    def verifying(self: StopRequest, saved: str, *more: Any) -> None:
         self.requested = self.requested or "not yet verified" in saved
-        stock(self, saved)
+        stock(self, saved, *more)
 
     if during == "evaluation":
         patch.setattr(SftTrainer, "_stop_evaluating", evaluating)
