@@ -85,6 +85,7 @@ def summary(words: Path) -> Summary:
     return Summary.model_validate_json(words.read_text())
 
 
+@pytest.mark.soak  # two minutes, most of them for loading the libraries in each process
 @pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
 def test_stopped_killed_and_gone_on_with(tmp_path: Path) -> None:
     """A SIGTERM to the launcher, later a SIGKILL to one process; what remains of it ends as if nothing had been."""
