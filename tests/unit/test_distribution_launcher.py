@@ -195,3 +195,11 @@ def _is_zombie(pid: int) -> bool:
         return ") Z " in Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return True
+
+
+def test_a_code_that_says_nothing_keeps_the_words_of_the_process(run: Callable[..., object]) -> None:
+    """A lost peer ends the others with 1, as any fault does."""
+    with pytest.raises(TrainerError, match="of process 1") as caught:
+        run("fail(1, 'SystemFault') if rank else say()")
+    assert type(caught.value) is TrainerError
+    assert caught.value.exit_code == 1

@@ -144,7 +144,8 @@ def _failed(code: int, last_words: Summary | None) -> TrainerError:
             f"a training process {how}",
             advice="the training goes on from its newest checkpoint; when it happens again, look at the pod's memory",
         )
-    kind = next((kind for kind in TrainerError.__subclasses__() if kind.exit_code == code), TrainerError)
+    kinds = TrainerError.__subclasses__() if code != TrainerError.exit_code else []  # 1 says nothing of its kind
+    kind = next((kind for kind in kinds if kind.exit_code == code), TrainerError)
     error = kind(failure.message, advice=failure.advice, reason=failure.reason)
     if isinstance(error, InterruptedStageError) and last_words and last_words.checkpoint:
         costs = last_words.stop_costs or StopCosts()
