@@ -20,6 +20,7 @@ from finetune_operator.control.cache import slim
 from finetune_operator.decide import decide
 from finetune_operator.diagnose.facts import MEMBER, member
 from finetune_operator.local import kubelet
+from finetune_operator.origin import origin
 from finetune_operator.plan import Manifest, ObjectRef, Observed, Plan, PodRefusal, ProgressReport
 from finetune_operator.settings import Settings
 
@@ -104,6 +105,7 @@ class Cluster:
         self.refusals: dict[str, PodRefusal] = {}
         self.workloads: dict[str, Manifest] = {}  # Kueue's, by name of the Job
         self.progress: ProgressReport | None = None
+        self.others: dict[str, FineTuneJob] = {}  # the namespace's other jobs, by name
         self.plans: list[Plan] = []
         self.created: list[str] = []
         self._ids = itertools.count(1)
@@ -123,6 +125,7 @@ class Cluster:
             deployments=of("Deployment"),
             services=of("Service"),
             progress=self.progress,
+            origin=origin(self.job, self.others.get),
             former_pods=[slim(pod) for pod in self.former],
             refusals=dict(self.refusals),
             workloads={name: slim(workload) for name, workload in self.workloads.items()},

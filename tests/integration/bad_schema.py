@@ -6,7 +6,6 @@ from tests.integration.bad_manifests import Bad
 
 THEIRS = (
     Bad("no model", "baseModel: null", "spec.baseModel", "Required value"),
-    Bad("no source of the model", "baseModel: {source: null}", "spec.baseModel.source", "Required value"),
     Bad("no data", "dataset: null", "spec.dataset", "Required value"),
     Bad("no training part", "dataset: {train: null}", "spec.dataset.train", "Required value"),
     Bad("no output", "output: null", "spec.output", "Required value"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from pydantic import ValidationError
+from tests.integration.bad_continuation import CONTINUATION
 from tests.integration.bad_distribution import DISTRIBUTION
 from tests.integration.bad_evaluation import EVALUATION
 from tests.integration.bad_exports import EXPORT_RULES
@@ -15,7 +16,7 @@ from tests.integration.conftest import JobApi
 
 from finetune_api.job import FineTuneJob
 
-RULES = (*OURS, *TASK_RULES, *EXPORT_RULES, *EVALUATION, *HYPERPARAMETER_RULES, *DISTRIBUTION)
+RULES = (*OURS, *TASK_RULES, *EXPORT_RULES, *EVALUATION, *HYPERPARAMETER_RULES, *DISTRIBUTION, *CONTINUATION)
 
 
 def test_what_the_mistakes_are_made_from_is_good(job_api: JobApi) -> None:

@@ -209,3 +209,20 @@ def test_a_workload_belongs_to_the_finetunejob_whose_job_it_is_of_and_others_are
         cache, WORKLOAD, "DELETED", {"kind": "Workload", **workload("job-a", "travel-r1-train", "J")}, asked.append
     )
     assert observe(cache, "T").workloads == {}
+
+
+def test_who_goes_on_from_a_job_is_told_of_it() -> None:
+    cache = Cache()
+    told: list[tuple[str, str]] = []
+    waiting = made(FINE_TUNE_JOB, "polite")
+    waiting["spec"] = {"baseModel": {"fineTuneJob": {"name": "chat"}}}
+    cache.store(FINE_TUNE_JOB, waiting)
+    assert cache.dependents(("team-a", "chat")) == [("team-a", "polite")]
+    assert cache.dependents(("team-b", "chat")) == []
+    take_event(cache, FINE_TUNE_JOB, "ADDED", made(FINE_TUNE_JOB, "chat"), told.append)
+    assert told == [("team-a", "chat"), ("team-a", "polite")]
+    take_event(cache, FINE_TUNE_JOB, "DELETED", made(FINE_TUNE_JOB, "chat"), told.append)
+    assert told[2:] == [("team-a", "chat"), ("team-a", "polite")]
+    other = {**made(FINE_TUNE_JOB, "polite", 2), "spec": {"baseModel": {"source": "hf://a/b"}}}
+    cache.store(FINE_TUNE_JOB, other)
+    assert cache.dependents(("team-a", "chat")) == []

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from finetune_api.base import Rule
+from finetune_api.base_model import ContinueMode
 from finetune_api.optimization import (
     GPU_OPTIMIZERS,
     LOSSES,
@@ -13,7 +16,7 @@ from finetune_api.optimization import (
     Optimizer,
     Precision,
 )
-from finetune_api.tasks import Task
+from finetune_api.tasks import MethodType, Task
 
 
 def _task_loses(task: Task) -> Rule:
@@ -41,6 +44,33 @@ def _needs_gpu(optimizer: Optimizer) -> Rule:
         lambda spec: spec.hyperparameters.optimizer is not optimizer or spec.compute.gpus > 0,
     )
 
+
+def _fits_adapter(field: str, attribute: str) -> Rule:
+    """What an adapter is made of was decided when it was made."""
+    return Rule(
+        f"!({_CONTINUES}) || !has(self.method.{field})",
+        f"method.{field}: baseModel.fineTuneJob.mode Continue goes on with the adapter as it is; remove it, or set "
+        "the mode to Stack",
+        lambda spec: not _continues(spec) or getattr(spec.method, attribute) is None,
+    )
+
+
+def _continues(spec: Any) -> bool:
+    ref = spec.base_model.fine_tune_job
+    return ref is not None and ref.mode is ContinueMode.CONTINUE
+
+
+_CONTINUES = "has(self.baseModel.fineTuneJob) && self.baseModel.fineTuneJob.mode == 'Continue'"
+CONTINUABLE = (MethodType.LORA, MethodType.QLORA)
+"""Methods whose adapters can be gone on with, by each other too: the matrices are the same."""
+ADAPTER_FIELDS = {
+    "rank": "rank",
+    "alpha": "alpha",
+    "targetModules": "target_modules",
+    "rsLoRA": "rs_lora",
+    "initialization": "initialization",
+}
+"""What decides the form of an adapter, by its name in the API and in Python."""
 
 COMBINATIONS = (
     *(_task_loses(task) for task in LOSSES),
@@ -72,5 +102,12 @@ COMBINATIONS = (
         "hyperparameters.precision: BFloat16 is for GPUs, and compute.gpus is 0; set it to auto",
         lambda spec: spec.hyperparameters.precision is not Precision.BFLOAT16 or spec.compute.gpus > 0,
     ),
+    Rule(
+        f"!({_CONTINUES}) || self.method.type in {[method.value for method in CONTINUABLE]}",
+        "method.type: baseModel.fineTuneJob.mode Continue goes on with an adapter of LoRA or QLoRA; set the type to "
+        "one of them, or the mode to Stack",
+        lambda spec: not _continues(spec) or spec.method.type in CONTINUABLE,
+    ),
+    *(_fits_adapter(field, attribute) for field, attribute in ADAPTER_FIELDS.items()),
 )
 """Rules of the whole specification."""

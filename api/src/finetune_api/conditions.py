@@ -65,6 +65,7 @@ class FailureReason(Named):
     MODEL_INVALID = "ModelInvalid"
     SOURCE_UNAVAILABLE = "SourceUnavailable"
     SPEC_INVALID = "SpecInvalid"
+    BASE_NOT_PROMOTED = "BaseNotPromoted"
     DESTINATION_REFUSED = "DestinationRefused"
     EXPORT_UNSUPPORTED = "ExportUnsupported"
     # training

@@ -73,6 +73,13 @@ REASONS: dict[Reason, ReasonFacts] = {
         "This model cannot be exported in the format that was asked for.",
         "Choose another format in output.exports, or remove the export.",
     ),
+    Reason.BASE_NOT_PROMOTED: ReasonFacts(
+        Blame.INPUT,
+        "The run of another job that this one goes on from is not there, or not promoted yet.",
+        "Nothing, if that job is under way: this one begins by itself when it is promoted. Otherwise apply that job, "
+        "or correct baseModel.fineTuneJob.",
+        waits=True,
+    ),
     Reason.CUDA_OUT_OF_MEMORY: ReasonFacts(
         Blame.TRAINING,
         "The GPU's memory does not suffice, even with a halved micro batch.",

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from finetune_api.base import StatusModel
 from finetune_api.conditions import Trigger
+from finetune_api.lineage import ContinuedFrom
 from finetune_api.spec import (
     BaseModelSpec,
     DatasetSpec,
@@ -63,6 +64,7 @@ class RunConfig(StatusModel):
     trigger: Trigger = Trigger.CREATED
     task: Task
     base_model: BaseModelSpec
+    continued_from: ContinuedFrom | None = Field(default=None, description="What base_model.fine_tune_job came to.")
     base_name: str = Field(description="Name by which the endpoint answers for the base model.")
     tuned_name: str = Field(description="Name by which the endpoint answers for the tuned model.")
     dataset: DatasetSpec

@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from finetune_api.base import ApiModel, Bool, Int, Named, Rule
+from finetune_api.base_model import BaseModelSpec as BaseModelSpec
 from finetune_api.cleaning import FILLED, fill_rule, over_long_rule
 from finetune_api.combinations import COMBINATIONS
 from finetune_api.dataset import Columns as Columns
@@ -26,7 +27,7 @@ from finetune_api.evaluation import Gate as Gate
 from finetune_api.evaluation import GateRule as GateRule
 from finetune_api.exports import ONE_EXPORT_A_TAG, Exports
 from finetune_api.fields import NAME as NAME
-from finetune_api.fields import Auto, IntOrAuto, Source
+from finetune_api.fields import Auto, IntOrAuto
 from finetune_api.gang import Spreading
 from finetune_api.hyperparameters import Hyperparameters as Hyperparameters
 from finetune_api.hyperparameters import Packing as Packing
@@ -45,45 +46,6 @@ class Engine(Named):
     AUTO = "auto"
     NATIVE = "Native"
     VLLM = "VLLM"
-
-
-class BaseModelSpec(ApiModel):
-    """The model that is tuned."""
-
-    source: Source = Field(
-        description="Where the base model lies: hf://OWNER/NAME, pvc://CLAIM/FOLDER or s3://BUCKET/PREFIX. "
-        "A folder in Hugging Face format with safetensors weights."
-    )
-    revision: str | None = Field(
-        default=None,
-        description="Commit of a hub model, 40 hexadecimal digits. "
-        "When absent, the newest is resolved once and recorded.",
-        min_length=40,
-        max_length=40,
-        pattern=r"^[0-9a-f]{40}$",
-    )
-    secret_ref: SecretRef | None = Field(
-        default=None,
-        description="Secret whose keys become environment variables of the prepare pod (HF_TOKEN, HF_ENDPOINT, "
-        "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL).",
-    )
-    rules: ClassVar = (
-        Rule(
-            "!self.source.startsWith('https://')",
-            "baseModel.source: a model is a folder, which https:// cannot list; use hf://, pvc:// or s3://",
-            lambda model: not model.source.startswith("https://"),
-        ),
-        Rule(
-            "!self.source.startsWith('hf://') || self.source.matches('^hf://[^/]+/[^/]+$')",
-            "baseModel.source: write hf://OWNER/NAME; a commit goes into baseModel.revision",
-            lambda model: not model.source.startswith("hf://") or model.source.count("/") == 3,
-        ),
-        Rule(
-            "!has(self.revision) || self.source.startsWith('hf://')",
-            "baseModel.revision: only a hub model (hf://) has a revision; remove it",
-            lambda model: model.revision is None or model.source.startswith("hf://"),
-        ),
-    )
 
 
 class ComputeSpec(Spreading):

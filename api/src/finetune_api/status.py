@@ -15,6 +15,9 @@ from finetune_api.failure import Message as Message
 from finetune_api.failure import Time as Time
 from finetune_api.failure import Word as Word
 from finetune_api.interruptions import Interruptions as Interruptions
+from finetune_api.lineage import Ancestor as Ancestor
+from finetune_api.lineage import ContinuedFrom as ContinuedFrom
+from finetune_api.lineage import ModelStatus as ModelStatus
 from finetune_api.measured import FEWEST_EXAMPLES as FEWEST_EXAMPLES
 from finetune_api.measured import CheckScore as CheckScore
 from finetune_api.measured import EvaluationStatus as EvaluationStatus
@@ -143,19 +146,6 @@ class StageTime(StatusModel):
     completion_time: Time | None = Field(default=None, description="When it succeeded.")
 
 
-class ModelStatus(StatusModel):
-    """A verified model."""
-
-    run: Count = Field(description="Run that made it.")
-    uri: Annotated[str, Field(max_length=1024)] = Field(description="pvc://CLAIM/PATH of the adapter or model.")
-    sha256: Word | None = Field(default=None, description="Digest of its manifest.")
-    name: Word = Field(description="Name by which the endpoint answers.")
-    kind: Literal["Adapter", "Model"] = Field(description="An adapter on the base model, or a whole model.")
-    base_uri: Annotated[str, Field(max_length=1024)] | None = Field(
-        default=None, description="pvc://CLAIM/PATH of the base."
-    )
-
-
 class RunStatus(StatusModel):
     """One run: an immutable snapshot of what training depends on, and how far it is."""
 
@@ -166,6 +156,9 @@ class RunStatus(StatusModel):
     claim_name: Word | None = Field(
         default=None,
         description="PersistentVolumeClaim that the run's files are on. Another output.claimName is for later runs.",
+    )
+    continued_from: ContinuedFrom | None = Field(
+        default=None, description="The promoted model of another run that it goes on from."
     )
     start_time: Time | None = Field(default=None, description="When it was started.")
     stages: list[StageTime] = Field(default=[], max_length=8, description="Times of the stages.")
@@ -196,6 +189,9 @@ class RunRecord(StatusModel):
     loss: float | None = Field(default=None, description="Held-out loss of the tuned model.")
     base_loss: float | None = Field(default=None, description="Held-out loss of the base model.")
     message: Annotated[str, Field(max_length=512)] = Field(default="", description="Why.")
+    continued_from: ContinuedFrom | None = Field(
+        default=None, description="The promoted model of another run that it went on from."
+    )
     model: ModelStatus | None = Field(default=None, description="What it made.")
     evaluation: EvaluationStatus | None = Field(
         default=None, description="The proof, so that the gate can be judged again when the run is taken up again."

@@ -55,6 +55,10 @@ TROUBLES: dict[Reason, Trouble] = {
         "not have, a length beyond the model's positions.",
         STATUS,
     ),
+    Reason.BASE_NOT_PROMOTED: Trouble(
+        "The other job still trains, its run failed its gate, it has another name, or it is in another namespace.",
+        "kubectl get finetunejobs",
+    ),
     Reason.CUDA_OUT_OF_MEMORY: Trouble(
         "The longest examples in one micro batch; another process on the same GPU; a model that was estimated for "
         "another GPU. The micro batch was halved once before this was said; `status.run.notes` has it.",

@@ -18,6 +18,7 @@ from finetune_operator.diagnose import job_condition, to_failure
 from finetune_operator.plan import Manifest, ObjectRef, Observed, Plan
 from finetune_operator.settings import Settings
 from finetune_operator.stages.claim import with_claim
+from finetune_operator.stages.continuation import begin
 from finetune_operator.stages.job_stage import advance, soonest
 from finetune_operator.stages.measurement import measures_otherwise, with_measurement
 from finetune_operator.stages.package import package
@@ -37,7 +38,8 @@ def decide(job: FineTuneJob, observed: Observed, now: datetime, settings: Settin
     mine, foreign = own_children(job, observed)
     view = View(job, mine, foreign, now, settings)
     selection = runs.select(job, mine, view.time)
-    step, stage = _run_stages(view, with_measurement(view, with_claim(view, selection.run)))
+    start = begin(view, with_claim(view, selection.run), selection.records)
+    step, stage = _run_stages(view, with_measurement(view, start.run)) if start.done else (start, Stage.PREPARE)
     promotion = promote(view, step.run, selection.records)
     serving = serve(view, promotion.run, promotion.wanted)
     packaging = package(view, promotion) if step.done else Step(promotion.run, done=True)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from finetune_api import GROUP
 from finetune_api.conditions import Stage
+from finetune_api.lineage import ContinuedFrom
 from finetune_api.spec import FineTuneJobSpec
 
 MAX_LENGTH = 63  # of a label value and of a DNS label; a Job's name becomes both on its pods
@@ -131,15 +132,24 @@ def _of(manifest: Mapping[str, object], part: str, key: str) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def base_name(spec: FineTuneJobSpec) -> str:
-    """Short name of the base model: the last segment of its source in lower case, at most 253 characters."""
-    segment = spec.base_model.source.rstrip("/").rsplit("/", 1)[-1].lower()
+def base_name(spec: FineTuneJobSpec, continued: ContinuedFrom | None = None) -> str:
+    """Short name of the base model: the last segment of its source in lower case, at most 253 characters.
+
+    Of what another run has made it is JOB-rRUN; an adapter that is gone on with lies on the base that it has always
+    been on, whose name stays.
+    """
+    if continued is not None and continued.continues and continued.model.base_name:
+        return continued.model.base_name
+    if spec.base_model.fine_tune_job is not None:
+        run = f"-r{continued.model.run}" if continued else ""
+        return f"{spec.base_model.fine_tune_job.name[: 253 - len(run)]}{run}"
+    segment = (spec.base_model.source or "").rstrip("/").rsplit("/", 1)[-1].lower()
     return re.sub(r"[^a-z0-9._-]+", "-", segment).strip("-")[:253] or "base"
 
 
-def tuned_name(job: str, spec: FineTuneJobSpec) -> str:
+def tuned_name(job: str, spec: FineTuneJobSpec, continued: ContinuedFrom | None = None) -> str:
     """Name by which the endpoint answers for the tuned model: the job's, unless the base has it already."""
-    return job if job != base_name(spec) else f"{job[:247]}-tuned"
+    return job if job != base_name(spec, continued) else f"{job[:247]}-tuned"
 
 
 def run_folder(namespace: str, job: str, run: int, run_hash: str) -> str:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from finetune_api.conditions import FailureReason
 from finetune_api.interruptions import StopCosts
+from finetune_api.job import FineTuneJob
 from finetune_api.status import Checkpoint, FineTuneJobStatus, Progress
 
 Manifest = dict[str, Any]
@@ -41,6 +42,15 @@ class PodRefusal:
 
 
 @dataclass(frozen=True, slots=True)
+class Origin:
+    """The job that `baseModel.fineTuneJob` names, where it is there, and the jobs that it waits for, one after the
+    other, as far as none of them has a promoted run."""
+
+    job: FineTuneJob | None = None
+    waits_for: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Observed:
     """Everything that is known of a job's children, by name. Nothing in here is read on demand."""
 
@@ -50,6 +60,7 @@ class Observed:
     deployments: Mapping[str, Manifest] = field(default_factory=dict)
     services: Mapping[str, Manifest] = field(default_factory=dict)
     progress: ProgressReport | None = None
+    origin: Origin = field(default_factory=Origin)
     apply_failure: ApplyFailure | None = None
     # Pods with the job's label that a Job made which is gone: of a deleted FineTuneJob of this name, or of our own
     # Job that somebody deleted without waiting for its pods.

@@ -65,6 +65,7 @@ def remember(
         loss=evaluation.tuned.loss if evaluation and evaluation.tuned else None,
         base_loss=evaluation.base.loss if evaluation and evaluation.base else None,
         message=shorten(message, RECORD_MESSAGE),
+        continued_from=run.continued_from,
         model=run.model,
         evaluation=evaluation,
     )
@@ -153,6 +154,7 @@ def _adopted(record: RunRecord) -> RunStatus:
             StageTime(stage=stage, completion_time=record.completion_time) for stage in Stage if stage not in BESIDE
         ],
         evaluation=record.evaluation,
+        continued_from=record.continued_from,
         model=record.model,
     )
 

@@ -65,6 +65,17 @@ class StageContext:
         return self.run_dir / "evaluation"
 
     @property
+    def continued_dir(self) -> Path:
+        """The adapter that the run goes on with, as it was."""
+        return self.run_dir / "continued"
+
+    @property
+    def before(self) -> Path | None:
+        """The same, where there is one."""
+        continued = self.config.continued_from
+        return self.continued_dir if continued is not None and continued.continues else None
+
+    @property
     def exports_dir(self) -> Path:
         return self.run_dir / "exports"
 

@@ -247,6 +247,8 @@ def _verify_output(stage: Stage, context: StageContext, summary: Summary) -> Non
     if stage is Stage.PREPARE:
         artifacts.verify(context.dataset_dir)
         artifacts.verify(context.artifacts / (summary.base_path or "missing"), sizes_only=True)
+        if context.before is not None:
+            artifacts.verify(context.before)
     elif stage is Stage.TRAIN:
         digest = artifacts.verify(context.model_dir)
         if summary.model is None or summary.model.sha256 != digest:

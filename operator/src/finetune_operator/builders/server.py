@@ -139,7 +139,7 @@ def _vllm(model: ModelStatus, config: RunConfig, settings: Settings) -> dict[str
     base = f"{pod.ARTIFACTS_PATH}/{names.path_of(model.base_uri or model.uri)}"
     if model.kind == "Adapter":
         lora = ["--enable-lora", "--lora-modules", f"{model.name}={own}"]
-        rank = ["--max-lora-rank", str(vllm_rank(config.method.resolved_rank))]
+        rank = ["--max-lora-rank", str(vllm_rank(model.rank or config.method.resolved_rank))]
         args = [base, "--served-model-name", config.base_name, *lora, *rank, *ADDRESS]
     else:
         args = [own, "--served-model-name", model.name, *ADDRESS]

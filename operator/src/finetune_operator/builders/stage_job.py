@@ -283,7 +283,7 @@ def _source_volumes(job: FineTuneJob, run: RunStatus) -> Volumes:
     """What Prepare reads, each claim and ConfigMap once, read-only."""
     volumes: list[dict[str, Any]] = []
     mounts: list[dict[str, Any]] = []
-    for index, claim in enumerate(dict.fromkeys(_claims(job))):
+    for index, claim in enumerate(dict.fromkeys(_claims(job, run))):
         name = "artifacts" if claim == run_claim(job, run) else f"source-{index}"
         if name != "artifacts":
             volumes.append(pod.claim_volume(name, claim))
@@ -294,10 +294,13 @@ def _source_volumes(job: FineTuneJob, run: RunStatus) -> Volumes:
     return volumes, mounts
 
 
-def _claims(job: FineTuneJob) -> Iterator[str]:
+def _claims(job: FineTuneJob, run: RunStatus) -> Iterator[str]:
     for source in (job.spec.base_model.source, *(file.source for _, file in job.spec.dataset.files)):
         if source and source.startswith("pvc://"):
             yield names.claim_of(source)
+    if run.continued_from is not None:
+        model = run.continued_from.model
+        yield from (names.claim_of(uri) for uri in (model.uri, model.base_uri) if uri)
 
 
 def _config_maps(job: FineTuneJob) -> Iterator[str]:

@@ -296,6 +296,8 @@ def delete(name: str, namespace: str | None, *, artifacts: bool, yes: bool) -> N
     store, console = open_store(), Console()
     job = store.require(namespace or "default", name)
     with store.lock(job.metadata.namespace, name):
+        if artifacts:
+            jobs.require_not_built_on(store, job)
         paths = jobs.removable(store, job, artifacts=artifacts)
         if artifacts and not yes and not sys.stdin.isatty():
             raise BadInput("models are removed only when somebody says so", "there is no terminal to ask: add --yes")

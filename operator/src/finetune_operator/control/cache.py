@@ -77,6 +77,14 @@ def slim(body: Manifest) -> Manifest:
     return cast(Manifest, shared_keys(kept))
 
 
+def names_origin(body: Manifest) -> str | None:
+    """The job that a stored FineTuneJob names as its base."""
+    model = (body.get("spec") or {}).get("baseModel") or {}
+    ref = model.get("fineTuneJob") if isinstance(model, dict) else None
+    name = ref.get("name") if isinstance(ref, dict) else None
+    return name if isinstance(name, str) else None
+
+
 def _scaled_by(body: Manifest) -> list[dict[str, str]]:
     """The autoscaler that set the number of replicas, if one did."""
     entries = body["metadata"].get("managedFields") or ()
@@ -114,6 +122,7 @@ class Cache:
         self._by_owner: dict[str, set[tuple[str, Name]]] = defaultdict(set)
         self._by_label: dict[Name, set[Name]] = defaultdict(set)
         self._job_names: dict[str, Name] = {}  # uid of a FineTuneJob -> its name
+        self._dependents: dict[Name, set[Name]] = defaultdict(set)  # a job -> those that go on from its model
         self._labelled: dict[Name, Name] = {}  # namespace, job label -> the FineTuneJob of that name
         self._specs: dict[Name, bytes] = {}  # of Deployments, packed
         # Where admission changes what we write: what it made of a spec, and that spec.
@@ -144,6 +153,10 @@ class Cache:
         """The pods that carry this value of the job label."""
         for name in self._by_label.get((namespace, label), ()):
             yield self._objects[POD.kind][name]
+
+    def dependents(self, name: Name) -> Collection[Name]:
+        """The jobs that name this one in `baseModel.fineTuneJob`."""
+        return list(self._dependents.get(name, ()))
 
     def job_of(self, body: Manifest) -> Name | None:
         """The FineTuneJob that an object concerns: that of its owner, else the one whose name its label has.
@@ -249,6 +262,8 @@ class Cache:
             self._specs[name] = self._as_written(name, _pack(body.pop("spec", None)))
         if resource is FINE_TUNE_JOB:
             self._job_names[body["metadata"]["uid"]] = name
+            if origin := names_origin(body):
+                self._dependents[name[0], origin].add(name)
             self._labelled[name[0], names.cut(name[1])] = name
         label = (name[0], (body["metadata"].get("labels") or {}).get(names.LABEL_JOB, ""))
         if resource is POD:
@@ -263,6 +278,8 @@ class Cache:
             self._specs.pop(name, None)
         if resource is FINE_TUNE_JOB:
             self._job_names.pop(body["metadata"]["uid"], None)
+            if origin := names_origin(body):
+                _discard(self._dependents, (name[0], origin), name)
             self._labelled.pop((name[0], names.cut(name[1])), None)
         if resource is POD:
             _discard(self._by_label, label, name)

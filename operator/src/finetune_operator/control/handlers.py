@@ -61,6 +61,9 @@ def take_event(cache: Cache, resource: Resource, kind: str | None, body: Manifes
         job = job or cache.job_of(body)
     if changed and job:
         enqueue(job)
+    if changed and resource is FINE_TUNE_JOB:  # made, changed or gone: who goes on from it looks anew
+        for waiting in cache.dependents(name_of(body)):
+            enqueue(waiting)
 
 
 def make_registry(

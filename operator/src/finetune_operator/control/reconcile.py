@@ -13,11 +13,13 @@ from pydantic import ValidationError
 
 from finetune_api.conditions import ConditionType, FailureReason
 from finetune_api.job import FineTuneJob
+from finetune_api.status import FineTuneJobStatus
 from finetune_operator.control.api_client import ApiError
 from finetune_operator.control.apply import Applier, GoneError, StaleError
 from finetune_operator.control.cache import Cache, Name
 from finetune_operator.control.metrics import RECONCILE_SECONDS, UNREADABLE
 from finetune_operator.control.observe import observe
+from finetune_operator.control.origin import origin_in_cache
 from finetune_operator.control.outcomes import count_outcomes
 from finetune_operator.control.resources import FINE_TUNE_JOB
 from finetune_operator.control.workqueue import WorkQueue
@@ -126,6 +128,7 @@ class Reconciler:
         if await self._applier.status(body, status):
             self._log(job, plan)
             count_outcomes(job.status, plan.status)
+            self._tell_dependents(name, job.status, plan.status)
             await self._applier.events(body, plan.events)
         # Last: what is deleted is decided anew in every pass, what the status remembers is not.
         await self._applier.delete(plan.delete)
@@ -138,7 +141,8 @@ class Reconciler:
 
     def _observe(self, job: FineTuneJob, refused: ApplyFailure | None) -> Observed:
         name = (job.metadata.namespace, job.metadata.name)
-        return observe(self._cache, job.metadata.uid, self._progress.report(name), refused)
+        seen = observe(self._cache, job.metadata.uid, self._progress.report(name), refused)
+        return replace(seen, origin=origin_in_cache(self._cache, job))
 
     def _last_refused(self, job: FineTuneJob) -> ApplyFailure | None:
         """Of this very job, not of a former one of its name."""
@@ -155,6 +159,12 @@ class Reconciler:
             self._queue.add(name)
         plan = self._decide(job, self._observe(job, refused), now, self._settings)
         return replace(plan, apply=(), delete=first.delete)
+
+    def _tell_dependents(self, name: Name, before: FineTuneJobStatus, after: FineTuneJobStatus) -> None:
+        """Our own writes are no news to the watches, so that who waits for this job is told here."""
+        if before.runs != after.runs:
+            for waiting in self._cache.dependents(name):
+                self._queue.add(waiting)
 
     async def _report_invalid(self, body: Manifest, error: ValidationError) -> None:
         """The stored spec is older or newer than our rules: say so, touch nothing that runs."""

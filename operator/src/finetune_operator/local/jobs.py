@@ -19,6 +19,7 @@ from finetune_operator.local.errors import BadInput
 from finetune_operator.local.loop import Ending, Loop, Stop, answering, never
 from finetune_operator.local.manifests import Given
 from finetune_operator.local.store import Store
+from finetune_operator.runs import newest_promoted
 
 Watch = Callable[[FineTuneJob, Stop], None]
 CHECK_TOKEN = "finetune-check"
@@ -45,6 +46,7 @@ def take(store: Store, given: Given, claims: Sequence[tuple[str, Path]]) -> tupl
     namespace = job.metadata.namespace
     known = {**_known_config_maps(store, job), **given.config_maps}
     machine.check_sources(job.spec, known, store)
+    _require_origin(store, job)
     changed = [
         name
         for name in sorted(machine.referenced_config_maps(job.spec))
@@ -59,6 +61,31 @@ def take(store: Store, given: Given, claims: Sequence[tuple[str, Path]]) -> tupl
     for config_map in given.config_maps.values():
         store.save_config_map(namespace, config_map)
     return job, notes
+
+
+def _require_origin(store: Store, job: FineTuneJob) -> None:
+    """Nothing else runs on this machine by itself: raise BadInput rather than wait for another job's model."""
+    ref = job.spec.base_model.fine_tune_job
+    if ref is None or ref.name == job.metadata.name:
+        return
+    other = store.load(job.metadata.namespace, ref.name)
+    if other is None or newest_promoted(other.status.runs) is None:
+        raise BadInput(
+            f"spec.baseModel.fineTuneJob: {ref.name} has no promoted run on this machine",
+            f"run that job first, then `finetune status {ref.name}` shows its runs",
+        )
+
+
+def require_not_built_on(store: Store, job: FineTuneJob) -> None:
+    """Raise BadInput when another job's run would begin from the files that are about to go."""
+    name = job.metadata.name
+    refs = {other.metadata.name: other.spec.base_model.fine_tune_job for other in store.jobs(job.metadata.namespace)}
+    built = sorted(other for other, ref in refs.items() if ref is not None and ref.name == name and other != name)
+    if built:
+        raise BadInput(
+            f"{', '.join(built)} goes on from a model of {name}, whose files would be removed",
+            f"delete {built[0]} first, or keep the files of {name}",
+        )
 
 
 def drive(store: Store, wanted: FineTuneJob, stop: Stop, watch: Watch) -> Result:

@@ -6,9 +6,10 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import Enum, auto
+from functools import partial
 from types import FrameType
 
 from finetune_api.conditions import ConditionType, RunResult
@@ -21,6 +22,7 @@ from finetune_operator.conditions import find, is_true
 from finetune_operator.decide import decide
 from finetune_operator.local.backend import Backend, server_ended
 from finetune_operator.local.pods import LOCALHOST
+from finetune_operator.origin import origin
 from finetune_operator.plan import Plan, ProgressReport
 from finetune_operator.settings import Settings
 from finetune_operator.stages.suspension import SUSPENDED
@@ -128,6 +130,8 @@ class Loop:
 
     def _decide(self, job: FineTuneJob) -> tuple[FineTuneJob, Plan]:
         observed = self.backend.observe(self._progress(job))
+        look = partial(self.backend.store.load, job.metadata.namespace)
+        observed = replace(observed, origin=origin(job, look))
         plan = decide(job, observed, datetime.now(UTC), SETTINGS)
         status = localised(plan.status, self.backend.port)
         return job.model_copy(update={"status": status}), plan

@@ -112,7 +112,8 @@ def referenced_config_maps(spec: FineTuneJobSpec) -> set[str]:
 
 
 def _sources(spec: FineTuneJobSpec) -> Iterator[tuple[str, str]]:
-    yield "spec.baseModel.source", spec.base_model.source
+    if spec.base_model.source is not None:
+        yield "spec.baseModel.source", spec.base_model.source
     for field, data in spec.dataset.files:
         if data.source is not None:
             yield f"{field}.source", data.source

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from pydantic import BaseModel
 
@@ -60,8 +61,8 @@ def trained(view: View, run: RunStatus, summary: Summary) -> RunStatus | None:
         summary.model,
         claim=run_claim(view.job, run),
         run=run.number,
-        name=names.tuned_name(meta.name, spec),
-    )
+        name=names.tuned_name(meta.name, spec, run.continued_from),
+    ).model_copy(update=_facts(spec, run))
     update = {
         "model": model,
         "progress": _finished(view, run, summary),
@@ -70,6 +71,22 @@ def trained(view: View, run: RunStatus, summary: Summary) -> RunStatus | None:
         "notes": noted(summary.notes),
     }
     return with_costs(run.model_copy(update=update), summary.stop_costs)
+
+
+def _facts(spec: FineTuneJobSpec, run: RunStatus) -> dict[str, Any]:
+    """What a run that goes on from the model has to know of it."""
+    continued, resolved = run.continued_from, run.resolved
+    source = continued.model.source if continued else spec.base_model.source
+    if continued is None and resolved is not None and resolved.revision:
+        source = f"{source}@{resolved.revision}"
+    return {
+        "task": spec.task,
+        "method": spec.method.type,
+        "rank": resolved.lora_rank if resolved else None,
+        "base_name": names.base_name(spec, continued),
+        "source": source,
+        "lineage": continued.lineage if continued else [],
+    }
 
 
 def _finished(view: View, run: RunStatus, summary: Summary) -> Progress:

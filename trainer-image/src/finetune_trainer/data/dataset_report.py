@@ -70,7 +70,7 @@ def write(context: StageContext, found: dict[str, Any]) -> None:
     """Both files. Raises OSError when the volume is full."""
     config = context.config
     head = {"job": config.job, "namespace": config.namespace, "run": config.run, "task": config.task.value}
-    whole = {**head, "baseModel": config.base_model.source, **found}
+    whole = {**head, "baseModel": config.base_model.told, **found}
     artifacts.write_json(_path(context, JSON), json.dumps(whole, ensure_ascii=False, indent=1))
     artifacts.write_json(_path(context, PAGE), dataset_page.render(whole))
 

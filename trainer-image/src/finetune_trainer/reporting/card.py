@@ -15,6 +15,7 @@ from finetune_api.measured import Scores
 from finetune_api.tasks import TASKS, Metric, Task
 from finetune_trainer.reporting import facts as told
 from finetune_trainer.reporting.facts import RunFacts
+from finetune_trainer.training.output import first_source
 
 PIPELINES = {  # the hub's words
     Task.CHAT: "text-generation",
@@ -57,10 +58,10 @@ def card(facts: RunFacts) -> str:
 
 def _header(facts: RunFacts) -> str:
     config = facts.config
-    source = config.base_model.source
+    source = first_source(config)
     adapter = facts.form == "Adapter"
     data = ModelCardData(
-        base_model=source.removeprefix(HUB) if source.startswith(HUB) else None,
+        base_model=source.removeprefix(HUB).partition("@")[0] if source.startswith(HUB) else None,
         base_model_relation=("adapter" if adapter else "finetune") if source.startswith(HUB) else None,
         library_name="peft" if adapter else "transformers",
         pipeline_tag=PIPELINES[config.task],

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from finetune_api.conditions import Stage
 from finetune_api.gate import judge
+from finetune_api.lineage import Ancestor
 from finetune_api.meanings import METRIC_MEANINGS, PLAIN_METRICS
 from finetune_api.measured import EvaluationStatus, GateStatus, Scores
 from finetune_api.reports import Environment, EvaluateReport, Summary, TrainingReport
@@ -126,6 +127,11 @@ def _value(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
+def _ancestors(config: RunConfig) -> list[Ancestor]:
+    """The runs below this one, the nearest first."""
+    return config.continued_from.lineage if config.continued_from else []
+
+
 def lineage(facts: RunFacts) -> Mapping[str, str]:
     """Where the model comes from, by name."""
     config, prepared, data = facts.config, facts.prepare, facts.prepare.dataset
@@ -134,7 +140,8 @@ def lineage(facts: RunFacts) -> Mapping[str, str]:
         "job": f"{config.namespace}/{config.job}",
         "run": f"{config.run} ({config.trigger})",
         "hash of everything that training depends on": config.hash,
-        "base model": config.base_model.source + (f" at {revision}" if revision else ""),
+        "base model": config.base_model.told + (f" at {revision}" if revision else ""),
+        "built on": "; ".join(f"run {each.run} of {each.job} ({each.mode})" for each in _ancestors(config)) or None,
         "training data": _source(config.dataset.train),
         "held-out data": _held_out(config),
         "SHA-256 of the data": data.sha256 if data else None,

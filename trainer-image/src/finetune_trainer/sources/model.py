@@ -38,6 +38,12 @@ def fetch_model(spec: BaseModelSpec, *, models: Path, sources: Path, policy: Sou
     Safe when several jobs fetch the same model at once: each into a folder of its own, and the first rename wins.
     Raises UserInputError (ModelAccess, ModelInvalid, SourceUnavailable).
     """
+    if spec.source is None:
+        raise UserInputError(
+            "the run names another job's model, but not which: it was not resolved",
+            advice="let the control plane begin the run, or give baseModel.source",
+            reason=FailureReason.SPEC_INVALID,
+        )
     location = parse_source(spec.source)
     models.mkdir(parents=True, exist_ok=True)
     for leftover in models.glob(f".{owner}.{'[0-9a-f]' * 8}*.part"):
@@ -56,33 +62,34 @@ def _fetch(
         case Hub():
             revision = hub.resolve_revision(location, spec.revision)
             target = models / f"{slug(location)}@{revision[:DIGEST_LENGTH]}"
-            if not _is_intact(target):
+            if not is_intact(target):
                 hub.fetch_model(location, revision, part, policy)
-                check_model_folder(part, spec.source)
+                check_model_folder(part, spec.told)
                 artifacts.finish(part)
-                _move(part, target)
+                move(part, target)
             return BaseModel(target, revision)
         case Pvc():
             folder = mounted.claim_path(sources, location)
-            _copy_folder(folder, spec.source, part)
+            _copy_folder(folder, spec.told, part)
         case S3():
             s3.fetch_model(location, part, policy)
         case Https():
             raise UserInputError(
-                f"{spec.source}: a model is a folder, which https:// cannot list",
+                f"{spec.told}: a model is a folder, which https:// cannot list",
                 advice="use hf://, pvc:// or s3://",
                 reason=FailureReason.SPEC_INVALID,
             )
     # The identity of such a model is its content, so it has to be read before it can be known.
-    check_model_folder(part, spec.source)
+    check_model_folder(part, spec.told)
     digest = artifacts.finish(part)
     target = models / f"{slug(location)}@{digest[:DIGEST_LENGTH]}"
-    if not _is_intact(target):
-        _move(part, target)
+    if not is_intact(target):
+        move(part, target)
     return BaseModel(target, digest)
 
 
-def _is_intact(target: Path) -> bool:
+def is_intact(target: Path) -> bool:
+    """Whether the folder is finished and all of it is there."""
     if not artifacts.is_complete(target):
         return False
     try:
@@ -94,9 +101,9 @@ def _is_intact(target: Path) -> bool:
     return True
 
 
-def _move(part: Path, target: Path) -> None:
+def move(part: Path, target: Path) -> None:
     """Give the finished folder its name. Another job may have done so in the meantime; then ours is not needed."""
-    if target.exists() and not _is_intact(target):
+    if target.exists() and not is_intact(target):
         damaged = part.with_suffix(".damaged.part")
         target.rename(damaged)
         shutil.rmtree(damaged, ignore_errors=True)

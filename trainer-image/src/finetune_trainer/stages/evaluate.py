@@ -29,6 +29,7 @@ from finetune_trainer.evaluation.subject import (
     subject_of,
 )
 from finetune_trainer.methods import proof
+from finetune_trainer.methods.continued import as_before
 from finetune_trainer.reporting.leave import leave_report
 from finetune_trainer.training.device import Device, choose_device, limit_threads
 from finetune_trainer.training.history import environment
@@ -79,11 +80,12 @@ def run(context: StageContext) -> Summary:
 def _measure_adapter(
     context: StageContext, prepared: Prepared, device: Device, subject: Subject
 ) -> tuple[Results, Results]:
-    """Base and tuned on the same loaded weights: the base is the model with its adapter switched off."""
+    """Base and tuned on the same loaded weights: the base is the model with its adapter switched off, or with the one
+    that was gone on with."""
     loaded = load_tuned(context.model_dir, prepared.base_dir, device, prepared.kind, prepared.facts, "Adapter")
     with _loaded(loaded) as model:
         del loaded
-        with model.disable_adapter():
+        with as_before(model, context.before):
             base = measure_base(model, subject)
         return base, measure_tuned(model, subject, base)
 

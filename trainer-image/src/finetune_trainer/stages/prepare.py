@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import secrets
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,9 @@ from finetune_trainer.data.tokens import Stored
 from finetune_trainer.errors import UserInputError
 from finetune_trainer.estimate import ModelShape, measure_shape
 from finetune_trainer.evaluation.checks import require_checks
+from finetune_trainer.methods.continued import of_same_form
 from finetune_trainer.resolve import DataSizes, resolve, resolve_max_length
+from finetune_trainer.sources.continued import fetch_continued
 from finetune_trainer.sources.datafile import describe, fetch_data
 from finetune_trainer.sources.model import BaseModel, fetch_model
 from finetune_trainer.tasks.kind import ExampleFormat
@@ -49,10 +52,13 @@ def run(context: StageContext) -> Summary:
     config = context.config
     require_checks(config.evaluation.checks)
     _remove_leftovers(context)
-    base = _model(context)
+    base, told = _model(context), config.base_model.told
+    if context.before is not None:  # the adapter is as it is
+        config = config.model_copy(update={"method": of_same_form(config.method, context.before)})
+        context = replace(context, config=config)
     kind = KINDS[config.task]
-    tokenizer = load_tokenizer(base.path, config.base_model.source, config.task)
-    shape = measure_shape(base.path, kind, config.method, tokenizer, config.base_model.source)
+    tokenizer = load_tokenizer(base.path, told, config.task)
+    shape = measure_shape(base.path, kind, config.method, tokenizer, told)
     log.info(
         "base model: %s parameters, of which %s are trained; context %s tokens",
         f"{shape.parameters:,}",
@@ -87,14 +93,17 @@ def load_tokenizer(folder: Path, source: str, task: Task) -> PreTrainedTokenizer
 
 def _model(context: StageContext) -> BaseModel:
     config = context.config
-    log.info("base model: %s", config.base_model.source)
-    base = fetch_model(
-        config.base_model,
-        models=context.models_dir,
-        sources=context.sources,
-        policy=config.policy,
-        owner=f"{config.job}-r{config.run}",
-    )
+    log.info("base model: %s", config.base_model.told)
+    if config.continued_from is not None:
+        base = fetch_continued(context, config.continued_from)
+    else:
+        base = fetch_model(
+            config.base_model,
+            models=context.models_dir,
+            sources=context.sources,
+            policy=config.policy,
+            owner=f"{config.job}-r{config.run}",
+        )
     log.info("base model: ready in %s", base.path.relative_to(context.artifacts))
     return base
 

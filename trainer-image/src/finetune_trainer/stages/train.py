@@ -20,6 +20,7 @@ from finetune_trainer.distribution.group import Group
 from finetune_trainer.distribution.halving import Halved, halve
 from finetune_trainer.errors import ArtifactInvalidError, GpuOutOfMemoryError
 from finetune_trainer.evaluation.questions import choose
+from finetune_trainer.methods.continued import as_before
 from finetune_trainer.methods.kind import Form
 from finetune_trainer.tasks.kind import Answer, Question
 from finetune_trainer.training import checkpoints
@@ -133,7 +134,7 @@ def _finish_model(
     config = context.config
     tokenizer = load_tokenizer(prepared.base_dir)
     made = trained(best.path, config, prepared, device)
-    form = assemble(made, context.model_dir, config, tokenizer, prepared)
+    form = assemble(made, context.model_dir, config, tokenizer, prepared, context.before)
     notes = _ask(context, prepared, tokenizer, device, stop, form)
     summary = ModelSummary(
         path=context.model_dir.relative_to(context.artifacts).as_posix(),
@@ -165,7 +166,7 @@ def _ask(
         return kind.answer(model, tokenizer, asked, facts=facts, between_batches=between_batches)
 
     def ask_base(asked: Sequence[Question]) -> list[Answer]:
-        with model.disable_adapter():
+        with as_before(model, context.before):
             return ask(asked)
 
     verified = verification.verify_answers(ask, ask_base if form == "Adapter" else None, questions.asked)

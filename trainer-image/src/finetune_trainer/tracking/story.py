@@ -67,7 +67,7 @@ def tell(context: StageContext) -> Story:
             "finetune-operator.io/job": f"{config.namespace}/{config.job}",
             "finetune-operator.io/run": str(config.run),
             "finetune-operator.io/run-hash": config.hash,
-            "finetune-operator.io/base-model": config.base_model.source,
+            "finetune-operator.io/base-model": config.base_model.told,
             "finetune-operator.io/model-sha256": train.model.sha256 if train.model else "",
         },
     )

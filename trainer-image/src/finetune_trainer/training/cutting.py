@@ -15,6 +15,7 @@ from finetune_trainer.distribution.group import Group
 from finetune_trainer.distribution.plan import Cut, Devices, Workload, applied, cut
 from finetune_trainer.distribution.sharding import ALONE
 from finetune_trainer.estimate import measure_shape
+from finetune_trainer.methods.continued import of_same_form
 from finetune_trainer.resolve import PAIR
 from finetune_trainer.training.device import Device
 from finetune_trainer.training.inputs import Prepared, load_tokenizer
@@ -44,7 +45,8 @@ def cut_to_devices(
 def _cut(context: StageContext, prepared: Prepared, device: Device, group: Group) -> Cut:
     config, values = context.config, prepared.resolved
     tokenizer = load_tokenizer(prepared.base_dir)
-    shape = measure_shape(prepared.base_dir, prepared.kind, config.method, tokenizer, config.base_model.source)
+    method = config.method if context.before is None else of_same_form(config.method, context.before)
+    shape = measure_shape(prepared.base_dir, prepared.kind, method, tokenizer, config.base_model.told)
     shape = replace(
         shape,
         recomputes=values.gradient_checkpointing,

@@ -25,6 +25,7 @@ from finetune_trainer.distribution.batches import Batches, Split
 from finetune_trainer.distribution.group import Group, alone
 from finetune_trainer.distribution.sharding import Choice, elements
 from finetune_trainer.errors import UserInputError
+from finetune_trainer.methods.continued import begin_with, of_same_form
 from finetune_trainer.methods.low_rank import PEFT_HEADS
 from finetune_trainer.methods.table import METHODS
 from finetune_trainer.optimization import MAX_GRAD_NORM
@@ -136,6 +137,14 @@ def build_model(context: StageContext, prepared: Prepared, resolved: ResolvedVal
     """The base model as the method trains it. Raises UserInputError (ModelInvalid) when it lacks weights that the task
     does not bring anew."""
     spec, kind, facts = context.config.method, prepared.kind, prepared.facts
+    if context.before is not None:
+        if resolved.strategy.shards_weights:  # the parts of an adapter that is already there would have to be dealt out
+            raise UserInputError(
+                f"baseModel.fineTuneJob: mode Continue is not for {resolved.strategy}, which divides the weights",
+                advice="set baseModel.fineTuneJob.mode to Stack, or compute.distribution.strategy to DDP",
+                reason=FailureReason.SPEC_INVALID,
+            )
+        spec = of_same_form(spec, context.before)
     method = METHODS[spec.type]
 
     def bare() -> PreTrainedModel:
@@ -158,6 +167,8 @@ def build_model(context: StageContext, prepared: Prepared, resolved: ResolvedVal
             reason=FailureReason.MODEL_INVALID,
         )
     model: PreTrainedModel = method.wrap(base.model, spec, resolved, peft_type=kind.peft_type, fresh=base.fresh)
+    if context.before is not None:
+        begin_with(model, context.before)
     return model
 
 
