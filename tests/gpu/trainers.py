@@ -74,26 +74,19 @@ def ours(context: StageContext, steps: int, *, recompute: bool | None = None, on
             chosen["gradient_checkpointing"] = recompute
         return {**chosen, "save_strategy": "no", "eval_strategy": "no"}
 
-    fitting.make_reproducible(0, device)
-    patches = [patch.object(fitting, "training_arguments", arguments)]
-    if not on_disk:
-        patches.append(patch.object(fitting, "load_model", _random))
-    with warnings.catch_warnings():
+    made = fitting._trainer
+
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        trainer = made(*args, **kwargs)
+        trainer.add_callback(watch)
+        watch.trainer = trainer
+        return trainer
+
+    patches = {"training_arguments": arguments, "_trainer": timed, **({} if on_disk else {"load_model": _random})}
+    with warnings.catch_warnings(), patch.multiple(fitting, **patches), StopRequest() as stop:
         warnings.simplefilter("ignore")
-        for each in patches:
-            each.start()
-        try:
-            with StopRequest() as stop:
-                tokenizer = load_tokenizer(prepared.base_dir)
-                trainer = fitting._trainer(context, prepared, prepared.resolved, device, stop, tokenizer, None)
-                trainer.add_callback(watch)
-                watch.trainer = trainer
-                trainer.train()
-                watch.trainer = None
-        finally:
-            for each in patches:
-                each.stop()
-    del trainer
+        fitting.fit(context, prepared, prepared.resolved, device, stop)
+    watch.trainer = None
     free_memory()
     return watch
 
