@@ -11,6 +11,18 @@ DIVIDED = (
 
 DISTRIBUTION = (
     Bad(
+        "memory of a GPU that is not asked for",
+        "compute: {gpus: 0, gpuMemory: 80Gi}",
+        "spec.compute",
+        "compute.gpuMemory: the job asks for no GPU; remove it, or set gpus",
+    ),
+    Bad(
+        "memory of a GPU without its unit",
+        "compute: {gpuMemory: 80}",
+        "spec.compute",
+        "compute.gpuMemory: less than 1Gi is no GPU's memory; write it with its unit, for example 80Gi",
+    ),
+    Bad(
         "processes beside GPUs",
         "compute: {gpus: 2, processes: 2}",
         "spec.compute",

@@ -207,7 +207,7 @@ def test_precision_and_warm_up() -> None:
 def test_too_small_a_pod_is_noted_with_both_figures() -> None:
     notes = resolve(config(memory=2**30), sizes(100), SHAPE, 256, "r", 2).notes
     assert len(notes) == 1
-    assert "limited to 1.0 GiB" in notes[0]
+    assert "has 1.0 GiB" in notes[0]
     assert resolve(config(memory=64 * 2**30), sizes(100), SHAPE, 256, "r", 2).notes == []
 
 

@@ -74,6 +74,7 @@ class RunConfig(StatusModel):
     gpus: int = 0
     processes: int = Field(default=1, description="Training processes, on all nodes.")
     distribution: DistributionSpec = DistributionSpec()
+    gpu_memory_bytes: int | None = Field(default=None, description="Memory of one GPU, if the job says it.")
     memory_limit_bytes: int | None = Field(default=None, description="Memory of the training pod, if limited.")
     paths: RunPaths
     policy: SourcePolicy = SourcePolicy()

@@ -27,7 +27,7 @@ from finetune_api.evaluation import Gate as Gate
 from finetune_api.evaluation import GateRule as GateRule
 from finetune_api.exports import ONE_EXPORT_A_TAG, Exports
 from finetune_api.fields import NAME as NAME
-from finetune_api.fields import Auto, IntOrAuto
+from finetune_api.fields import Auto, IntOrAuto, Quantity, quantity
 from finetune_api.gang import Spreading
 from finetune_api.hyperparameters import Hyperparameters as Hyperparameters
 from finetune_api.hyperparameters import Packing as Packing
@@ -72,6 +72,12 @@ class ComputeSpec(Spreading):
         pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?/[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$",
         description="Name of the extended resource that counts GPUs.",
     )
+    gpu_memory: Quantity | None = Field(
+        default=None,
+        description="Memory of one GPU, for example 80Gi. With it Prepare chooses how many examples a forward pass "
+        "has, and refuses a training that does not fit before a GPU is asked for. Absent: 24Gi is assumed, nothing is "
+        "refused.",
+    )
     priority_class_name: str | None = Field(
         default=None, min_length=1, max_length=253, pattern=NAME, description="PriorityClass of the job's pods."
     )
@@ -81,7 +87,20 @@ class ComputeSpec(Spreading):
         le=2592000,
         description="Seconds after which a training that still runs is ended. 60 to 30 days.",
     )
-    rules: ClassVar = (*Spreading.rules, *COMPUTE_RULES)
+    rules: ClassVar = (
+        *Spreading.rules,
+        *COMPUTE_RULES,
+        Rule(
+            "!has(self.gpuMemory) || self.gpus > 0",
+            "compute.gpuMemory: the job asks for no GPU; remove it, or set gpus",
+            lambda compute: compute.gpu_memory is None or compute.gpus > 0,
+        ),
+        Rule(
+            "!has(self.gpuMemory) || quantity(string(self.gpuMemory)).compareTo(quantity('1Gi')) >= 0",
+            "compute.gpuMemory: less than 1Gi is no GPU's memory; write it with its unit, for example 80Gi",
+            lambda compute: compute.gpu_memory is None or quantity(compute.gpu_memory) >= 2**30,
+        ),
+    )
 
 
 class OutputSpec(ApiModel):

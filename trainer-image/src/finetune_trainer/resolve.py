@@ -44,6 +44,7 @@ from finetune_trainer.optimization import (
     resolve_optimization,
     resolve_optimizer,
 )
+from finetune_trainer.remedies import check_fit, gpu_memory
 from finetune_trainer.tasks.kind import Facts
 
 TARGET_EPOCHS, MIN_TARGET, MAX_TARGET, MAX_EPOCHS = 3, 100, 25_000, 25
@@ -106,7 +107,8 @@ def expected_devices(config: RunConfig) -> Devices:
     """Those that the job names. Prepare has none of them; Train cuts anew to what it finds."""
     limit = config.memory_limit_bytes
     on_cpu = limit if limit is None else limit // config.processes
-    return Devices(config.processes, config.gpus > 0, ASSUMED_GPU_BYTES if config.gpus else on_cpu)
+    on_gpu = gpu_memory(config) or ASSUMED_GPU_BYTES
+    return Devices(config.processes, config.gpus > 0, on_gpu if config.gpus else on_cpu)
 
 
 def resolve(
@@ -184,7 +186,7 @@ def resolve(
     )
     each = device_bytes(work, values.micro_batch_size, expected.choice, devices.processes)
     needs = needs.model_copy(update={"memory_bytes": each})
-    return Resolution(values, needs, _notes(config, needs))
+    return Resolution(values, needs, check_fit(config, work, expected.choice, devices))
 
 
 def _intervals(config: RunConfig, steps: int, seconds: float) -> tuple[int, int]:
@@ -215,14 +217,3 @@ def _packing(config: RunConfig, shape: ModelShape) -> bool:
             reason=FailureReason.SPEC_INVALID,
         )
     return choice is Packing.ENABLED
-
-
-def _notes(config: RunConfig, needs: Estimate) -> list[str]:
-    limit = config.memory_limit_bytes
-    expected = needs.memory_bytes * config.processes
-    if config.gpus or limit is None or expected <= limit:
-        return []
-    return [
-        f"training is expected to need {expected / 2**30:.1f} GiB, and its pod is limited to "
-        f"{limit / 2**30:.1f} GiB: raise compute.resources.limits.memory, or lower hyperparameters.maxLength"
-    ]

@@ -36,6 +36,7 @@ def run_config(job: FineTuneJob, run: RunStatus, settings: Settings) -> RunConfi
         gpus=spec.compute.gpus,
         processes=processes_of(spec.compute),
         distribution=spec.compute.distribution,
+        gpu_memory_bytes=int(quantity(spec.compute.gpu_memory)) if spec.compute.gpu_memory else None,
         memory_limit_bytes=int(quantity(limits.memory)) if limits and limits.memory else None,
         paths=RunPaths(
             run=names.run_folder(meta.namespace, meta.name, run.number, run.hash),
