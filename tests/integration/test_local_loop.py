@@ -178,6 +178,9 @@ def test_data_that_was_corrected_passes_the_check_which_leaves_no_job(shell: She
     assert ">>By the sea" in result.stdout
     assert "Expected:" in result.stdout
     assert "corrected" not in shell("status").stdout
+    page = Path(result.stdout.partition("as a page for a browser: ")[2].splitlines()[0])
+    assert "The data of corrected" in page.read_text()
+    assert [part.name for part in page.parent.parent.iterdir() if part.is_dir()] == ["reports"]
 
 
 def test_the_same_command_reads_corrected_data_anew(shell: Shell) -> None:

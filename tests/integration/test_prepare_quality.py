@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests import browser
 from tests.dataset_runs import page_of, report_of, with_dataset
+from tests.html_page import Page
 from tests.prepared_runs import Laptop, chat, lines
 from tests.tiny_models import make_tiny_chat_model
 
@@ -230,6 +232,22 @@ def test_hostile_data_is_shown_as_it_is_and_does_nothing(laptop: Laptop) -> None
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]", found.html)
     assert len(found.html) < 300_000
     assert "{{ 7*7 }}" in found.text
+
+
+def test_a_browser_shows_hostile_data_and_runs_none_of_it(laptop: Laptop, tmp_path: Path) -> None:
+    browser.chromium()
+    rows = [{**chat(HOSTILE, HOSTILE), HOSTILE: 1}, *CHATS]
+    _, _, context = prepare(laptop, rows, max_lost_percent=50)
+    page = tmp_path / "dataset.html"
+    page.write_bytes((context.run_dir / "reports" / "dataset.html").read_bytes())
+    shown = browser.dom(page)
+    assert "<title>Data of travel, run 1</title>" in shown  # what the data would have set is another one
+    assert "<script" not in shown
+    assert "<img" not in shown
+    assert Page(shown).count("section") == page_of(context).count("section")
+    picture = browser.picture(page, tmp_path / "page.png")
+    assert picture.startswith(b"\x89PNG")
+    assert len(picture) > 20_000  # an empty page has fewer bytes
 
 
 def test_data_that_is_refused_has_its_page_with_the_words_of_the_bad_lines(laptop: Laptop) -> None:

@@ -93,7 +93,8 @@ class DatasetStatus(StatusModel):
     duplicates: Count = Field(default=0, description="Examples that occur more than once.")
     overlap: Count = Field(default=0, description="Held-out examples that are also training examples.")
     near_duplicates: Count = Field(
-        default=0, description="Training examples that are nearly another one that stands before them."
+        default=0,
+        description="Examples of the training data that are nearly one before them, dropped or held out as they may be.",
     )
     near_overlap: Count = Field(
         default=0, description="Held-out examples that are nearly a training example: the measure is too good by them."

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import re
 import zlib
+from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ SKETCH = 64  # minima of a text
 BANDS = 10  # of 6 minima: of texts that are 80 % alike 95 in 100 agree in a band, of those 50 % alike 15
 ROWS = 6
 MAX_COMPARED = 400_000  # examples; 100 MB
+LONGEST = 50_000  # characters of an example that are compared
 SAMPLED = 1000  # first examples, by which is decided what all share
 FEWEST_SAMPLED = 20  # below it nothing is common
 COMMON = 1 / 3  # share of them that makes a pair common
@@ -62,21 +64,21 @@ class Comparison:
         self._similarity = similarity
         self._sampled: list[Hashes] = []
         self._common: Hashes | None = None
-        self._sketches: list[Sketch] = []
+        self._sketches = array("I")  # of all examples, SKETCH numbers each
         self.left_out = 0  # examples that came after the first MAX_COMPARED
 
     def __len__(self) -> int:
         """Examples that were taken."""
-        return len(self._sampled) + len(self._sketches)
+        return len(self._sampled) + len(self._sketches) // SKETCH
 
     def add(self, text: str) -> bool:
         """Take the next example; False when it came too late to be compared."""
         if len(self) >= MAX_COMPARED:
             self.left_out += 1
             return False
-        pairs = word_pairs(text)
+        pairs = word_pairs(text[:LONGEST])
         if self._common is not None:
-            self._sketches.append(sketch(pairs, self._common))
+            self._keep(pairs, self._common)
             return True
         self._sampled.append(pairs)
         if len(self._sampled) >= SAMPLED:
@@ -86,9 +88,9 @@ class Comparison:
     def pairs(self) -> list[Pair]:
         """Every example that is nearly an earlier one, with the first such one that was found; by their order."""
         self._settle()
-        if len(self._sketches) < 2:
+        if len(self) < 2:
             return []
-        sketches = np.stack(self._sketches)
+        sketches = np.frombuffer(self._sketches, np.uint32).reshape(-1, SKETCH)
         best: dict[int, Pair] = {}
         for later, earlier in _candidates(sketches):
             alike = (sketches[later] == sketches[earlier]).mean(axis=1)
@@ -104,8 +106,12 @@ class Comparison:
         if self._common is not None:
             return
         self._common = _common(self._sampled)
-        self._sketches = [sketch(pairs, self._common) for pairs in self._sampled]
-        self._sampled = []
+        sampled, self._sampled = self._sampled, []
+        for pairs in sampled:
+            self._keep(pairs, self._common)
+
+    def _keep(self, pairs: Hashes, common: Hashes) -> None:
+        self._sketches.frombytes(sketch(pairs, common).tobytes())
 
 
 def compared_text(normal: Mapping[str, Any]) -> str:
