@@ -94,7 +94,7 @@ class DatasetStatus(StatusModel):
     overlap: Count = Field(default=0, description="Held-out examples that are also training examples.")
     near_duplicates: Count = Field(
         default=0,
-        description="Examples of the training data that are nearly one before them, dropped or held out as they may be.",
+        description="Training examples that are nearly one before them; also those that are then dropped or held out.",
     )
     near_overlap: Count = Field(
         default=0, description="Held-out examples that are nearly a training example: the measure is too good by them."
