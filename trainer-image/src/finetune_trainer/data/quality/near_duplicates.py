@@ -20,6 +20,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,7 @@ LONGEST = 50_000  # characters of an example that are compared
 SAMPLED = 1000  # first examples, by which is decided what all share
 FEWEST_SAMPLED = 20  # below it nothing is common
 COMMON = 1 / 3  # share of them that makes a pair common
+KNOWN = 32  # characters of the longest word whose hash is kept: bounds what 65,536 of them take
 CHUNK = 10_000  # candidates that are compared at once
 # Words, and one character each of the scripts that do not part words: kana, Chinese, Hangul, Thai.
 UNPARTED = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\u0e00-\u0e7f"
@@ -135,12 +137,19 @@ def _texts(value: Any) -> Iterator[str]:
 def word_pairs(text: str) -> Hashes:
     """Hashes of the different pairs of neighbouring words, whatever their case and what stands between them, sorted. Of
     one word the word itself, of none the text."""
-    words = np.fromiter(
-        (zlib.crc32(word.encode("utf-8", "replace")) for word in WORDS.findall(text.lower()) or [text]), np.uint64
-    )
+    found = WORDS.findall(text.lower()) or [text]
+    numbers = (_known(word) if len(word) <= KNOWN else _crc(word) for word in found)
+    words = np.fromiter(numbers, np.uint64, len(found))
     if len(words) < 2:
         return words * FIRST
     return np.unique(words[:-1] * FIRST + words[1:] * SECOND)
+
+
+def _crc(word: str) -> int:
+    return zlib.crc32(word.encode("utf-8", "replace"))
+
+
+_known = lru_cache(2**16)(_crc)  # most words of a text come again and again
 
 
 def sketch(pairs: Hashes, common: Hashes) -> Sketch:

@@ -77,6 +77,8 @@ CARD = re.compile(
 IBAN = re.compile(r"(?<![A-Za-z0-9])[A-Z]{2}\d\d(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?(?![A-Za-z0-9])", re.ASCII)
 SSN = re.compile(r"(?<![\w-])\d{3}-\d\d-\d{4}(?![\w-])", re.ASCII)
 
+# Without a plus and so many digits after it there is no number with its country; the library takes its time to say so.
+PHONE = re.compile(r"[+\uff0b](?:[^\w+]{0,4}\d){6}")
 DIGITS = re.compile(r"\d{3}", re.ASCII)  # without three in a row there is none of these numbers
 
 # Some of the detectors' patterns take a time that grows with the square of the text: it is read in pieces.
@@ -170,7 +172,7 @@ def _has_ssn(text: str) -> bool:
 
 def _has_phone(text: str) -> bool:
     """With its country: +44 20 ... . Without one, nearly every long number could be somebody's."""
-    return "+" in text and any(True for _ in PhoneNumberMatcher(text, None))
+    return PHONE.search(text) is not None and any(True for _ in PhoneNumberMatcher(text, None))
 
 
 def _has_email(text: str) -> bool:
