@@ -53,7 +53,7 @@ def test_training_evaluation_and_server_read_the_same_tokens(template: str, mess
     tokenizer.chat_template = TEMPLATES[template]
     form = Chat().example_format(tokenizer, frozenset({tokenizer.eos_token_id}), special_tokens(tokenizer))
     example = form.normalise({"messages": [*messages, ANSWER]})
-    masked = form.mask(example)
+    (masked,) = form.mask([example])
     prompt = [token for token, label in zip(masked.input_ids, masked.labels, strict=True) if label == IGNORED]
     sent = [{key: value for key, value in message.items() if key != "weight"} for message in messages]
     request = parse(ChatRequest, json.dumps({"model": "m", "messages": sent}).encode())

@@ -65,7 +65,7 @@ def test_training_evaluation_and_server_read_the_same_tokens(
     line = {"messages": [*({**one, "weight": 0} if one["role"] == "assistant" else one for one in messages), answer]}
     assert form.check({**line, "tools": tools}) == []
     example = form.normalise({**line, "tools": tools})
-    masked = form.mask(example)
+    (masked,) = form.mask([example])
     first = next(n for n, label in enumerate(masked.labels) if label != IGNORED)
     asked = question(example, tokenizer, 10**6)
     assert asked is not None
