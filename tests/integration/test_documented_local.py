@@ -17,7 +17,6 @@ from tests import documented
 from tests.cluster.processes import wait_until
 from tests.documented import LOCAL, ROOT, Command
 from tests.hub_mirror import Mirror, Repository, serving
-from transformers import AutoModelForCausalLM
 
 BINARIES = Path(sys.executable).parent
 REAL_MODEL = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -105,26 +104,15 @@ def terminal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Terminal]:
 def demos(terminal: Terminal) -> dict[str, str]:
     """What every documented `make demo` printed; the other commands say that they come after it.
 
-    The model that the second one takes from the hub is the one that the first one made, cut to one layer to save time:
-    a mirror has it by that name.
+    The model that the second one takes from the hub is the one that the first one made: a mirror has it by that name.
     """
     printed = {}
     for command in sorted(DEMOS, key=lambda command: REAL_MODEL in command.text):
         printed[command.text] = terminal.type(command)
-        base = one_layer(
-            terminal.folder / ".finetune" / "claims" / "sources" / "tiny-base", terminal.folder / "one-layer"
-        )
+        base = terminal.folder / ".finetune" / "claims" / "sources" / "tiny-base"
         files = {path.name: path.read_bytes() for path in base.iterdir()}
         terminal.hub.repositories[f"models/{REAL_MODEL}"] = Repository(files)
     return printed
-
-
-def one_layer(model: Path, folder: Path) -> Path:
-    """A copy of a model with the first of its layers alone."""
-    shutil.copytree(model, folder, dirs_exist_ok=True)
-    loaded = AutoModelForCausalLM.from_pretrained(model, num_hidden_layers=1)
-    loaded.save_pretrained(folder)
-    return folder
 
 
 @pytest.mark.timeout(2 * PATIENCE)
