@@ -81,7 +81,7 @@ class Command:
         """With what the words in capitals stand for: `names`, and STANDS_FOR."""
         text = self.text
         for word, value in {**STANDS_FOR, **names}.items():
-            text = re.sub(rf"(?<![\w-]){word}(?![\w-])", value, text)
+            text = re.sub(rf"(?<![\w-]){word}(?!\w)", value, text)
         return replace(self, text=text)
 
 
