@@ -183,7 +183,7 @@ def test_a_merge_that_answers_otherwise_is_refused(
     code, summary = package(context, monkeypatch, tmp_path, {"name": "whole"})
     assert code == 13
     assert summary.failure is not None
-    assert "outputs differ by" in summary.failure.message
+    assert "the outputs of the merged model differ by" in summary.failure.message
     assert not (context.exports_dir / "whole").exists()
 
 

@@ -30,6 +30,9 @@ PEFT_HEADS = {
     "TOKEN_CLS": ("classifier", "score"),
     "QUESTION_ANS": ("qa_outputs",),
 }
+# PEFT 0.21's own class for this task forgets the segments (token_type_ids) on the way to the model, so it gets PEFT's
+# plain one, which passes on all that it is given, and is told of the head.
+PLAIN = "QUESTION_ANS"
 # PEFT's words; True is its own "default".
 INITIALIZATIONS: dict[Initialization, Any] = {
     Initialization.DEFAULT: True,
@@ -61,17 +64,18 @@ def lora_config(
         )
     heads = outermost(fresh, model)
     excluded = below([*heads, *PEFT_HEADS.get(peft_type, ())], model)
+    kept = sorted({*heads, *PEFT_HEADS[PLAIN]}) if peft_type == PLAIN else heads
     return LoraConfig(
         r=rank,
         lora_alpha=alpha or spec.resolved_alpha,
         lora_dropout=float(spec.dropout or 0),
         target_modules=list(spec.target_modules) if spec.target_modules else "all-linear",
         exclude_modules=excluded or None,
-        modules_to_save=heads or None,
+        modules_to_save=kept or None,
         use_rslora=bool(spec.rs_lora),
         init_lora_weights=INITIALIZATIONS[spec.initialization or Initialization.DEFAULT],
         use_dora=spec.type is MethodType.DORA,
-        task_type=peft_type,
+        task_type=None if peft_type == PLAIN else peft_type,
     )
 
 
