@@ -218,7 +218,9 @@ def endpoint_of(store: Store, console: Console, job: FineTuneJob) -> Iterator[En
         backend: Backend | None = None
         try:
             with stop_on_signals() as stop, Screen(console, store, (Stage.SERVE,)) as screen:
-                result, backend = jobs.serve(store, job, stop, screen, port=machine.free_port(None))
+                # Nobody has to know the port of a server that ends with the command: what begins on the usual one at
+                # the same moment is not in its way.
+                result, backend = jobs.serve(store, job, stop, screen, port=machine.free_port(None, usual=0))
             if result.ending is Ending.INTERRUPTED:
                 sys.exit(INTERRUPTED)
             if result.job.status.endpoint is None or result.ending is not Ending.READY:

@@ -125,9 +125,10 @@ def require_trainer() -> None:
         raise Unsupported("the trainer is not installed here", "pip install finetune-trainer")
 
 
-def free_port(wanted: int | None) -> int:
-    """The wanted port; else 8000, or any other when that is taken. Raises BadInput when the wanted one is taken."""
-    for port in [wanted] if wanted else [PORT, 0]:
+def free_port(wanted: int | None, usual: int = PORT) -> int:
+    """The wanted port; else the usual one (8000; 0: none is), or any other when that is taken. Raises BadInput when the
+    wanted one is taken."""
+    for port in [wanted] if wanted else [usual, 0]:
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
