@@ -89,6 +89,7 @@ lock: setup ## Make the locks anew
 	@for name in operator trainer dev; do $(BIN)/uv pip compile --quiet $(UPGRADE) --python-version 3.11 --generate-hashes \
 	  --no-emit-index-url --no-emit-find-links --no-emit-package torch --no-emit-package setuptools \
 	  --custom-compile-command "make lock" -o requirements/$$name.txt requirements/$$name.in || exit 1; done
+	@! grep -lE '^(nvidia-|cuda-|triton==)' requirements/*.txt || { echo "CUDA libraries belong to PyTorch's default build: set PIP_FIND_LINKS to a folder with the CPU wheel and lock again"; exit 1; }
 
 clean: ## Remove what was made here
 	rm -rf $(VENV) .build .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
