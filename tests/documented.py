@@ -57,7 +57,14 @@ BY_TEXT = {
     "kubectl apply --server-side -k examples/gitops": GITOPS,
 }
 # Named in a sentence, not to be typed as they stand.
-ONLY_NAMED = {"finetune check", "finetune chat", "finetune serve", "python -m finetune_trainer prepare"}
+ONLY_NAMED = {
+    "finetune check",
+    "finetune run",
+    "finetune chat",
+    "finetune serve",
+    "finetune delete --artifacts",
+    "python -m finetune_trainer prepare",
+}
 STANDS_FOR = {"FILE": "job.yaml", "FOLDER": "examples/travel"}
 
 
