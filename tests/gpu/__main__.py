@@ -70,11 +70,11 @@ PARTS = {
     "environment": ("tests.gpu.__main__:environment", 30),
     "models": ("tests.gpu.__main__:models", 60),
     "packing": ("tests.gpu.packing:run", 60),
-    "methods": ("tests.gpu.stages:run_methods", 90),
-    "memory": ("tests.gpu.memory:run", 120),
-    "out-of-memory": ("tests.gpu.stages:run_out_of_memory", 40),
-    "resume": ("tests.gpu.stages:run_resume", 40),
-    "throughput": ("tests.gpu.throughput:run", 110),
+    "memory": ("tests.gpu.memory:run", 150),
+    "out-of-memory": ("tests.gpu.stages:run_out_of_memory", 60),
+    "resume": ("tests.gpu.stages:run_resume", 120),
+    "throughput": ("tests.gpu.throughput:run", 180),
+    "methods": ("tests.gpu.stages:run_methods", 180),
 }
 
 

@@ -190,8 +190,8 @@ def run_out_of_memory(setting: Setting) -> Iterator[dict[str, Any]]:
 
 
 def _loaded_run(setting: Setting, name: str, micro: int) -> StageContext:
-    rows = rows_of([1024] * 64, 1000)
-    resolved = {"batch_size": 32, "micro_batch_size": micro, "gradient_accumulation": 32 // micro, "max_length": 1024}
+    rows = rows_of([256] * 64, 1000)  # 32 of these are the most tokens that Train takes into a pass
+    resolved = {"batch_size": 32, "micro_batch_size": micro, "gradient_accumulation": 32 // micro, "max_length": 256}
     return prepared_run(setting, name, setting.model(MODEL), rows, method=MethodSpec(), resolved=resolved)
 
 
