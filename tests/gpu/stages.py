@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from peft import PeftModel
@@ -22,6 +23,7 @@ from finetune_api.run_config import RunConfig
 from finetune_api.spec import MethodSpec, MethodType
 from finetune_trainer import frame
 from finetune_trainer.context import StageContext
+from finetune_trainer.distribution import plan
 from finetune_trainer.methods import proof
 from finetune_trainer.serving.app import create_app
 from finetune_trainer.serving.engine import Engine
@@ -176,7 +178,8 @@ def run_out_of_memory(setting: Setting) -> Iterator[dict[str, Any]]:
     torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction((small + large) / 2 / total)
     message = context.artifacts / "oom-log"
-    code = frame.run_stage(Stage.TRAIN, context, message)
+    with patch.object(plan, "MICRO_TOKENS", 32 * 1024):  # so that Train takes what does not fit
+        code = frame.run_stage(Stage.TRAIN, context, message)
     torch.cuda.set_per_process_memory_fraction(1.0)
     summary = parse_summary(message.read_text())
     notes = summary.notes if summary else []
@@ -190,8 +193,8 @@ def run_out_of_memory(setting: Setting) -> Iterator[dict[str, Any]]:
 
 
 def _loaded_run(setting: Setting, name: str, micro: int) -> StageContext:
-    rows = rows_of([256] * 64, 1000)  # 32 of these are the most tokens that Train takes into a pass
-    resolved = {"batch_size": 32, "micro_batch_size": micro, "gradient_accumulation": 32 // micro, "max_length": 256}
+    rows = rows_of([1024] * 64, 1000)
+    resolved = {"batch_size": 32, "micro_batch_size": micro, "gradient_accumulation": 32 // micro, "max_length": 1024}
     return prepared_run(setting, name, setting.model(MODEL), rows, method=MethodSpec(), resolved=resolved)
 
 
