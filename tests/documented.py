@@ -25,7 +25,7 @@ SUBCOMMAND = re.compile(
 )  # a sentence speaks of it; alone it does nothing
 DURATION = re.compile(r"(?:\d+[smhd])+")
 
-LOCAL, CLUSTER, CI, NODE, TASKS, GITOPS = "local", "cluster", "CI", "node", "tasks", "gitops"
+LOCAL, CLUSTER, CI, NODE, TASKS, GITOPS, TENANCY = "local", "cluster", "CI", "node", "tasks", "gitops", "tenancy"
 # The file that runs the commands of each kind, one by one, word for word.
 RUNNERS = {
     LOCAL: "tests/integration/test_documented_local.py",
@@ -33,6 +33,7 @@ RUNNERS = {
     NODE: "tests/e2e/test_cluster_by_hand.py",
     TASKS: "tests/integration/test_documented_tasks.py",
     GITOPS: "tests/integration/test_gitops.py",
+    TENANCY: "tests/integration/test_tenancy.py",
     CI: ".ci/run",
 }
 BY_PROGRAM = {"finetune": LOCAL, "source": LOCAL, "export": LOCAL, "kubectl": CLUSTER, "helm": CLUSTER, "curl": CLUSTER}
@@ -55,6 +56,7 @@ BY_TEXT = {
     "python -m tests.cluster down": NODE,
     "kubectl create namespace team-a": GITOPS,
     "kubectl apply --server-side -k examples/gitops": GITOPS,
+    "kubectl auth can-i create finetunejobs --namespace team-a": TENANCY,
 }
 # Named in a sentence, not to be typed as they stand.
 ONLY_NAMED = {

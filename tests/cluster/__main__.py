@@ -27,7 +27,7 @@ def build() -> None:
 
 def assets() -> None:
     """Compiles what tests without a node need. What cannot be had is named; the tests that need it say the same."""
-    for make in (binaries.kube_assets, binaries.helm, binaries.versitygw, binaries.kstatus):
+    for make in (binaries.kube_assets, binaries.helm, binaries.versitygw, binaries.kstatus, binaries.promtool):
         try:
             make()
         except Unavailable as error:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.cluster.errors import Unavailable
+from tests.cluster.errors import CommandFailed, Unavailable
 from tests.cluster.processes import run, say
 
 HERE = Path(__file__).parent
@@ -118,6 +118,16 @@ def mlflow() -> Path:
     )
 
 
+def promtool() -> Path:
+    """Prometheus' checker of rules: the one in PATH, or Debian's, unpacked; installed, its package starts a server."""
+    if found := shutil.which("promtool"):
+        return Path(found)
+    if not shutil.which("apt-get"):
+        raise Unavailable("promtool is not in PATH: it comes with Prometheus (https://prometheus.io/download)")
+    recipe = Recipe("promtool", _hash("prometheus"), "5 seconds", _unpack_promtool, needs="apt-get")
+    return _made(recipe) / "promtool"
+
+
 def pause() -> Path:
     """The program that holds a pod's namespaces open."""
     source = GO_MODULE / "cmd" / "pause" / "main.go"
@@ -200,6 +210,17 @@ def _build_kueue(folder: Path) -> None:
     package = "sigs.k8s.io/kueue"
     go("build", "-trimpath", "-ldflags", "-s -w", "-o", str(folder / "manager"), f"{package}/cmd/kueue")
     shutil.copytree(Path(go("list", "-m", "-f", "{{.Dir}}", package).strip()) / "charts" / "kueue", folder / "chart")
+
+
+def _unpack_promtool(folder: Path) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            run("apt-get", "download", "prometheus", cwd=Path(scratch), timeout=300)
+        except CommandFailed as error:
+            raise Unavailable(f"promtool is not in PATH; `sudo apt-get update`, and it is fetched: {error}") from error
+        (package,) = Path(scratch).glob("*.deb")
+        run("dpkg-deb", "-x", package, scratch)
+        shutil.move(Path(scratch) / "usr" / "bin" / "promtool", folder)
 
 
 def _go_build(folder: Path, package: str, *flags: str, module: Path = GO_MODULE) -> None:

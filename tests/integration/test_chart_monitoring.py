@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from tests.chart import CHART, HOME, NAME, Release, objects, release
-from tests.cluster.errors import CommandFailed
+from tests.cluster import binaries
+from tests.cluster.errors import CommandFailed, Unavailable
+from tests.cluster.fixtures import leave_out
+from tests.cluster.processes import run
+from tests.integration.alert_cases import CASES
 from tests.integration.conftest import ROOT
 
 from finetune_api.reasons import REASONS, Blame
@@ -99,6 +104,54 @@ def test_who_runs_the_cluster_is_told_of_its_own_reasons_only(release: Release) 
     assert told
     own = {reason.value for reason, facts in REASONS.items() if facts.blame is Blame.CLUSTER and not facts.waits}
     assert set(told[1].split("|")) == own
+
+
+@pytest.fixture(scope="module")
+def promtool() -> Path:
+    try:
+        return binaries.promtool()
+    except Unavailable as error:
+        leave_out(error)
+        raise
+
+
+def test_prometheus_takes_the_rules(promtool: Path, release: Release, tmp_path: Path) -> None:
+    file = tmp_path / "rules.yaml"
+    file.write_text(yaml.safe_dump(grouped(rules(release))))
+    assert f"SUCCESS: {len(rules(release))} rules found" in run(promtool, "check", "rules", "--lint=all", file)
+
+
+def test_every_alert_is_seen_to_fire_and_not_to_fire(release: Release) -> None:
+    for fires in (True, False):
+        seen = {case.alert for case in CASES if (case.says is not None) is fires}
+        assert seen == {rule["alert"] for rule in rules(release)}
+
+
+def grouped(found: list[dict[str, Any]]) -> dict[str, Any]:
+    """Rules as Prometheus reads them from a file."""
+    return {"groups": [{"name": NAME, "rules": found}]}
+
+
+def evaluate(promtool: Path, found: list[dict[str, Any]], folder: Path) -> None:
+    """All cases by Prometheus itself. Raises CommandFailed with what was expected and what came."""
+    (folder / "rules.yaml").write_text(yaml.safe_dump(grouped(found)))
+    severity = {rule["alert"]: rule["labels"]["severity"] for rule in found}
+    tests = [case.to_test(severity[case.alert]) for case in CASES]
+    file = folder / "tests.yaml"
+    file.write_text(yaml.safe_dump({"rule_files": ["rules.yaml"], "evaluation_interval": "1m", "tests": tests}))
+    run(promtool, "test", "rules", file)
+
+
+def test_alerts_fire_when_they_should_and_only_then(promtool: Path, release: Release, tmp_path: Path) -> None:
+    evaluate(promtool, rules(release), tmp_path)
+
+
+def test_an_alert_that_never_fires_is_found(promtool: Path, release: Release, tmp_path: Path) -> None:
+    broken = rules(release)
+    (rule,) = (rule for rule in broken if rule["alert"] == "FinetuneQueueOld")
+    rule["expr"] = "max(finetune_queue_oldest_second) > 120"
+    with pytest.raises(CommandFailed, match="FinetuneQueueOld: a job waits"):
+        evaluate(promtool, broken, tmp_path)
 
 
 def test_series_of_jobs_keep_their_own_namespace(release: Release) -> None:

@@ -18,6 +18,8 @@ RECONCILE_SECONDS = Histogram(
     buckets=(0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10),
     registry=REGISTRY,
 )
+for _outcome in ("done", "stale", "gone", "not_leader", "unreadable", "api_error", "fault"):
+    RECONCILE_SECONDS.labels(_outcome)  # from 0 on: a series that begins with 1 is no increase to Prometheus
 QUEUE_DEPTH = Gauge("finetune_queue_depth", "Jobs that wait for a pass.", registry=REGISTRY)
 QUEUE_OLDEST_SECONDS = Gauge("finetune_queue_oldest_seconds", "Age of the longest waiting job.", registry=REGISTRY)
 API_REQUESTS = Counter(
