@@ -10,7 +10,7 @@ from finetune_api.conditions import FailureReason, Stage
 from finetune_api.crd import job_schema
 from finetune_api.job import FineTuneJob
 from finetune_api.reports import StageFailure, Summary
-from tests.simulator import Cluster, Manifest, good_summary, make_job, succeed
+from tests.simulator import Cluster, Manifest, good_summary, make_job, set_state, succeed
 
 MANUAL = {"mode": "Manual"}
 
@@ -32,6 +32,7 @@ def states() -> dict[str, dict[str, Any]]:
         "second run trains, the old model serves": _second_run_trains(),
         "waits for approval, no model": _end(Cluster(make_job(promotion=MANUAL))),
         "waits for approval, the old model serves": _second_run_waits_for_approval(),
+        "second run is rolled back, the old model serves": _second_run_is_rolled_back(),
         "suspended": _suspended(),
         "data refused": _end(Cluster(make_job(), answer=_refused)),
         "pod waits for a node": _waiting(),
@@ -66,6 +67,20 @@ def _end(cluster: Cluster) -> dict[str, Any]:
 
 def _second_run_waits_for_approval() -> dict[str, Any]:
     return _end(Cluster(make_job()).run().change(rerunToken="again", promotion=MANUAL))
+
+
+def _second_run_is_rolled_back() -> dict[str, Any]:
+    cluster = _second(succeed).run(until=lambda cluster: cluster.condition("Ready")[1] == "RollingOut")
+    failure = StageFailure(reason=FailureReason.SMOKE_FAILED, message="Smoke test: the answer is empty.")
+    words = Summary(stage=Stage.SERVE, ok=False, failure=failure).to_message()
+    deployment = cluster.objects["Deployment", "travel-serve"]
+    seen = {"observedGeneration": deployment["metadata"]["generation"], "replicas": 2, "updatedReplicas": 1}
+    deployment["status"] = {**deployment["status"], **seen, "unavailableReplicas": 1}
+    pod = cluster.start_pod(deployment)
+    set_state(pod, "Running", {"terminated": {"exitCode": 13, "message": words}})
+    cluster.execute(cluster.plan())
+    cluster.pods.remove(pod)
+    return _end(cluster)
 
 
 def _suspended() -> dict[str, Any]:

@@ -22,6 +22,10 @@ THEIRS = (
     Bad("a column without a name", "dataset: {columns: {text: ''}}", "dataset.columns.text", "at least 1 chars long"),
     Bad("a column that no task has", "dataset: {columns: {txt: body}}", "columns.txt", "unknown field"),
     Bad("an unknown engine", "serving: {engine: TGI}", "spec.serving.engine", '"auto", "Native", "VLLM"'),
+    Bad(
+        "an empty smoke test", "serving: {smokeTest: {prompt: ''}}", "serving.smokeTest.prompt", "at least 1 chars long"
+    ),
+    Bad("no time for servers", "serving: {progressDeadlineSeconds: 5}", "progressDeadlineSeconds", "or equal to 60"),
     Bad("an unknown metric", "evaluation: {gate: {rules: [{metric: f1, max: '1'}]}}", "rules[0].metric", '"loss"'),
     Bad("packing as a switch", "hyperparameters: {packing: true}", "packing", 'must be of type string: "boolean"'),
     Bad(

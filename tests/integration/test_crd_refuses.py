@@ -11,12 +11,22 @@ from tests.integration.bad_exports import EXPORT_RULES
 from tests.integration.bad_hyperparameters import HYPERPARAMETER_RULES
 from tests.integration.bad_manifests import GOOD, OURS, Bad
 from tests.integration.bad_schema import THEIRS
+from tests.integration.bad_serving import SERVING_RULES
 from tests.integration.bad_tasks import TASK_RULES
 from tests.integration.conftest import JobApi
 
 from finetune_api.job import FineTuneJob
 
-RULES = (*OURS, *TASK_RULES, *EXPORT_RULES, *EVALUATION, *HYPERPARAMETER_RULES, *DISTRIBUTION, *CONTINUATION)
+RULES = (
+    *OURS,
+    *TASK_RULES,
+    *EXPORT_RULES,
+    *EVALUATION,
+    *HYPERPARAMETER_RULES,
+    *DISTRIBUTION,
+    *CONTINUATION,
+    *SERVING_RULES,
+)
 
 
 def test_what_the_mistakes_are_made_from_is_good(job_api: JobApi) -> None:

@@ -37,6 +37,7 @@ EXPECTED = {
     "second run trains, the old model serves": ("Progressing", "InProgress"),
     "waits for approval, no model": ("Suspended", "InProgress"),
     "waits for approval, the old model serves": ("Healthy", "Current"),
+    "second run is rolled back, the old model serves": ("Degraded", "Failed"),
     "suspended": ("Suspended", "InProgress"),
     "data refused": ("Degraded", "Failed"),
     "pod waits for a node": ("Progressing", "InProgress"),

@@ -51,6 +51,7 @@ class RunResult(Named):
 
     PROMOTED = "Promoted"
     GATE_FAILED = "GateFailed"
+    ROLLED_BACK = "RolledBack"  # promoted, but its servers did not take over
     AWAITING_APPROVAL = "AwaitingApproval"  # passed its gate; promotion.mode is Manual
     FAILED = "Failed"
     SUPERSEDED = "Superseded"
@@ -92,6 +93,7 @@ class FailureReason(Named):
     NAME_CONFLICT = "NameConflict"
     FORMER_POD = "FormerPod"
     NOT_READY = "NotReady"
+    SMOKE_FAILED = "SmokeFailed"
     RUN_NOT_FOUND = "RunNotFound"
     SYSTEM_FAULT = "SystemFault"
 

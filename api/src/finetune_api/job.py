@@ -11,7 +11,7 @@ from pydantic import Field
 from finetune_api import API_VERSION, KIND
 from finetune_api.base import StatusModel
 from finetune_api.package import PackageInputs
-from finetune_api.spec import IN_PROMPT, Baseline, EvaluationSpec, FineTuneJobSpec
+from finetune_api.spec import IN_PROMPT, Baseline, EvaluationSpec, FineTuneJobSpec, ServingSpec
 from finetune_api.status import FineTuneJobStatus
 
 
@@ -100,6 +100,11 @@ def package_inputs(spec: FineTuneJobSpec, *, promoted: bool, measured: str | Non
 def package_hash(inputs: PackageInputs) -> str:
     """Stands for what a run is packaged as."""
     return _hash(inputs.settings)
+
+
+def rollout_hash(serving: ServingSpec) -> str:
+    """Stands for how a server is made and asked: what a user can change to have a failed rollout tried again."""
+    return _hash(serving.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude={"run", "replicas"}))
 
 
 def canonical(value: dict[str, Any]) -> str:

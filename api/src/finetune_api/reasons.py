@@ -216,6 +216,12 @@ REASONS: dict[Reason, ReasonFacts] = {
         "Read the log of the server's pod; if it needs longer or more memory, raise serving.resources.",
         waits=True,
     ),
+    Reason.SMOKE_FAILED: ReasonFacts(
+        Blame.TRAINING,
+        "A new server runs, but its answer to the smoke test will not do.",
+        "Ask the model yourself (finetune chat); correct serving.smokeTest or train anew. The same run is tried again "
+        "when serving changes or serving.run names it.",
+    ),
     Reason.RUN_NOT_FOUND: ReasonFacts(
         Blame.INPUT,
         "`serving.run` names a run that has no model.",

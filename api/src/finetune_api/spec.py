@@ -35,6 +35,7 @@ from finetune_api.method import MethodSpec as MethodSpec
 from finetune_api.placement import Placement as Placement
 from finetune_api.placement import Resources as Resources
 from finetune_api.promotion import PromotionSpec as PromotionSpec
+from finetune_api.rollout import SmokeTest as SmokeTest
 from finetune_api.tasks import DECODERS, TASKS
 from finetune_api.tasks import MethodType as MethodType
 from finetune_api.tasks import Metric as Metric
@@ -137,6 +138,14 @@ class ServingSpec(Placement):
         le=1000000,
         description="Number of the run to serve, whatever came later: the rollback. Absent: the newest promoted run.",
     )
+    smoke_test: SmokeTest = Field(default=SmokeTest(), description="What a new server is asked before it takes over.")
+    progress_deadline_seconds: Int = Field(
+        default=1800,
+        ge=60,
+        le=86400,
+        description="Seconds that new servers may take to be ready before the run before is put back. Waiting for a "
+        "node, an image, a volume or a quota is no fault of theirs, and is waited for. 60 to 86400.",
+    )
     rules: ClassVar = (
         Rule(
             "self.engine != 'VLLM' || !has(self.gpus) || self.gpus != 0",
@@ -235,6 +244,11 @@ class FineTuneJobSpec(ApiModel):
             "evaluation.judge: only Chat, Completion, Preference and Seq2Seq write answers that could be judged; "
             "remove it",
             lambda spec: spec.evaluation.judge is None or TASKS[spec.task].generates,
+        ),
+        Rule(
+            "!has(self.serving.smokeTest.prompt) || self.task != 'QuestionAnswering'",
+            "serving.smokeTest.prompt: QuestionAnswering takes a question and a text, not a prompt; remove it",
+            lambda spec: spec.serving.smoke_test.prompt is None or spec.task is not Task.QUESTION_ANSWERING,
         ),
         Rule(
             "!has(self.hyperparameters.beta) || self.task == 'Preference'",

@@ -26,6 +26,7 @@ from finetune_api.measured import Interval as Interval
 from finetune_api.measured import Scores as Scores
 from finetune_api.package import PackageStatus as PackageStatus
 from finetune_api.resolved import ResolvedValues as ResolvedValues
+from finetune_api.rollout import Rollback as Rollback
 
 
 class Condition(StatusModel):
@@ -197,6 +198,7 @@ class RunRecord(StatusModel):
     evaluation: EvaluationStatus | None = Field(
         default=None, description="The proof, so that the gate can be judged again when the run is taken up again."
     )
+    rollback: Rollback | None = Field(default=None, description="Why its servers did not take over.")
 
 
 class EndpointStatus(StatusModel):

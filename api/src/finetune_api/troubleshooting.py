@@ -150,6 +150,15 @@ TROUBLES: dict[Reason, Trouble] = {
         "A model too large for the server's memory, an image that cannot load it, a probe that ends it before it is "
         "loaded. The run of before goes on answering.",
         SERVE_LOG,
+        "It shows while it lasts. After serving.progressDeadlineSeconds the run before is put back, where there is one "
+        "(`status.runs` has it as RolledBack); a first run's servers are left to become ready.",
+    ),
+    Reason.SMOKE_FAILED: Trouble(
+        "An answer of another wording than serving.smokeTest.contains asks for, a model that ends every answer at "
+        "once, a server too slow for serving.smokeTest.timeoutSeconds.",
+        SERVE_LOG,
+        "The run before never stopped answering and is put back; `status.runs` has this one as RolledBack. A first run "
+        "does not get into service.",
     ),
     Reason.RUN_NOT_FOUND: Trouble(
         "A number that was never reached, a run that failed before it had a model, or one that `runHistoryLimit` has "

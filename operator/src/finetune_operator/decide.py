@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from finetune_api.conditions import Stage
+from finetune_api.conditions import RunResult, Stage
 from finetune_api.job import FineTuneJob
-from finetune_api.status import FineTuneJobStatus, RunStatus
+from finetune_api.status import FineTuneJobStatus, Rollback, RunRecord, RunStatus
 from finetune_operator import names, runs
 from finetune_operator.builders.gang import members
 from finetune_operator.conditions import merge
@@ -23,7 +23,7 @@ from finetune_operator.stages.job_stage import advance, soonest
 from finetune_operator.stages.measurement import measures_otherwise, with_measurement
 from finetune_operator.stages.package import package
 from finetune_operator.stages.pipeline import STAGES, stages_of
-from finetune_operator.stages.promote import Promotion, promote
+from finetune_operator.stages.promote import Promotion, promote, put_back
 from finetune_operator.stages.serve import Serving, serve
 from finetune_operator.stages.suspension import Pause
 from finetune_operator.stages.view import Step, View, is_deleting, own_children, reference
@@ -40,8 +40,7 @@ def decide(job: FineTuneJob, observed: Observed, now: datetime, settings: Settin
     selection = runs.select(job, mine, view.time)
     start = begin(view, with_claim(view, selection.run), selection.records)
     step, stage = _run_stages(view, with_measurement(view, start.run)) if start.done else (start, Stage.PREPARE)
-    promotion = promote(view, step.run, selection.records)
-    serving = serve(view, promotion.run, promotion.wanted)
+    promotion, serving = _take_over(view, step.run, selection.records)
     packaging = package(view, promotion) if step.done else Step(promotion.run, done=True)
     run = _with_trouble(view, packaging.run, promotion, serving)
     if step.done and serving.settled and not packaging.done:
@@ -67,6 +66,14 @@ def _run_stages(view: View, run: RunStatus) -> tuple[Step, Stage]:
     return Step(run, done=True), Stage.SERVE
 
 
+def _take_over(view: View, run: RunStatus, records: tuple[RunRecord, ...]) -> tuple[Promotion, Serving]:
+    """Which run shall answer, and its servers; those of the run before where the new ones have failed."""
+    promotion = promote(view, run, records)
+    serving = serve(view, promotion.run, promotion.wanted)
+    back = put_back(view, promotion, serving.finding) if serving.failed and serving.finding else None
+    return (promotion, serving) if back is None else (back, serve(view, back.run, back.wanted))
+
+
 def _with_trouble(view: View, run: RunStatus, promotion: Promotion, serving: Serving) -> RunStatus:
     """Trouble of a stage comes first; without any that of serving shows, then that of packaging."""
     if run.failure is not None and run.failure.stage not in runs.BESIDE:
@@ -74,7 +81,11 @@ def _with_trouble(view: View, run: RunStatus, promotion: Promotion, serving: Ser
     before = view.job.status.run
     finding = promotion.finding or serving.finding
     failure = finding and to_failure(
-        finding, Stage.SERVE, view.time, waiting=promotion.finding is None, previous=before.failure if before else None
+        finding,
+        Stage.SERVE,
+        view.time,
+        waiting=promotion.finding is None and not serving.failed,
+        previous=before.failure if before else None,
     )
     if failure is None and serving.settled and run.package is not None:
         failure = run.package.failure
@@ -91,6 +102,7 @@ def _status(
         stage,
         promotion.wanted,
         promoted=runs.is_promoted(promotion.records, run.number),
+        rollback=_rollback(promotion, run),
         serving=serving,
         replicas=spec.serving.replicas,
         claim=spec.output.claim_name,
@@ -112,6 +124,11 @@ def _status(
         endpoint=serving.endpoint,
         runs=list(runs.trim(promotion.records, view.settings.run_history_limit, keep)),
     )
+
+
+def _rollback(promotion: Promotion, run: RunStatus) -> Rollback | None:
+    record = runs.record_of(promotion.records, run.number)
+    return record.rollback if record and record.result is RunResult.ROLLED_BACK else None
 
 
 def _percent(run: RunStatus, stage: Stage) -> str:

@@ -30,6 +30,8 @@ ANNOTATION_INPUTS_HASH = f"{GROUP}/inputs-hash"
 ANNOTATION_EVALUATION_HASH = f"{GROUP}/evaluation-hash"
 # Of what a Package Job makes: something else makes another Job, not another run.
 ANNOTATION_PACKAGE_HASH = f"{GROUP}/package-hash"
+# Of a server's pod: tells the servers of the present Deployment from those that it replaces, of the same run, too.
+ANNOTATION_TEMPLATE_HASH = f"{GROUP}/template-hash"
 # The claim that a Job writes to, where the run's own claim is read when the status was lost.
 ANNOTATION_CLAIM = f"{GROUP}/claim"
 

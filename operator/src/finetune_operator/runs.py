@@ -14,7 +14,7 @@ from finetune_operator.plan import Manifest, Observed
 
 STATUS_RECORDS = 20  # status.runs' own bound
 RECORD_MESSAGE = 512
-FINISHED = (RunResult.PROMOTED, RunResult.GATE_FAILED, RunResult.AWAITING_APPROVAL)
+FINISHED = (RunResult.PROMOTED, RunResult.ROLLED_BACK, RunResult.GATE_FAILED, RunResult.AWAITING_APPROVAL)
 JOB_STAGES = tuple(stage for stage in Stage if stage is not Stage.SERVE)
 BESIDE = (Stage.PACKAGE, Stage.SERVE)  # what goes on after a run is judged
 
@@ -54,7 +54,7 @@ def remember(
     records: tuple[RunRecord, ...], run: RunStatus, result: RunResult, message: str, now: str
 ) -> tuple[RunRecord, ...]:
     """The history with this run in it, by number. The time stays while the result does."""
-    old = next((record for record in records if record.number == run.number), None)
+    old = record_of(records, run.number)
     evaluation = run.evaluation
     record = RunRecord(
         number=run.number,
@@ -68,6 +68,7 @@ def remember(
         continued_from=run.continued_from,
         model=run.model,
         evaluation=evaluation,
+        rollback=old.rollback if old else None,
     )
     others = [other for other in records if other.number != run.number]
     return tuple(sorted([*others, record], key=lambda entry: entry.number))
@@ -103,6 +104,11 @@ def newest_promoted(records: Iterable[RunRecord]) -> ModelStatus | None:
 def is_promoted(records: Iterable[RunRecord], number: int) -> bool:
     """Whether the run passed its gate once."""
     return any(record.number == number and record.result is RunResult.PROMOTED for record in records)
+
+
+def record_of(records: Iterable[RunRecord], number: int) -> RunRecord | None:
+    """The run in the history."""
+    return next((record for record in records if record.number == number), None)
 
 
 def stage_time(run: RunStatus, stage: Stage) -> StageTime | None:

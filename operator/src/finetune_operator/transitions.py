@@ -71,14 +71,15 @@ def _suspension(old: FineTuneJobStatus, new: FineTuneJobStatus) -> Iterator[Even
 def _trouble(old: FineTuneJobStatus, new: FineTuneJobStatus, same_run: bool) -> Iterator[Event]:
     gate, gate_before = find(new.conditions, Type.PROMOTED), find(old.conditions, Type.PROMOTED)
     if gate and gate.status == "False" and not (same_run and gate_before and gate_before.reason == gate.reason):
-        failed = gate.reason == RunResult.GATE_FAILED
+        failed = gate.reason in (RunResult.GATE_FAILED, RunResult.ROLLED_BACK)
         yield Event("Warning" if failed else "Normal", gate.reason, shorten(gate.message, EVENT_MESSAGE))
     failure = new.run.failure if new.run else None
     before = old.run.failure if old.run else None
     if failure is None:
         return
     known = same_run and before is not None and (before.reason, before.waiting) == (failure.reason, failure.waiting)
-    if not known:
+    told = gate is not None and gate.reason == RunResult.ROLLED_BACK and failure.stage is Stage.SERVE
+    if not (known or told):
         reason = failure.reason.value if failure.waiting else "Failed"
         text = f"{sentence(f'{failure.reason}: {failure.message}')} {sentence(failure.advice, capital=True)}"
         # To wait for one's turn is what a queue is for.

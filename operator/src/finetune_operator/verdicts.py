@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from finetune_api.conditions import ConditionType as Type
 from finetune_api.conditions import GateVerdict, RunResult, Stage
-from finetune_api.status import Failure, ModelStatus, RunStatus
+from finetune_api.status import Failure, ModelStatus, Rollback, RunStatus
 from finetune_operator.conditions import Judgement, sentence
 from finetune_operator.runs import ended_with_failure, is_done
 from finetune_operator.stages.job_stage import JobStage
@@ -25,6 +25,7 @@ class Outcome:
     stage: Stage
     wanted: ModelStatus | None
     promoted: bool
+    rollback: Rollback | None
     serving: Serving
     replicas: int
     claim: str = ""  # that the spec names
@@ -173,7 +174,10 @@ def _packaged(outcome: Outcome) -> list[Judgement]:
 
 
 def _promoted(outcome: Outcome) -> Judgement:
-    run = outcome.run
+    run, rollback = outcome.run, outcome.rollback
+    if rollback is not None:
+        text = f"Run {run.number} did not take over. {rollback.reason}: {sentence(rollback.message)}"
+        return Type.PROMOTED, "False", RunResult.ROLLED_BACK.value, text
     if run.gate is None and not outcome.promoted:
         return Type.PROMOTED, "Unknown", "Pending", f"Run {run.number} has not reached its gate."
     reasons = "; ".join(run.gate.reasons) if run.gate else ""

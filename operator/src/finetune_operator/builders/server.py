@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from finetune_api.conditions import Stage
-from finetune_api.job import FineTuneJob
+from finetune_api.job import FineTuneJob, canonical
+from finetune_api.rollout import SMOKE_TOKENS, SmokeTest
 from finetune_api.run_config import RunConfig
 from finetune_api.spec import Engine, FineTuneJobSpec
 from finetune_api.status import ModelStatus
 from finetune_api.tasks import TASKS
 from finetune_operator import names
-from finetune_operator.builders import pod
-from finetune_operator.builders.metadata import metadata, sealed
+from finetune_operator.builders import ask_vllm, pod
+from finetune_operator.builders.metadata import digest, metadata, sealed
 from finetune_operator.plan import Manifest
 from finetune_operator.settings import Settings
 
 # A pod that was removed from the Service still gets requests until every kube-proxy knows; it waits for them.
 PRE_STOP_SECONDS = 5
 MIN_READY_SECONDS = 2  # a server that falls over at once never counts as available
-PROGRESS_DEADLINE_SECONDS = 600
-STARTUP_SECONDS = 1800  # loading tens of gigabytes from network storage
 STARTUP_PERIOD = 2
+ASK_PERIOD, ASK_START_SECONDS = 10, 10  # of a probe that starts Python
+ASK_VLLM = Path(ask_vllm.__file__).read_text(encoding="utf-8")
 REQUESTS = {"cpu": "250m", "memory": "1Gi"}  # when the user says nothing; see shape.py
 ADDRESS = ("--host", "0.0.0.0", "--port", str(names.PORT))
 
@@ -67,14 +69,16 @@ def endpoint_url(job: FineTuneJob) -> str:
 def server_deployment(job: FineTuneJob, model: ModelStatus, config: RunConfig, settings: Settings) -> Manifest:
     """The servers of one run. A new one must be ready before an old one goes."""
     labels = names.labels(job.metadata.name, model.run, Stage.SERVE, 1)
+    made = _pod(job, model, config, settings)
+    marks = {names.ANNOTATION_TEMPLATE_HASH: digest(made)}
     spec: dict[str, Any] = {
         "replicas": job.spec.serving.replicas,
         "minReadySeconds": MIN_READY_SECONDS,
-        "progressDeadlineSeconds": PROGRESS_DEADLINE_SECONDS,
+        "progressDeadlineSeconds": job.spec.serving.progress_deadline_seconds,
         "revisionHistoryLimit": 1,
         "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
         "selector": {"matchLabels": names.serve_selector(job.metadata.name)},
-        "template": {"metadata": {"labels": dict(labels)}, "spec": _pod(job, model, config, settings)},
+        "template": {"metadata": {"labels": dict(labels), "annotations": marks}, "spec": made},
     }
     meta = metadata(job, names.serve_name(job.metadata.name), labels)
     return sealed({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": meta, "spec": spec})
@@ -98,12 +102,12 @@ def _pod(job: FineTuneJob, model: ModelStatus, config: RunConfig, settings: Sett
     container = {
         "name": names.CONTAINER,
         "imagePullPolicy": settings.image_pull_policy,
-        **(_vllm(model, config, settings) if vllm else _native(settings)),
+        **(_vllm(model, config, settings) if vllm else _native(spec, settings)),
         "ports": [{"name": "http", "containerPort": names.PORT, "protocol": "TCP"}],
         "resources": pod.resources(spec.serving.resources, REQUESTS, _gpus(spec)),
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "lifecycle": {"preStop": {"sleep": {"seconds": PRE_STOP_SECONDS}}},
-        **_probes("/health" if vllm else "/readyz", "/health" if vllm else "/healthz"),
+        **(_vllm_probes(spec, model, config) if vllm else _probes(spec, "/readyz", "/healthz")),
         "volumeMounts": [
             pod.mount("config", pod.CONFIG_PATH, read_only=True),
             pod.mount("artifacts", pod.ARTIFACTS_PATH, read_only=True),
@@ -126,11 +130,13 @@ def _pod(job: FineTuneJob, model: ModelStatus, config: RunConfig, settings: Sett
     )
 
 
-def _native(settings: Settings) -> dict[str, Any]:
+def _native(spec: FineTuneJobSpec, settings: Settings) -> dict[str, Any]:
+    smoke = spec.serving.smoke_test
+    asked = {} if smoke == SmokeTest() else {"FINETUNE_SMOKE": canonical(smoke.to_wire())}
     return {
         "image": settings.trainer_image,
         **pod.command(Stage.SERVE, *ADDRESS),
-        "env": pod.env({**pod.BASE_ENV, **pod.OFFLINE_ENV}),
+        "env": pod.env({**pod.BASE_ENV, **pod.OFFLINE_ENV, **asked}),
     }
 
 
@@ -152,7 +158,30 @@ def _vllm(model: ModelStatus, config: RunConfig, settings: Settings) -> dict[str
     }
 
 
-def _probes(ready: str, alive: str) -> dict[str, Any]:
+def _vllm_probes(spec: FineTuneJobSpec, model: ModelStatus, config: RunConfig) -> dict[str, Any]:
+    """vLLM's own, but for the first: it is ready when it has answered the smoke test."""
+    smoke, route = spec.serving.smoke_test, TASKS[config.task].route
+    wanted = {
+        "url": f"http://127.0.0.1:{names.PORT}{route}",
+        "chat": route.endswith("/chat/completions"),
+        "model": model.name,
+        "prompt": smoke.prompt,
+        "contains": smoke.contains,
+        "report": f"{pod.ARTIFACTS_PATH}/{config.paths.run}/evaluation/report.json",
+        "tokens": SMOKE_TOKENS,
+        "timeout": smoke.timeout_seconds,
+    }
+    probes = _probes(spec, "/health", "/health")
+    startup = {
+        "exec": {"command": ["python3", "-c", ASK_VLLM, canonical(wanted)]},
+        "timeoutSeconds": smoke.timeout_seconds + ASK_START_SECONDS,
+        "periodSeconds": ASK_PERIOD,
+        "failureThreshold": -(-spec.serving.progress_deadline_seconds // ASK_PERIOD),
+    }
+    return {**probes, "startupProbe": startup}
+
+
+def _probes(spec: FineTuneJobSpec, ready: str, alive: str) -> dict[str, Any]:
     def get(path: str) -> dict[str, Any]:
         return {"httpGet": {"path": path, "port": "http"}, "timeoutSeconds": 5}
 
@@ -160,7 +189,8 @@ def _probes(ready: str, alive: str) -> dict[str, Any]:
         "startupProbe": {
             **get(ready),
             "periodSeconds": STARTUP_PERIOD,
-            "failureThreshold": STARTUP_SECONDS // STARTUP_PERIOD,
+            # Loading tens of gigabytes from network storage takes its time.
+            "failureThreshold": -(-spec.serving.progress_deadline_seconds // STARTUP_PERIOD),
         },
         "readinessProbe": {**get(ready), "periodSeconds": 5, "failureThreshold": 2},
         # A busy server may be slow to answer; it is restarted only after a minute of silence.

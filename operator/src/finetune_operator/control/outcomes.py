@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from datetime import datetime
 
+from finetune_api.conditions import RunResult
 from finetune_api.status import FineTuneJobStatus, RunStatus
 from finetune_operator.control.metrics import RUNS, STAGE_SECONDS
 
 
 def count_outcomes(before: FineTuneJobStatus, after: FineTuneJobStatus) -> None:
     """Counts what `after` has and `before` had not. Called once for each status that was written."""
-    known = {record.number for record in before.runs}
+    known = {record.number: record.result for record in before.runs}
     for record in after.runs:
-        if record.number not in known:
+        rolled_back = record.result is RunResult.ROLLED_BACK is not known.get(record.number)
+        if record.number not in known or rolled_back:
             RUNS.labels(record.result).inc()
     done = _completed(before.run)
     for key, seconds in _completed(after.run).items():

@@ -158,9 +158,7 @@ class Backend:
         shutil.rmtree(self._folder(pod), ignore_errors=True)
         self.store.artifacts.mkdir(parents=True, exist_ok=True)
         pods.prepare_root(root, plan)
-        words = plan.arguments
-        if owner["kind"] == "Job":
-            words = (*words, "--termination-log", str(self._folder(pod) / TERMINATION_LOG))
+        words = (*plan.arguments, "--termination-log", str(self._folder(pod) / TERMINATION_LOG))
         process = processes.spawn(words, pods.environment(plan, os.environ), self.log_path(pod))
         self._processes[pod["metadata"]["name"]] = process
         self.children.pods.append(kubelet.running(pod, process.pid, timestamp()))

@@ -79,6 +79,8 @@ def _ending(record: RunRecord | None) -> str:
         return "is not known any more"
     if record.result is RunResult.GATE_FAILED:
         return "did not pass its gate"
+    if record.result is RunResult.ROLLED_BACK:
+        return "was rolled back"
     return "was superseded" if record.result is RunResult.SUPERSEDED else "failed"
 
 

@@ -12,6 +12,7 @@ from finetune_operator.conditions import shorten
 from finetune_operator.diagnose import Finding
 from finetune_operator.runs import ended_with_failure
 from finetune_operator.stages.measurement import is_measured
+from finetune_operator.stages.rollout import explained, rolled_back, with_outcome
 from finetune_operator.stages.view import View
 
 REASON_LENGTH, REASONS = 256, 16  # bounds of status.gate.reasons
@@ -30,8 +31,13 @@ class Promotion:
 def promote(view: View, run: RunStatus, records: tuple[RunRecord, ...]) -> Promotion:
     """A run that passed its gate once stays promoted: a stricter gate is for later runs, `serving.run` for this."""
     run = _judged(view, run)
-    records = _approved(view, _recorded(view, run, records))
+    records = with_outcome(view, _approved(view, _recorded(view, run, records)))
     pinned = view.job.spec.serving.run
+    failed = runs.record_of(records, run.number if pinned is None else pinned)
+    rolled = failed is not None and (pinned is not None or failed.result is RunResult.ROLLED_BACK)
+    if rolled and failed is not None and failed.rollback is not None:
+        former = view.job.status.model or runs.newest_promoted(records)
+        return Promotion(run, records, former, explained(failed, failed.rollback))
     if pinned is None:
         return Promotion(run, records, _newest(view, run, records))
     model = runs.model_of(view.job, records, run, pinned)
@@ -43,9 +49,20 @@ def promote(view: View, run: RunStatus, records: tuple[RunRecord, ...]) -> Promo
     return Promotion(run, records, view.job.status.model, Finding(FailureReason.RUN_NOT_FOUND, text))
 
 
+def put_back(view: View, promotion: Promotion, finding: Finding) -> Promotion | None:
+    """The same after the wanted run's servers have failed: what was in service is wanted again. None where nothing
+    was."""
+    wanted = promotion.wanted
+    records = rolled_back(view, promotion.records, wanted, finding) if wanted else None
+    return promote(view, promotion.run, records) if records is not None else None
+
+
 def _newest(view: View, run: RunStatus, records: tuple[RunRecord, ...]) -> ModelStatus | None:
     if run.model is not None and runs.is_promoted(records, run.number):
         return run.model  # also when it is an old one: the user went back to its commit
+    allowed = [record for record in records if record.result in (RunResult.PROMOTED, RunResult.ROLLED_BACK)]
+    if allowed and allowed[-1].rollback is not None and view.job.status.model is not None:
+        return view.job.status.model  # not an older run that was promoted and never got into service
     return runs.newest_promoted(records) or view.job.status.model
 
 
@@ -68,8 +85,9 @@ def _recorded(view: View, run: RunStatus, records: tuple[RunRecord, ...]) -> tup
         return records if is_measured(view, run) else runs.forget(records, run.number)
     reasons = "; ".join(run.gate.reasons)
     if run.gate.verdict is GateVerdict.PASSED:
-        promoted = runs.is_promoted(records, run.number)
-        result = RunResult.PROMOTED if promoted else RunResult.AWAITING_APPROVAL
+        old = runs.record_of(records, run.number)
+        allowed = old is not None and old.result in (RunResult.PROMOTED, RunResult.ROLLED_BACK)
+        result = old.result if old is not None and allowed else RunResult.AWAITING_APPROVAL
         return runs.remember(records, run, result, reasons, view.time)
     if runs.is_promoted(records, run.number):
         return records

@@ -18,7 +18,8 @@ from finetune_operator.builders.server import answers_for_base, endpoint_url, se
 from finetune_operator.diagnose import Finding, deployment_trouble, mount_check_after
 from finetune_operator.drift import has_drifted, is_autoscaled
 from finetune_operator.plan import Manifest, ObjectRef
-from finetune_operator.stages.job_stage import FOREIGN_SECONDS, ensure_config_map
+from finetune_operator.stages.job_stage import FOREIGN_SECONDS, ensure_config_map, soonest
+from finetune_operator.stages.rollout import failure_of, seconds_left
 from finetune_operator.stages.view import View, is_deleting, reference
 
 
@@ -33,6 +34,7 @@ class Serving:
     apply: tuple[Manifest, ...] = ()
     delete: tuple[ObjectRef, ...] = ()
     finding: Finding | None = None
+    failed: bool = False  # the wanted run's servers will not take over; `finding` says why
     requeue_after: float | None = None
 
 
@@ -66,11 +68,12 @@ def _observe(
     up_to_date = deployment is not None and manifest is not None and _same(deployment, manifest)
     settled = up_to_date and deployment is not None and _rolled_out(deployment, _replicas(view, deployment))
     model = wanted if settled else view.job.status.model
-    pods = _pods(view, wanted)
+    pods = _pods(view, wanted, manifest)
     if deployment is not None and not settled and finding is None:
         finding = _refusal(view) or deployment_trouble(deployment, pods, view.now)
     elif deployment is None and finding is None:
         finding = _refusal(view)
+    failure = failure_of(view, deployment, pods, finding) if deployment and up_to_date and not settled else None
     available = deployment is not None and model is not None and _count(deployment, "availableReplicas") > 0
     return Serving(
         model=model,
@@ -78,8 +81,9 @@ def _observe(
         available=available,
         settled=settled,
         apply=apply,
-        finding=finding,
-        requeue_after=None if settled else mount_check_after(pods, view.now),
+        finding=failure or finding,
+        failed=failure is not None,
+        requeue_after=None if settled else _look_again(view, pods),
     )
 
 
@@ -164,13 +168,21 @@ def _count(deployment: Manifest, key: str) -> int:
     return int((deployment.get("status") or {}).get(key) or 0)
 
 
-def _pods(view: View, wanted: ModelStatus) -> list[Manifest]:
-    """The servers of the wanted run."""
+def _look_again(view: View, pods: list[Manifest]) -> float | None:
+    left = seconds_left(view, pods)
+    return soonest(mount_check_after(pods, view.now), left + 1 if left is not None and left > 0 else None)
+
+
+def _pods(view: View, wanted: ModelStatus, manifest: Manifest | None) -> list[Manifest]:
+    """The servers of the wanted run, as they are wanted now: not those that they replace."""
+    key, template = names.ANNOTATION_TEMPLATE_HASH, manifest["spec"]["template"] if manifest else {}
     return [
         pod
         for pod in view.observed.pods
         if names.label(pod, names.LABEL_STAGE) == Stage.SERVE.value
         and names.number(names.label(pod, names.LABEL_RUN)) == wanted.run
+        and names.annotation(pod, key) in (None, names.annotation(template, key))
+        and not is_deleting(pod)
     ]
 
 

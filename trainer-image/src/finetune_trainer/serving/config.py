@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import math
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
+
+from finetune_api.rollout import SmokeTest
 
 
 class ServingError(Exception):
@@ -45,6 +47,10 @@ class ServerConfig:
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """`auto`: bfloat16 on a GPU that has it, float32 elsewhere; the rule of training."""
+    smoke: SmokeTest = field(default_factory=SmokeTest)
+    """What the tuned model is asked before the server is ready. Without a prompt: `question`."""
+    question: str = ""
+    """Of the held-out examples. Empty: only that it generates at all is tried."""
     threads: int | None = None
     """Threads of the CPU; by default as many as the container may use, which is often less than the node has."""
 

@@ -18,6 +18,7 @@ from finetune_trainer.serving.errors import GenerationFailed, GenerationTimeout,
 from finetune_trainer.serving.lane import Lane
 from finetune_trainer.serving.metrics import Metrics
 from finetune_trainer.serving.sampling import Sampling
+from finetune_trainer.serving.smoke import Question
 from finetune_trainer.serving.text import Detokenizer, StopScanner
 from finetune_trainer.serving.weights import ServedModel, Weights, load_weights
 
@@ -31,7 +32,11 @@ class Engine:
     """Queue, batches and thread. Everything but the thread's own steps may be called from any thread."""
 
     def __init__(
-        self, config: ServerConfig, metrics: Metrics, load: Callable[[ServerConfig], Weights] = load_weights
+        self,
+        config: ServerConfig,
+        metrics: Metrics,
+        load: Callable[[ServerConfig], Weights] = load_weights,
+        question: Question | None = None,
     ) -> None:
         self.config = config
         self.metrics = metrics
@@ -39,6 +44,7 @@ class Engine:
         self.failure: Exception | None = None
         self.on_failure: Callable[[], None] = lambda: None
         self._load = load
+        self._question = question
         self._changed = threading.Condition()
         self._waiting: deque[Row] = deque()
         self._cohorts: list[Cohort] = []
@@ -102,6 +108,9 @@ class Engine:
             weights = self._load(self.config)
             for model in weights.models.values():
                 smoke(weights, model)
+            tuned = weights.models.get(self.config.tuned_name or "")
+            if self._question is not None and tuned is not None:
+                self._question.ask(weights, tuned, make_decode(tuned))
             self.weights = weights
             while self._wait_for_work():
                 self._turn(weights)

@@ -14,6 +14,7 @@ from finetune_trainer.serving.config import ServerConfig
 from finetune_trainer.serving.errors import ApiError, GenerationFailed, GenerationTimeout, QueueFull, Unavailable
 from finetune_trainer.serving.metrics import Metrics
 from finetune_trainer.serving.predictor import PredictModel, Predictor
+from finetune_trainer.serving.smoke import judge_predicted, predicting
 from finetune_trainer.tasks.kind import Row
 
 logger = logging.getLogger(__name__)
@@ -159,9 +160,11 @@ class PredictEngine:
 
     def _smoke(self, model: PredictModel) -> None:
         """Answer a request of our own, so that a server which says it is ready has done it once."""
-        wanted = self.predictor.request.model_validate({"model": model.name, **self.predictor.sample})
+        test = self.config.smoke
+        asked = {"model": model.name, **predicting(test, self.predictor.sample)}
+        wanted = self.predictor.request.model_validate(asked)
         for item in self.predictor.items(wanted, model):
-            self.predictor.render(wanted, model, item, self.predictor.predict(model, item.rows))
+            judge_predicted(test, self.predictor.render(wanted, model, item, self.predictor.predict(model, item.rows)))
 
     def _wait_for_work(self) -> bool:
         with self._changed:

@@ -10,7 +10,7 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
-from finetune_api.tasks import Task
+from finetune_api.tasks import TASKS, Task
 from finetune_trainer.serving.app import create_app
 from finetune_trainer.serving.config import ServerConfig, ServingError, check_config
 from finetune_trainer.serving.engine import Engine
@@ -20,6 +20,7 @@ from finetune_trainer.serving.predict_app import create_predict_app
 from finetune_trainer.serving.predict_engine import PredictEngine
 from finetune_trainer.serving.predict_table import PREDICTORS
 from finetune_trainer.serving.predict_weights import load_predict_model
+from finetune_trainer.serving.smoke import Question, SmokeFailedError
 from finetune_trainer.tasks.kind import Facts
 from finetune_trainer.tasks.table import KINDS
 
@@ -76,7 +77,7 @@ def serve(config: ServerConfig, task: Task = Task.CHAT, facts: Facts | None = No
         )
         app = create_predict_app(config, engine, lifecycle)
     else:
-        engine = Engine(config, Metrics())
+        engine = Engine(config, Metrics(), question=question_of(config, task))
         app = create_app(config, engine, lifecycle)
     server = make_server(config, app, lifecycle)
     engine.on_failure = server.close
@@ -87,11 +88,19 @@ def serve(config: ServerConfig, task: Task = Task.CHAT, facts: Facts | None = No
         raise ServingError(
             f"cannot listen on {config.host}:{config.port}: choose another port (exit {error.code})"
         ) from None
+    if isinstance(engine.failure, SmokeFailedError):
+        raise engine.failure
     if engine.failure is not None:
         raise ServingError(
             f"cannot serve {', '.join(config.names)} from {config.base_dir}: {engine.failure}. "
             "Check that the folders hold a complete model, and an adapter that was trained on that very base"
         ) from engine.failure
+
+
+def question_of(config: ServerConfig, task: Task) -> Question | None:
+    """The smoke test of a task that generates, where there is something to ask."""
+    prompt = config.smoke.prompt or config.question
+    return Question(config.smoke, prompt, chat=TASKS[task].route.endswith("chat/completions")) if prompt else None
 
 
 def make_server(config: ServerConfig, app: FastAPI, lifecycle: Lifecycle) -> DrainingServer:

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import logging
+import os
+from collections.abc import Mapping
 from typing import Literal
 
-from finetune_api.conditions import Stage
-from finetune_api.reports import Summary
+from finetune_api.conditions import FailureReason, Stage
+from finetune_api.reports import EvaluateReport, Summary
+from finetune_api.rollout import SmokeTest
 from finetune_api.status import ResolvedValues
 from finetune_trainer import artifacts
 from finetune_trainer.context import StageContext
-from finetune_trainer.errors import ArtifactInvalidError
+from finetune_trainer.errors import ArtifactInvalidError, UserInputError
 from finetune_trainer.methods import proof
 from finetune_trainer.serving import ServerConfig, serve
 from finetune_trainer.tasks.kind import Facts
 from finetune_trainer.training.device import limit_threads
 from finetune_trainer.training.inputs import FACTS
+
+log = logging.getLogger(__name__)
+SMOKE_VARIABLE = "FINETUNE_SMOKE"
 
 
 def run(context: StageContext, host: str, port: int) -> None:
@@ -41,9 +48,35 @@ def server_config(context: StageContext, host: str, port: int) -> ServerConfig:
         run=config.run,
         host=host,
         port=port,
+        smoke=smoke_test(os.environ),
+        question=_held_out(context),
         dtype=_precision(context, resolved),
         threads=limit_threads(resolved.model_parameters if resolved else None),
     )
+
+
+def smoke_test(environment: Mapping[str, str]) -> SmokeTest:
+    """What `serving.smokeTest` says. Raises UserInputError (SpecInvalid) that names the variable."""
+    text = environment.get(SMOKE_VARIABLE)
+    try:
+        return SmokeTest.from_record(text) if text else SmokeTest()
+    except ValueError as error:
+        raise UserInputError(
+            f"{SMOKE_VARIABLE} cannot be read as a smoke test: {error}",
+            advice="write spec.serving.smokeTest as JSON, or leave the variable away",
+            reason=FailureReason.SPEC_INVALID,
+        ) from error
+
+
+def _held_out(context: StageContext) -> str:
+    """The first question that Evaluate kept; empty where it kept none. A server is not worse for a lost report."""
+    path = context.evaluation_dir / "report.json"
+    try:
+        samples = EvaluateReport.model_validate_json(path.read_bytes()).samples
+    except (OSError, ValueError) as error:
+        log.warning("no held-out question for the smoke test: %s", error)
+        return ""
+    return samples[0].prompt if samples else ""
 
 
 def _precision(context: StageContext, resolved: ResolvedValues | None) -> Literal["float32", "auto"]:
