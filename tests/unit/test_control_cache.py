@@ -10,7 +10,7 @@ from finetune_operator import names
 from finetune_operator.control.cache import Cache
 from finetune_operator.control.handlers import take_event
 from finetune_operator.control.observe import observe
-from finetune_operator.control.resources import CONFIG_MAP, FINE_TUNE_JOB, JOB, POD, WORKLOAD, Resource
+from finetune_operator.control.resources import CONFIG_MAP, DEPLOYMENT, FINE_TUNE_JOB, JOB, POD, WORKLOAD, Resource
 from finetune_operator.names import LABEL_JOB
 
 
@@ -30,6 +30,11 @@ def made(
     return {"kind": resource.kind, "apiVersion": resource.api_version, "metadata": metadata}
 
 
+def failed(version: int, uid: str = "a", **others: Any) -> dict[str, Any]:
+    """A Job of which every version says something else."""
+    return {**made(JOB, "x", version, uid), "status": {"failed": version, **others}}
+
+
 @pytest.mark.parametrize(
     ("first", "second", "news"),
     [
@@ -42,8 +47,8 @@ def made(
 )
 def test_only_what_is_newer_is_news(first: tuple[int, str], second: tuple[int, str], news: bool) -> None:
     cache = Cache()
-    assert cache.store(JOB, made(JOB, "x", *first))
-    assert cache.store(JOB, made(JOB, "x", *second)) is news
+    assert cache.store(JOB, failed(*first))
+    assert cache.store(JOB, failed(*second)) is news
     kept = second if news else first
     found = cache.get(JOB, ("team-a", "x"))
     assert found
@@ -52,13 +57,30 @@ def test_only_what_is_newer_is_news(first: tuple[int, str], second: tuple[int, s
 
 def test_a_list_tells_of_an_etcd_that_was_restored() -> None:
     cache = Cache()
-    cache.store(JOB, made(JOB, "x", 900))
-    assert not cache.store(JOB, made(JOB, "x", 700))  # a watch may be late
+    cache.store(JOB, failed(900))
+    assert not cache.store(JOB, failed(700))  # a watch may be late
     relist = cache.begin_relist(JOB)
     assert ("team-a", "x") not in relist.touched
-    assert cache.store(JOB, made(JOB, "x", 700), from_watch=False)
+    assert cache.store(JOB, failed(700), from_watch=False)
     cache.end_relist(JOB, relist)
-    assert cache.store(JOB, made(JOB, "x", 701))
+    assert cache.store(JOB, failed(701))
+
+
+def test_what_nobody_reads_is_no_news_but_its_version_counts() -> None:
+    cache = Cache()
+    assert cache.store(JOB, failed(1))
+    later = failed(2, active=1, startTime="2026-01-01T00:00:00Z") | {"spec": {"suspend": False}}
+    later["status"]["failed"] = 1
+    assert not cache.store(JOB, later)
+    assert (cache.get(JOB, ("team-a", "x")) or {})["metadata"]["resourceVersion"] == "2"
+    later["metadata"]["labels"] = {names.LABEL_QUEUE: "gpus"}
+    assert cache.store(JOB, {**later, "metadata": {**later["metadata"], "resourceVersion": "3"}})
+    server = {**made(DEPLOYMENT, "serve"), "spec": {"replicas": 1}}
+    assert cache.store(DEPLOYMENT, server)
+    server["metadata"] = {**server["metadata"], "resourceVersion": "2"}
+    assert not cache.store(DEPLOYMENT, {**server})
+    server["metadata"] = {**server["metadata"], "resourceVersion": "3"}
+    assert cache.store(DEPLOYMENT, {**server, "spec": {"replicas": 2}})
 
 
 def test_a_deletion_of_a_predecessor_does_not_remove_the_successor() -> None:
@@ -118,8 +140,9 @@ def test_what_a_deleted_job_left_concerns_the_new_one_of_its_name_and_is_not_its
     assert [each["metadata"]["name"] for each in cache.pods("team-a", "travel")] == ["p"]
     # The new job's children are there; an event of the former one's must not lead astray.
     cache.store(CONFIG_MAP, made(CONFIG_MAP, "travel-r1", 5, owner="new", label="travel"))
-    take_event(cache, JOB, "MODIFIED", {**left, "metadata": {**left["metadata"], "resourceVersion": "6"}}, asked.append)
-    take_event(cache, POD, "MODIFIED", {**pod, "metadata": {**pod["metadata"], "resourceVersion": "7"}}, asked.append)
+    for resource, body, version in ((JOB, left, "6"), (POD, pod, "7")):
+        newer = {**body, "metadata": {**body["metadata"], "resourceVersion": version, "deletionTimestamp": "now"}}
+        take_event(cache, resource, "MODIFIED", newer, asked.append)
     take_event(cache, JOB, "DELETED", {**left, "metadata": {**left["metadata"], "resourceVersion": "8"}}, asked.append)
     take_event(cache, POD, "DELETED", {**pod, "metadata": {**pod["metadata"], "resourceVersion": "9"}}, asked.append)
     assert asked == [("team-a", "travel")] * 4
@@ -157,7 +180,7 @@ def test_of_a_pod_its_volumes_are_kept_and_of_a_job_no_spec() -> None:
     cache = Cache()
     volumes = [{"name": "artifacts", "persistentVolumeClaim": {"claimName": "models"}}]
     cache.store(POD, {**made(POD, "p"), "spec": {"volumes": volumes, "containers": [{"name": "main"}]}, "status": {}})
-    cache.store(JOB, {**made(JOB, "j"), "spec": {"template": {}}, "status": {"active": 1}})
+    cache.store(JOB, {**made(JOB, "j"), "spec": {"template": {}}, "status": {"active": 1, "failed": 2}})
     cache.store(FINE_TUNE_JOB, {**made(FINE_TUNE_JOB, "t"), "spec": {"task": "Chat"}})
     pod, job, tuned = (
         cache.get(each, ("team-a", name)) for each, name in ((POD, "p"), (JOB, "j"), (FINE_TUNE_JOB, "t"))
@@ -167,7 +190,7 @@ def test_of_a_pod_its_volumes_are_kept_and_of_a_job_no_spec() -> None:
     assert tuned
     assert pod["spec"] == {"volumes": volumes}
     assert "spec" not in job
-    assert job["status"] == {"active": 1}
+    assert job["status"] == {"failed": 2}
     assert tuned["spec"] == {"task": "Chat"}
 
 

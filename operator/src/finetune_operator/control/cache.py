@@ -1,7 +1,8 @@
 """What the watches have told. The only memory that decisions are made from.
 
 Entries only move forward: an event that is older than what is known (our own write's answer may overtake
-its event) is ignored, and an equal one is no news, so that our own writes cause no second pass.
+its event) is ignored, and an equal one is no news, so that our own writes cause no second pass. Nor is a change of
+what nobody reads, such as a Job's count of active pods.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ K = TypeVar("K")
 V = TypeVar("V")
 Name = tuple[str, str]  # namespace, name
 UNREAD = {JOB.kind: ("spec",), CONFIG_MAP.kind: ("binaryData",)}
+JOB_STATUS_PARTS = ("conditions", "completionTime", "failed")
 REFUSAL_PARTS = ("kind", "metadata", "involvedObject", "message", "lastTimestamp", "eventTime", "series")
 LAST_APPLIED = "kubectl.kubernetes.io/last-applied-configuration"  # a copy of the whole spec; nothing reads it
 
@@ -47,6 +49,10 @@ def name_of(body: Manifest) -> Name:
 def _version(body: Manifest) -> int:
     text = str(body["metadata"].get("resourceVersion", ""))
     return int(text) if text.isdigit() else 0
+
+
+def _unversioned(body: Manifest) -> Manifest:
+    return {**body, "metadata": {**body["metadata"], "resourceVersion": ""}}
 
 
 def slim(body: Manifest) -> Manifest:
@@ -67,6 +73,10 @@ def slim(body: Manifest) -> Manifest:
             kept.pop(part, None)
     if body.get("kind") == CONFIG_MAP.kind:  # the snapshot of a run, by which an older run is served again
         kept["data"] = {key: text for key, text in (body.get("data") or {}).items() if key == RUN_JSON}
+    if body.get("kind") == JOB.kind and (status := body.get("status")):
+        # That its pods may begin is asked only of a Job that a queue holds back: without one it is no news.
+        read = (*JOB_STATUS_PARTS, "startTime") if names.label(body, names.LABEL_QUEUE) else JOB_STATUS_PARTS
+        kept["status"] = {part: status[part] for part in read if part in status}
     if body.get("kind") == POD.kind:  # which claims and ConfigMaps a pod waits for
         kept["spec"] = {"volumes": (body.get("spec") or {}).get("volumes") or []}
     if body.get("kind") == WORKLOAD.kind:
@@ -202,9 +212,15 @@ class Cache:
                 return False
             if from_watch and _version(body) < _version(known):
                 return False
+        return self._replace(resource, name, slim(body))
+
+    def _replace(self, resource: Resource, name: Name, body: Manifest) -> bool:
+        """Whether anything is otherwise than before, the version aside."""
+        known, spec = self._objects[resource.kind].get(name), self._specs.get(name)
+        if known is not None:
             self._forget(resource, name)
-        self._remember(resource, name, slim(body))
-        return True
+        self._remember(resource, name, body)
+        return known is None or _unversioned(known) != _unversioned(body) or spec != self._specs.get(name)
 
     def admit(self, answer: Manifest, manifest: Manifest) -> None:
         """Admission changed the Deployment that we wrote: until somebody else does, it counts as what we wrote."""

@@ -68,6 +68,7 @@ class Reconciler:
         self._clock = clock
         self._refused: dict[Name, tuple[str, ApplyFailure]] = {}  # uid of the job, what the API server refused last
         self._unreadable: set[Name] = set()
+        self._gave_way: set[Name] = set()
 
     def trust(self, authority: str) -> None:
         """The progress receiver has another certificate authority: runs that begin from now on trust that one."""
@@ -122,6 +123,8 @@ class Reconciler:
         plan = self._decide(job, observed, now, self._settings)
         applied = await self._applier.children(job.metadata.uid, plan.apply)
         refused = applied.refused
+        if plan.apply and not refused and self._gives_way(name):
+            return
         if applied.otherwise or refused != observed.apply_failure:
             plan = self._reconsider(job, refused, plan, now)
         status = plan.status.to_wire()
@@ -138,6 +141,17 @@ class Reconciler:
             self._queue.succeeded(name)
         if plan.requeue_after is not None:
             self._queue.add_after(name, plan.requeue_after)
+
+    def _gives_way(self, name: Name) -> bool:
+        """In a burst what starts work goes first: a job whose children have been made waits for its next turn with
+        telling it, once, while others wait for their first one. A pass that ends here is one that died here: the next
+        one finds the children."""
+        if name in self._gave_way or not self._queue.depth:
+            self._gave_way.discard(name)
+            return False
+        self._gave_way.add(name)
+        self._queue.add(name)
+        return True
 
     def _observe(self, job: FineTuneJob, refused: ApplyFailure | None) -> Observed:
         name = (job.metadata.namespace, job.metadata.name)
@@ -191,6 +205,7 @@ class Reconciler:
         """Whether it is on its way out or has vanished from one moment to the next."""
         self._count_unreadable(name, unreadable=False)
         self._queue.forget(name)
+        self._gave_way.discard(name)
         self._progress.forget(name)
         self._refused.pop(name, None)
 

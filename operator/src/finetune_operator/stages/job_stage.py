@@ -39,6 +39,8 @@ from finetune_operator.times import parse_time
 
 # Jobs and pods come over different watches: the Job's end may be seen before its pod's. So long the pod is waited for.
 GRACE_SECONDS = 10.0
+# A pod of a Job that succeeded has ended, whatever we know of it: a periodic list finds that, at the latest.
+UNSEEN_SECONDS = 330.0
 SKEW_SECONDS = 60.0  # by which the clocks of two machines may differ
 FOREIGN_SECONDS = 5.0  # how soon to look again whether the garbage collector has removed a predecessor's child
 
@@ -83,6 +85,7 @@ def advance(view: View, run: RunStatus, stage: JobStage) -> Step:
         return Step(with_last_words(run, pods_of(view, job)), pause=Pause.ENDING if view.job.spec.suspend else None)
     if job is not None and measures_otherwise(view, run, job):
         return replace_job(view, without_time(run, stage.stage), job)
+    run = _counted_anew(run, stage.stage)
     if ended_with_failure(run, stage.stage):
         return _try_again(view, run, stage.stage, job)
     if view.job.spec.suspend and (job is None or not _has_ended(job)):
@@ -94,6 +97,11 @@ def advance(view: View, run: RunStatus, stage: JobStage) -> Step:
     if job_condition(job, "Failed") or job_condition(job, "FailureTarget"):
         return _fail(view, run, stage, job)
     return _watch(view, run, stage, job)
+
+
+def _counted_anew(run: RunStatus, stage: Stage) -> RunStatus:
+    """Each stage counts its own attempts, also one whose Job was made before the status could tell of it."""
+    return run if stage_time(run, stage) else run.model_copy(update={"attempt": 1})
 
 
 def _has_ended(job: Manifest) -> bool:
@@ -161,8 +169,6 @@ def ensure_config_map(view: View, run: RunStatus) -> tuple[Manifest, ...]:
 
 
 def _create(view: View, run: RunStatus, stage: Stage) -> Step:
-    if stage_time(run, stage) is None:
-        run = run.model_copy(update={"attempt": 1})
     run = with_time(run, stage, start=view.time)
     run = with_grace(run, view.settings) if SHAPES[stage].saves else run
     made = stage_job(view.job, run, stage, view.settings)
@@ -249,7 +255,7 @@ def _collect(view: View, run: RunStatus, stage: JobStage, job: Manifest) -> Step
         completed = (job.get("status") or {}).get("completionTime") or view.time
         absorbed = with_time(absorbed, stage.stage, start=view.time, completion=completed)
         return Step(absorbed.model_copy(update={"failure": None}), done=True)
-    if _pods_lag(view, job, pods):
+    if _pods_lag(view, job, pods, UNSEEN_SECONDS if pods else GRACE_SECONDS):
         return Step(run, requeue_after=GRACE_SECONDS)
     if (names.number(names.label(job, names.LABEL_ATTEMPT)) or 1) > view.settings.backoff_limit:
         text = f"{stage.stage} succeeded, but none of its pods left a summary in its termination message."
@@ -258,12 +264,12 @@ def _collect(view: View, run: RunStatus, stage: JobStage, job: Manifest) -> Step
     return replace_job(view, run, job)
 
 
-def _pods_lag(view: View, job: Manifest, pods: list[Manifest]) -> bool:
+def _pods_lag(view: View, job: Manifest, pods: list[Manifest], seconds: float = GRACE_SECONDS) -> bool:
     """Whether the end of a pod may only not have been seen yet."""
     conditions = (job.get("status") or {}).get("conditions") or ()
     ended = max((str(condition.get("lastTransitionTime") or "") for condition in conditions), default="")
     # An end that lies far in the future is the work of a clock that was put back: it must not be waited for.
-    fresh = -SKEW_SECONDS <= (view.now - parse_time(ended, view.now)).total_seconds() < GRACE_SECONDS
+    fresh = -SKEW_SECONDS <= (view.now - parse_time(ended, view.now)).total_seconds() < seconds
     members = current(pods)
     return fresh and (not members or not all(is_over(pod) for pod in members))
 

@@ -1,0 +1,52 @@
+"""Whatever goes wrong between the operator and the API server, all ends where a clean run ends, and writes little more.
+
+Answers are lost, late or refused, watches tell in another order, twice, not at all, or are cut; clocks differ; the
+process dies. `make soak` looks for new cases.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tests.lives import BUSY, FAULTS, SLOW, WATCH_FAULTS, Weather, run_lives
+from tests.unit.test_control_crashes import SCENARIOS, UNTIMED, clean, outcome
+
+KINDS = st.lists(st.sampled_from([*FAULTS, *WATCH_FAULTS, SLOW, BUSY]), unique=True, max_size=4)
+SEEDS = st.integers(0, 2**32)
+SKEWS = st.sampled_from([0.0, 0.0, -3600.0, -45.0, 45.0, 3600.0])
+DEATHS = st.lists(st.integers(1, 12), max_size=3)
+CASES = 40 if settings.default.derandomize else 1000  # `make soak` loads a profile that looks for new ones
+WRITES = 3  # times those of a clean run, at most: each may be refused, be repeated, and tell of the refusal
+
+
+def same(found: dict[str, Any], wanted: dict[str, Any], kinds: Sequence[str]) -> bool:
+    """Whether all is as wanted. A stage whose pod no watch has told of is asked again for the report that lies on the
+    volume: an honest second attempt."""
+    unseen = set(kinds) & set(WATCH_FAULTS)
+    for each in (found, wanted):
+        each["status"]["run"].pop("attempt")
+        for part in ("created", "pods") if unseen else ():
+            each.pop(part)
+    assert found == wanted
+    return True
+
+
+@pytest.mark.parametrize("kind", [*FAULTS, *WATCH_FAULTS, SLOW, BUSY])
+def test_each_fault_alone_is_survived(kind: str) -> None:
+    for seed in range(3):
+        server = run_lives(SCENARIOS["two runs"].world(), weather=Weather([kind], seed))
+        assert same(outcome(server), outcome(clean("two runs")), [kind])
+
+
+@settings(max_examples=CASES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.sampled_from(UNTIMED), KINDS, SEEDS, SKEWS, DEATHS)
+def test_any_weather_and_any_deaths_end_in_the_same_place(
+    name: str, kinds: list[str], seed: int, skew: float, deaths: list[int]
+) -> None:
+    server = run_lives(SCENARIOS[name].world(), deaths=deaths, weather=Weather(kinds, seed, skew=skew))
+    assert same(outcome(server), outcome(clean(name)), kinds)
+    assert len(server.writes) <= WRITES * len(clean(name).writes)
