@@ -131,7 +131,7 @@ def _examples(
 
 def _text_faults(normal: Mapping[str, Any], special: re.Pattern[str]) -> Iterator[Fault]:
     for where, text in texts(normal):
-        if SURROGATE.search(text):
+        if not text.isascii() and SURROGATE.search(text):
             yield Fault("invalid_text", "a text has half of a surrogate pair, which is no character; remove it", where)
         match = special.search(text)
         if match:

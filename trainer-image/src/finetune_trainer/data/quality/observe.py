@@ -9,7 +9,7 @@ from finetune_api.cleaning import SensitiveData
 from finetune_trainer.data.flow import Example, Onlooker
 from finetune_trainer.data.problems import Fault, Findings, Severity
 from finetune_trainer.data.quality import sensitive
-from finetune_trainer.data.quality.characters import IN_JSON
+from finetune_trainer.data.quality.characters import are_in_json
 from finetune_trainer.data.quality.near_duplicates import Comparison, compared_text
 
 CONTROLS = (
@@ -27,7 +27,7 @@ class Looking(Onlooker):
         self.looks = sensitive_data is not SensitiveData.IGNORE
 
     def read(self, example: Example) -> None:
-        faults = [Fault("control_characters", CONTROLS, severity="warning")] if IN_JSON.search(example.text) else []
+        faults = [Fault("control_characters", CONTROLS, severity="warning")] if are_in_json(example.text) else []
         for kind in sensitive.found_in(example.text) if self.looks else ():
             where = sensitive.place(example.normal, kind)
             faults.append(Fault(kind.check, sensitive.message(kind), where, self._severity))
