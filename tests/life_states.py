@@ -34,6 +34,7 @@ def states() -> dict[str, dict[str, Any]]:
         "waits for approval, the old model serves": _second_run_waits_for_approval(),
         "second run is rolled back, the old model serves": _second_run_is_rolled_back(),
         "suspended": _suspended(),
+        "budget used up": _out_of_budget(),
         "data refused": _end(Cluster(make_job(), answer=_refused)),
         "pod waits for a node": _waiting(),
     }
@@ -86,6 +87,10 @@ def _second_run_is_rolled_back() -> dict[str, Any]:
 def _suspended() -> dict[str, Any]:
     cluster = Cluster(make_job()).run(until=lambda cluster: cluster.condition("Ready")[1] == "Training")
     return _end(cluster.change(suspend=True))
+
+
+def _out_of_budget() -> dict[str, Any]:
+    return _end(Cluster(make_job(compute={"gpus": 1}, budget={"maxGpuHours": "0.000001"})))
 
 
 def _worse(pod: Manifest) -> tuple[int, str]:

@@ -270,7 +270,7 @@ class Kubelet:
                 "exitCode": exit_code,
                 "reason": "Error" if exit_code else "Completed",
                 "message": message,
-                "startedAt": _now(),
+                "startedAt": pod["status"].get("startTime") or _now(),
                 "finishedAt": _now(),
             }
         }
@@ -280,7 +280,7 @@ class Kubelet:
         container = pod["spec"]["containers"][0]
         status = {
             "phase": phase,
-            "startTime": _now(),
+            "startTime": pod["status"].get("startTime") or _now(),
             "conditions": [
                 {"type": kind, "status": "True" if ready else "False", "lastTransitionTime": _now()}
                 for kind in ("Ready", "ContainersReady")

@@ -249,6 +249,7 @@ class Cluster:
 
     def step_pod(self, pod: Manifest) -> None:
         if pod["status"]["phase"] == "Pending":
+            pod["status"]["startTime"] = stamp(self.now)
             set_state(pod, "Running", {"running": {"startedAt": stamp(self.now)}})
             return
         code, message = self.answer(pod)

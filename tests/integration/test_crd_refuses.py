@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from pydantic import ValidationError
+from tests.integration.bad_budget import BUDGETS
 from tests.integration.bad_continuation import CONTINUATION
 from tests.integration.bad_distribution import DISTRIBUTION
 from tests.integration.bad_evaluation import EVALUATION
@@ -24,6 +25,7 @@ RULES = (
     *EVALUATION,
     *HYPERPARAMETER_RULES,
     *DISTRIBUTION,
+    *BUDGETS,
     *CONTINUATION,
     *SERVING_RULES,
 )

@@ -39,6 +39,7 @@ EXPECTED = {
     "waits for approval, the old model serves": ("Healthy", "Current"),
     "second run is rolled back, the old model serves": ("Degraded", "Failed"),
     "suspended": ("Suspended", "InProgress"),
+    "budget used up": ("Degraded", "Failed"),
     "data refused": ("Degraded", "Failed"),
     "pod waits for a node": ("Progressing", "InProgress"),
 }

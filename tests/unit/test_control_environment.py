@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from finetune_operator.control.environment import EnvironmentInvalidError, read_environment
 from finetune_operator.control.logs import JsonFormatter
 from finetune_operator.control.permissions import WATCHED_NAMESPACES, own_namespace
+from finetune_operator.prices import Prices
 from finetune_operator.settings import Settings
 
 OPERATIONS = Path(__file__).resolve().parents[2] / "docs" / "operations.md"
@@ -44,7 +46,11 @@ def test_the_charts_variables_are_read(tmp_path: Path) -> None:
             "POD_NAME": "operator-1",
             "POD_IP": "fd00::1",
             "FINETUNE_LEASE_SECONDS": "30",
+            "FINETUNE_PRICES": '{"currency":"EUR","gpuHour":{"NVIDIA-H100":"4.20","default":2.5,"nvidia.com/gpu":0}}',
         }
+    )
+    assert environment.settings.prices == Prices(
+        "EUR", {"NVIDIA-H100": Decimal("4.20"), "default": Decimal("2.5"), "nvidia.com/gpu": Decimal(0)}
     )
     assert environment.watch_namespaces == ("team-a", "team-b")
     assert environment.settings.trainer_image == "example.com/trainer:1"
@@ -72,11 +78,23 @@ def test_the_charts_variables_are_read(tmp_path: Path) -> None:
         ("FINETUNE_SOURCES_ENV", "HF_ENDPOINT=x"),
         ("FINETUNE_SOURCES_ENV", '["x"]'),
         ("FINETUNE_SOURCES_ENV", '{"NUMBER": 1}'),
+        ("FINETUNE_PRICES", "2.50"),
+        ("FINETUNE_PRICES", "{"),
+        ("FINETUNE_PRICES", '{"currency": "EUR", "price": 1}'),
+        ("FINETUNE_PRICES", '{"currency": "EUR", "gpuHour": [1]}'),
+        ("FINETUNE_PRICES: currency", '{"gpuHour": {"default": 1}}'),
+        ("FINETUNE_PRICES: currency", '{"currency": "euro", "gpuHour": {"default": 1}}'),
+        ("FINETUNE_PRICES: gpuHour.default", '{"currency": "EUR", "gpuHour": {"default": -1}}'),
+        ("FINETUNE_PRICES: gpuHour.default", '{"currency": "EUR", "gpuHour": {"default": "cheap"}}'),
+        ("FINETUNE_PRICES: gpuHour.default", '{"currency": "EUR", "gpuHour": {"default": NaN}}'),
+        ("FINETUNE_PRICES: gpuHour.default", '{"currency": "EUR", "gpuHour": {"default": true}}'),
+        ("FINETUNE_PRICES: gpuHour.default", '{"currency": "EUR", "gpuHour": {"default": 1e-7}}'),
+        ("FINETUNE_PRICES: gpuHour.a b", '{"currency": "EUR", "gpuHour": {"a b": 1}}'),
     ],
 )
 def test_a_wrong_variable_is_named(name: str, value: str) -> None:
     with pytest.raises(EnvironmentInvalidError, match=name):
-        read_environment({name: value})
+        read_environment({name.partition(":")[0]: value})
 
 
 def test_every_variable_is_documented() -> None:

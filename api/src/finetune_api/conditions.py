@@ -17,8 +17,8 @@ class Stage(Named):
 
 
 class ConditionType(Named):
-    """Ready, Reconciling and Stalled by kstatus; then one condition for each thing that a run must achieve; Suspended
-    only while spec.suspend is true."""
+    """Ready, Reconciling and Stalled by kstatus; then one condition for each thing that a run must achieve;
+    WithinBudget only where there is a budget, Suspended only while spec.suspend is true."""
 
     READY = "Ready"
     RECONCILING = "Reconciling"
@@ -30,6 +30,7 @@ class ConditionType(Named):
     PROMOTED = "Promoted"
     SERVING = "Serving"
     PACKAGED = "Packaged"
+    WITHIN_BUDGET = "WithinBudget"
     SUSPENDED = "Suspended"
 
 
@@ -69,6 +70,8 @@ class FailureReason(Named):
     BASE_NOT_PROMOTED = "BaseNotPromoted"
     DESTINATION_REFUSED = "DestinationRefused"
     EXPORT_UNSUPPORTED = "ExportUnsupported"
+    BUDGET_EXCEEDED = "BudgetExceeded"
+    PRICE_MISSING = "PriceMissing"
     # training
     CUDA_OUT_OF_MEMORY = "CudaOutOfMemory"
     LOSS_NOT_FINITE = "LossNotFinite"

@@ -33,7 +33,16 @@ def printer_columns() -> list[dict[str, Any]]:
         ("Reason", "string", f"{ready}.reason", "Why it is ready, or what it does or waits for."),
         ("Age", "date", ".metadata.creationTimestamp", "Age of the job."),
     )
-    return [{"name": name, "type": kind, "jsonPath": path, "description": text} for name, kind, path, text in columns]
+    wide = (
+        ("GPU-Hours", "string", ".status.run.cost.gpuHours", "GPU hours of the newest run."),
+        ("Cost", "string", ".status.run.cost.amount", "Their cost."),
+        ("Currency", "string", ".status.run.cost.currency", "Of the cost."),
+    )
+    return [*(_column(*each) for each in columns), *({**_column(*each), "priority": 1} for each in wide)]
+
+
+def _column(name: str, kind: str, path: str, text: str) -> dict[str, Any]:
+    return {"name": name, "type": kind, "jsonPath": path, "description": text}
 
 
 def job_schema() -> Schema:

@@ -24,6 +24,7 @@ CONDITION_MEANINGS = {
     ConditionType.PROMOTED: "The newest run passed its gate.",
     ConditionType.SERVING: "A promoted model answers at `status.endpoint`.",
     ConditionType.PACKAGED: "The newest run is exported and tracked as the spec asks. Absent without either.",
+    ConditionType.WITHIN_BUDGET: "The newest run has GPU hours and money left. Absent without a budget.",
     ConditionType.SUSPENDED: "`spec.suspend` is true and no stage's pod is left. There only while it is true.",
 }
 EXIT_CODES = {

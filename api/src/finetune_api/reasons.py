@@ -80,6 +80,19 @@ REASONS: dict[Reason, ReasonFacts] = {
         "or correct baseModel.fineTuneJob.",
         waits=True,
     ),
+    Reason.BUDGET_EXCEEDED: ReasonFacts(
+        Blame.INPUT,
+        "The run has used its `budget`, or its training is estimated at more.",
+        "Raise budget.maxGpuHours or budget.maxCost to go on, from the checkpoint where there is one; or train less: "
+        "fewer epochs or examples.",
+        waits=True,
+    ),
+    Reason.PRICE_MISSING: ReasonFacts(
+        Blame.INPUT,
+        "`budget.maxCost` cannot be kept, because the platform has no price for the job's GPUs.",
+        "Use budget.maxGpuHours, or ask who runs the operator for a price of these GPUs (`prices` of its chart).",
+        waits=True,
+    ),
     Reason.CUDA_OUT_OF_MEMORY: ReasonFacts(
         Blame.TRAINING,
         "The GPU's memory does not suffice, even with a halved micro batch.",

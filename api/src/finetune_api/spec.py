@@ -8,6 +8,8 @@ from pydantic import Field
 
 from finetune_api.base import ApiModel, Bool, Int, Named, Rule
 from finetune_api.base_model import BaseModelSpec as BaseModelSpec
+from finetune_api.budget import BUDGET_NEEDS_GPUS
+from finetune_api.budget import BudgetSpec as BudgetSpec
 from finetune_api.cleaning import FILLED, fill_rule, over_long_rule
 from finetune_api.combinations import COMBINATIONS
 from finetune_api.dataset import Columns as Columns
@@ -195,6 +197,7 @@ class FineTuneJobSpec(ApiModel):
     promotion: PromotionSpec = Field(default=PromotionSpec(), description="Who says that a run may answer.")
     serving: ServingSpec = Field(default=ServingSpec(), description="The endpoint.")
     tracking: TrackingSpec = Field(default=TrackingSpec(), description="Trackers that each measured run goes to.")
+    budget: BudgetSpec | None = Field(default=None, description="What each run may spend on GPUs. Absent: no bound.")
     suspend: Bool = Field(
         default=False,
         description="true: no stage runs. A training saves a checkpoint and gives its GPU back; false goes on from "
@@ -256,6 +259,7 @@ class FineTuneJobSpec(ApiModel):
             lambda spec: spec.hyperparameters.beta is None or spec.task is Task.PREFERENCE,
         ),
         *COMBINATIONS,
+        BUDGET_NEEDS_GPUS,
         *(fill_rule(task) for task in FILLED),
         over_long_rule(),
     )

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from finetune_api.base import StatusModel
 from finetune_api.conditions import ConditionType, RunResult, Stage, Trigger
+from finetune_api.cost import CostStatus as CostStatus
 from finetune_api.failure import MESSAGE_LENGTH as MESSAGE_LENGTH
 from finetune_api.failure import Count as Count
 from finetune_api.failure import Failure as Failure
@@ -170,6 +171,7 @@ class RunStatus(StatusModel):
     progress: Progress | None = Field(default=None, description="Where the training is.")
     checkpoint: Checkpoint | None = Field(default=None, description="The newest complete checkpoint.")
     interruptions: Interruptions | None = Field(default=None, description="What stopping the training costs.")
+    cost: CostStatus | None = Field(default=None, description="GPU time used, and its cost.")
     evaluation: EvaluationStatus | None = Field(default=None, description="The proof.")
     gate: GateStatus | None = Field(default=None, description="The verdict.")
     failure: Failure | None = Field(default=None, description="What is wrong.")
@@ -195,6 +197,7 @@ class RunRecord(StatusModel):
         default=None, description="The promoted model of another run that it went on from."
     )
     model: ModelStatus | None = Field(default=None, description="What it made.")
+    cost: CostStatus | None = Field(default=None, description="GPU time used, and its cost.")
     evaluation: EvaluationStatus | None = Field(
         default=None, description="The proof, so that the gate can be judged again when the run is taken up again."
     )
@@ -219,7 +222,7 @@ class FineTuneJobStatus(StatusModel):
         default=[],
         max_length=16,
         description="Ready, Reconciling, Stalled, DatasetValid, Trained, Evaluated, Promoted, Serving; Packaged where "
-        "exports are asked for, Suspended while spec.suspend is true.",
+        "exports are asked for, WithinBudget where there is a budget, Suspended while spec.suspend is true.",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
     )
     stage: Stage | None = Field(default=None, description="Derived from the conditions, for printing.")

@@ -16,6 +16,7 @@ PREPARE_LOG, TRAIN_LOG, PACKAGE_LOG, SERVE_LOG = (LOG.format(stage=stage) for st
 EXPORT_ONLY = "It concerns the export alone; the run stays promoted and the model goes on serving."
 DATA = "kubectl get finetunejob NAME -o jsonpath='{.status.run.dataset.problems}'"
 QUEUE = "kubectl get finetunejob NAME -o jsonpath='{.status.run.failure.message}'"
+COST = "kubectl get finetunejob NAME -o jsonpath='{.status.run.cost}'"
 CLAIMS = "kubectl get persistentvolumeclaims"
 
 
@@ -58,6 +59,18 @@ TROUBLES: dict[Reason, Trouble] = {
     Reason.BASE_NOT_PROMOTED: Trouble(
         "The other job still trains, its run failed its gate, it has another name, or it is in another namespace.",
         "kubectl get finetunejobs",
+    ),
+    Reason.BUDGET_EXCEEDED: Trouble(
+        "A budget for a smaller training: more data or epochs than before, a GPU slower than estimated, interruptions "
+        "whose steps were trained again. `usage` has the GPU seconds by price, `estimate` what was expected.",
+        COST,
+        "The run is held, not ended: its checkpoint stays, and it goes on by itself when the budget is raised.",
+    ),
+    Reason.PRICE_MISSING: Trouble(
+        "A platform that was installed without prices, a GPU type that was added later, `prices.gpuHour` without a "
+        "`default`.",
+        STATUS,
+        "The run is held until there is a price, or until budget.maxCost is removed.",
     ),
     Reason.CUDA_OUT_OF_MEMORY: Trouble(
         "The longest examples in one micro batch; another process on the same GPU; a model that was estimated for "

@@ -30,6 +30,10 @@
 {{- end }}
 - name: FINETUNE_RUN_HISTORY_LIMIT
   value: {{ .Values.runHistoryLimit | quote }}
+{{- if .Values.prices.gpuHour }}
+- name: FINETUNE_PRICES
+  value: {{ toJson .Values.prices | quote }}
+{{- end }}
 - name: FINETUNE_CONCURRENCY
   value: {{ .Values.concurrency | quote }}
 - name: FINETUNE_RESYNC_SECONDS

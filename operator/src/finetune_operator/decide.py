@@ -17,8 +17,10 @@ from finetune_operator.conditions import merge
 from finetune_operator.diagnose import job_condition, to_failure
 from finetune_operator.plan import Manifest, ObjectRef, Observed, Plan
 from finetune_operator.settings import Settings
+from finetune_operator.stages.budget import used_up_after, within_budget
 from finetune_operator.stages.claim import with_claim
 from finetune_operator.stages.continuation import begin
+from finetune_operator.stages.cost import settled, with_cost, with_costs_of_others
 from finetune_operator.stages.job_stage import advance, soonest
 from finetune_operator.stages.measurement import measures_otherwise, with_measurement
 from finetune_operator.stages.package import package
@@ -38,21 +40,24 @@ def decide(job: FineTuneJob, observed: Observed, now: datetime, settings: Settin
     mine, foreign = own_children(job, observed)
     view = View(job, mine, foreign, now, settings)
     selection = runs.select(job, mine, view.time)
-    start = begin(view, with_claim(view, selection.run), selection.records)
+    records = with_costs_of_others(view, selection.run, selection.records)
+    start = begin(view, with_cost(view, with_claim(view, selection.run)), records)
     step, stage = _run_stages(view, with_measurement(view, start.run)) if start.done else (start, Stage.PREPARE)
-    promotion, serving = _take_over(view, step.run, selection.records)
+    promotion, serving = _take_over(view, step.run, records)
     packaging = package(view, promotion) if step.done else Step(promotion.run, done=True)
     run = _with_trouble(view, packaging.run, promotion, serving)
     if step.done and serving.settled and not packaging.done:
         stage = Stage.PACKAGE
     pause = packaging.pause if stage is Stage.PACKAGE else step.pause
-    status = _status(view, run, (stage, pause), promotion, serving)
+    status = settled(job.status, _status(view, run, (stage, pause), promotion, serving))
     return Plan(
         status=status,
         apply=_once(step.apply + serving.apply + packaging.apply),
         delete=step.delete + serving.delete + packaging.delete + _leftovers(view, run, status),
         events=events(job.status, status),
-        requeue_after=soonest(step.requeue_after, serving.requeue_after, packaging.requeue_after),
+        requeue_after=soonest(
+            step.requeue_after, serving.requeue_after, packaging.requeue_after, used_up_after(view, run)
+        ),
     )
 
 
@@ -110,6 +115,7 @@ def _status(
         judge=spec.evaluation.judge is not None,
         suspend=spec.suspend,
         pause=pause,
+        budget=within_budget(view, run),
     )
     conditions = merge(job.status.conditions, judgements(outcome), view.time, job.metadata.generation)
     keep = [spec.serving.run, *(model.run for model in (serving.model, promotion.wanted) if model)]

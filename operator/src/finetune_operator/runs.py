@@ -67,6 +67,7 @@ def remember(
         message=shorten(message, RECORD_MESSAGE),
         continued_from=run.continued_from,
         model=run.model,
+        cost=run.cost,
         evaluation=evaluation,
         rollback=old.rollback if old else None,
     )
@@ -162,6 +163,7 @@ def _adopted(record: RunRecord) -> RunStatus:
         evaluation=record.evaluation,
         continued_from=record.continued_from,
         model=record.model,
+        cost=record.cost,
     )
 
 

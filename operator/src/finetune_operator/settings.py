@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from finetune_api.run_config import SourcePolicy
+from finetune_operator.prices import Prices
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,3 +32,4 @@ class Settings:
     train_grace_seconds: int = 120
     serve_grace_seconds: int = 60
     run_as_user: int = 65532
+    prices: Prices = field(default_factory=Prices)

@@ -33,6 +33,7 @@ class Outcome:
     judge: bool = False  # whether one is asked
     suspend: bool = False
     pause: Pause | None = None
+    budget: Judgement | None = None  # None: there is none
 
 
 def judgements(outcome: Outcome) -> list[Judgement]:
@@ -45,6 +46,7 @@ def judgements(outcome: Outcome) -> list[Judgement]:
         _promoted(outcome),
         _serving(outcome),
         *_packaged(outcome),
+        *([outcome.budget] if outcome.budget else ()),
         *([suspended(run, outcome.stage, outcome.pause)] if outcome.suspend else ()),
     ]
 
@@ -60,6 +62,9 @@ def _verdict(outcome: Outcome) -> tuple[str, str, str]:
     failure = outcome.run.failure
     if failure is not None and not failure.waiting:
         return "Stalled", failure.reason, _failed_words(outcome, failure)
+    if outcome.pause is not None and not outcome.suspend and failure is not None:
+        which = "Reconciling" if outcome.pause is Pause.ENDING else "Stalled"
+        return which, failure.reason, _failed_words(outcome, failure)
     if outcome.pause is not None:
         reason, text = pause_words(outcome.run, outcome.stage, outcome.pause)
         # Nothing is under way and nothing is wrong: none of the three is true.

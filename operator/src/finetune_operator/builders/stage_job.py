@@ -163,17 +163,18 @@ def _pod(job: FineTuneJob, run: RunStatus, stage: Stage, settings: Settings) -> 
 
 
 def _resources(job: FineTuneJob, stage: Stage) -> dict[str, Any]:
-    gpus = 0 if SHAPES[stage].fetches else _gpus(job, stage)
-    more = {job.spec.compute.gpu_resource: gpus} if gpus else {}
+    count = gpus(job, stage)
+    more = {job.spec.compute.gpu_resource: count} if count else {}
     more |= job.spec.compute.extended_resources if SHAPES[stage].spreads else {}
     return pod.resources(_amounts(job, stage), SHAPES[stage].requests, more)
 
 
-def _gpus(job: FineTuneJob, stage: Stage) -> int:
-    if SHAPES[stage].reaches_out:
+def gpus(job: FineTuneJob, stage: Stage) -> int:
+    """GPUs of a pod of the stage."""
+    if SHAPES[stage].fetches or SHAPES[stage].reaches_out:
         return 0
-    gpus = job.spec.compute.gpus
-    return gpus if SHAPES[stage].spreads else min(gpus, 1)
+    wanted = job.spec.compute.gpus
+    return wanted if SHAPES[stage].spreads else min(wanted, 1)
 
 
 def _amounts(job: FineTuneJob, stage: Stage) -> Resources:
@@ -198,7 +199,7 @@ def _environment(job: FineTuneJob, run: RunStatus, stage: Stage, settings: Setti
         result |= pod.DOWNLOAD_ENV | dict(settings.source_env)
     else:
         result |= pod.OFFLINE_ENV
-        result["FINETUNE_GPUS"] = str(_gpus(job, stage))  # run.json may be older than compute
+        result["FINETUNE_GPUS"] = str(gpus(job, stage))  # run.json may be older than compute
         result["FINETUNE_IMAGE"] = settings.trainer_image  # for the report: a container does not know its own
     if shape.spreads:
         result |= _spread(job.spec.compute)

@@ -76,6 +76,8 @@ def show_details(console: Console, job: FineTuneJob, *, driven: bool) -> None:
     run, endpoint = job.status.run, job.status.endpoint
     if run and run.progress and words.condition(job, ConditionType.TRAINED) != "True":
         console.print(f"Training: {words.training(run)}", highlight=False)
+    if run and run.cost:
+        console.print(f"Used: {words.cost(run.cost)}", highlight=False)
     if run and run.evaluation:
         report.show_scores(console, run.evaluation)
     if endpoint:

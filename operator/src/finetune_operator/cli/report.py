@@ -113,6 +113,8 @@ def show_run(console: Console, store: Store, job: FineTuneJob, *, samples: int =
     if run.dataset:
         show_dataset(console, job, run.dataset)
         show_dataset_page(console, store, job)
+    if run.cost:
+        say(console, f"\nUsed: {words.cost(run.cost)}")
     if run.evaluation:
         show_scores(console, run.evaluation)
     if run.gate:

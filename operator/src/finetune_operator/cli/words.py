@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from finetune_api.conditions import ConditionType, FailureReason, Stage
+from finetune_api.cost import CostStatus
 from finetune_api.job import FineTuneJob
 from finetune_api.status import RunStatus
 from finetune_operator.conditions import find
@@ -77,6 +78,19 @@ def age(since: str | None) -> str:
         if seconds >= unit_size:
             return f"{int(seconds // unit_size)}{unit}"
     return f"{int(max(seconds, 0))}s"
+
+
+def cost(used: CostStatus) -> str:
+    """1.52 GPU hours, 6.38 EUR (estimated: 3.10 GPU hours, 13.02 EUR)."""
+    text = _amounts(used.gpu_hours, used.amount, used.currency)
+    expected = used.estimate
+    if expected is None:
+        return text
+    return f"{text} (estimated: {_amounts(expected.gpu_hours, expected.amount, expected.currency)})"
+
+
+def _amounts(gpu_hours: str, amount: str | None, currency: str | None) -> str:
+    return f"{gpu_hours} GPU hours" + (f", {amount} {currency}" if amount else "")
 
 
 def stage_seconds(run: RunStatus, stage: Stage) -> float | None:

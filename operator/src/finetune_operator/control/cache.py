@@ -29,6 +29,7 @@ from finetune_operator.control.resources import (
     Resource,
     controller_uid,
 )
+from finetune_operator.diagnose.facts import charged_for
 from finetune_operator.drift import AUTOSCALERS
 from finetune_operator.plan import Manifest
 
@@ -77,8 +78,9 @@ def slim(body: Manifest) -> Manifest:
         # That its pods may begin is asked only of a Job that a queue holds back: without one it is no news.
         read = (*JOB_STATUS_PARTS, "startTime") if names.label(body, names.LABEL_QUEUE) else JOB_STATUS_PARTS
         kept["status"] = {part: status[part] for part in read if part in status}
-    if body.get("kind") == POD.kind:  # which claims and ConfigMaps a pod waits for
-        kept["spec"] = {"volumes": (body.get("spec") or {}).get("volumes") or []}
+    if body.get("kind") == POD.kind:  # which claims and ConfigMaps a pod waits for, and what it is charged for
+        spec = body.get("spec") or {}
+        kept["spec"] = {"volumes": spec.get("volumes") or [], **charged_for(spec)}
     if body.get("kind") == WORKLOAD.kind:
         kept["spec"] = {"active": (body.get("spec") or {}).get("active")}
         kept["status"] = {"conditions": (body.get("status") or {}).get("conditions") or []}

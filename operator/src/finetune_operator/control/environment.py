@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from finetune_api.run_config import SourcePolicy
+from finetune_operator.prices import Prices, read_prices
 from finetune_operator.settings import Settings
 
 
@@ -96,6 +97,14 @@ def _pairs(values: Mapping[str, str], name: str) -> tuple[tuple[str, str], ...]:
     return tuple(sorted(pairs.items()))
 
 
+def _prices(values: Mapping[str, str], name: str) -> Prices:
+    text = values.get(name, "").strip()
+    try:
+        return read_prices(text) if text else Prices()
+    except ValueError as error:
+        raise EnvironmentInvalidError(f"{name}: {error}") from None
+
+
 def _file(values: Mapping[str, str], name: str) -> Path:
     path = Path(values.get(name, ""))
     if not path.is_file():
@@ -131,6 +140,7 @@ def _settings(values: Mapping[str, str], tls: Tls | None) -> Settings:
             values, "FINETUNE_PROGRESS_INTERVAL_SECONDS", default.progress_interval_seconds, 1, 3600
         ),
         run_history_limit=int(_number(values, "FINETUNE_RUN_HISTORY_LIMIT", default.run_history_limit, 1, 20)),
+        prices=_prices(values, "FINETUNE_PRICES"),
     )
 
 

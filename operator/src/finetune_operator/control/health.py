@@ -54,7 +54,10 @@ class Health:
         """Brings the gauges up to date. Series of jobs that are gone or done go away."""
         metrics.QUEUE_DEPTH.set(self._queue.depth)
         metrics.QUEUE_OLDEST_SECONDS.set(self._queue.oldest_seconds())
-        for gauge in (metrics.JOBS, metrics.WAITING, metrics.STALLED, metrics.PERCENT, metrics.LOSS):
+        for gauge in (
+            *(metrics.JOBS, metrics.WAITING, metrics.STALLED),
+            *(metrics.PERCENT, metrics.LOSS, metrics.GPUS_HELD),
+        ):
             gauge.clear()
         counts: Counter[tuple[str, str]] = Counter()
         for body in self._cache.objects(FINE_TUNE_JOB):
@@ -62,6 +65,8 @@ class Health:
             counts[status.get("stage") or "None", _condition(status, ConditionType.READY)] += 1
             _export_trouble(status)
             _export_training(body, status)
+            if held := ((status.get("run") or {}).get("cost") or {}).get("gpus"):
+                metrics.GPUS_HELD.labels(body["metadata"]["namespace"]).inc(held)
         for (stage, ready), count in counts.items():
             metrics.JOBS.labels(stage, ready).set(count)
 

@@ -46,6 +46,13 @@ STAGE_SECONDS = Histogram(
     registry=REGISTRY,
 )
 RUNS = Counter("finetune_runs_total", "Runs that ended, by result.", ["result"], registry=REGISTRY)
+# Of money the status is the record: these count what it says when it is written.
+GPU_SECONDS = Counter("finetune_gpu_seconds_total", "GPU seconds of runs.", ["namespace"], registry=REGISTRY)
+COST = Counter("finetune_cost_total", "Cost of the GPU time of runs.", ["namespace", "currency"], registry=REGISTRY)
+BUDGET_STOPS = Counter(
+    "finetune_budget_stops_total", "Runs that were held by their budget.", ["namespace"], registry=REGISTRY
+)
+GPUS_HELD = Gauge("finetune_gpus_held", "GPUs that runs hold now.", ["namespace"], registry=REGISTRY)
 # Not `job`: Prometheus gives that label to every target, and would rename ours.
 TRAINING = ["namespace", "name", "run"]
 PERCENT = Gauge("finetune_training_percent", "Progress of running trainings.", TRAINING, registry=REGISTRY)

@@ -130,7 +130,7 @@ class Reconciler:
         status = plan.status.to_wire()
         if await self._applier.status(body, status):
             self._log(job, plan)
-            count_outcomes(job.status, plan.status)
+            count_outcomes(job.metadata.namespace, job.status, plan.status)
             self._tell_dependents(name, job.status, plan.status)
             await self._applier.events(body, plan.events)
         # Last: what is deleted is decided anew in every pass, what the status remembers is not.

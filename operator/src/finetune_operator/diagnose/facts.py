@@ -132,3 +132,39 @@ def pod_condition(pod: Manifest, kind: str, status: str) -> Mapping[str, Any] | 
         if condition.get("type") == kind and condition.get("status") == status:
             return dict(condition)
     return None
+
+
+def charged_for(spec: Mapping[str, Any]) -> Manifest:
+    """Of a pod's spec, what its GPUs are known by: extended resources, and the labels by which nodes were selected.
+    Empty for a pod that has none."""
+    limits = [(each.get("resources") or {}).get("limits") or {} for each in spec.get("containers") or ()]
+    found = [{"resources": {"limits": {n: a for n, a in limit.items() if "/" in n}}} for limit in limits]
+    if not any(each["resources"]["limits"] for each in found):
+        return {}
+    return {"containers": found, "nodeSelector": spec.get("nodeSelector") or {}}
+
+
+def gpus_of(pod: Manifest, resource: str) -> int:
+    """GPUs that the pod asks for, by the name of their resource."""
+    containers = (pod.get("spec") or {}).get("containers") or ()
+    limits = [(each.get("resources") or {}).get("limits") or {} for each in containers]
+    return sum(int(amount) for limit in limits for name, amount in limit.items() if name == resource)
+
+
+def held_since(pod: Manifest) -> str | None:
+    """When a node took the pod; its GPUs are nobody else's from then on."""
+    scheduled = pod_condition(pod, "PodScheduled", "True") or {}
+    states = [state for part in ("state", "lastState") for state in (container_of(pod).get(part) or {}).values()]
+    told = [scheduled.get("lastTransitionTime"), status_of(pod).get("startTime")]
+    return min((str(time) for time in (*told, *(state.get("startedAt") for state in states)) if time), default=None)
+
+
+def held_until(pod: Manifest) -> str | None:
+    """When the pod ended, or None while it has not. Of one that left no such time: the last that is known of it."""
+    if not is_over(pod):
+        return None
+    states = status_of(pod).get("containerStatuses") or ()
+    ended = [((state.get("state") or {}).get("terminated") or {}).get("finishedAt") for state in states]
+    times = [str(time) for time in ended if time]
+    changes = (each.get("lastTransitionTime") for each in status_of(pod).get("conditions") or ())
+    return max(times or [str(time) for time in changes if time], default=held_since(pod))

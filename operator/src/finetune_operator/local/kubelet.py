@@ -57,10 +57,13 @@ def running(pod: Manifest, pid: int, now: str, *, ready: bool = False) -> Manife
 def ended(pod: Manifest, exit_code: int, message: str, now: str) -> Manifest:
     """The pod after its process ended. A negative code is a signal, as Python has it."""
     code = 128 - exit_code if exit_code < 0 else exit_code
+    running = [state["state"].get("running") or {} for state in pod["status"].get("containerStatuses") or ()]
+    started = next((state["startedAt"] for state in running if state.get("startedAt")), now)
     terminated = {
         "exitCode": code,
         "reason": "Completed" if code == 0 else "Error",
         "message": message.encode()[-MESSAGE_BYTES:].decode(errors="ignore"),
+        "startedAt": started,
         "finishedAt": now,
     }
     state = {"name": names.CONTAINER, "ready": False, "restartCount": 0, "state": {"terminated": terminated}}

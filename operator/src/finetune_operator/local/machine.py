@@ -11,7 +11,7 @@ from typing import Any
 from finetune_api.distribution import processes_of
 from finetune_api.job import FineTuneJob
 from finetune_api.optimization import OPTIMIZERS, Attention, Precision
-from finetune_api.spec import ConfigMapRef, DistributionSpec, Engine, FineTuneJobSpec, Hyperparameters
+from finetune_api.spec import BudgetSpec, ConfigMapRef, DistributionSpec, Engine, FineTuneJobSpec, Hyperparameters
 from finetune_operator.local.errors import BadInput, Unsupported
 from finetune_operator.local.pods import LOCALHOST
 from finetune_operator.local.store import Store
@@ -52,14 +52,27 @@ def adapted(job: FineTuneJob, *, gpus: int, replicas: int) -> tuple[FineTuneJob,
     if compute.queue_name is not None:
         compute = compute.model_copy(update={"queue_name": None, "workload_priority_class_name": None})
         notes.append("compute.queueName is for a cluster: nothing waits here")
+    budget, more = _budget(spec.budget, compute.gpus)
+    notes += more
     if serving.engine is not Engine.NATIVE:
         if serving.engine is Engine.VLLM:
             notes.append("serving.engine is Native here: one machine is served by our own server")
         serving = serving.model_copy(update={"engine": Engine.NATIVE})
     # A server runs only while somebody sits before it: `finetune serve` and `finetune chat` raise this to 1.
     serving = serving.model_copy(update={"replicas": min(replicas, 1)})
-    update = {"compute": compute, "serving": serving, "hyperparameters": knobs}
+    update = {"compute": compute, "serving": serving, "hyperparameters": knobs, "budget": budget}
     return job.model_copy(update={"spec": spec.model_copy(update=update)}), notes
+
+
+def _budget(budget: BudgetSpec | None, gpus: int) -> tuple[BudgetSpec | None, list[str]]:
+    """What of the budget can be counted here, and what cannot."""
+    if budget is None:
+        return None, []
+    if not gpus:
+        return None, ["budget is not kept here: it counts GPU hours, and no GPU is used"]
+    notes = [] if budget.max_cost is None else ["budget.maxCost is not kept here: a machine of your own has no prices"]
+    hours = budget.max_gpu_hours
+    return (None if hours is None else BudgetSpec(max_gpu_hours=hours)), notes
 
 
 def _on_cpu(knobs: Hyperparameters) -> tuple[Hyperparameters, list[str]]:

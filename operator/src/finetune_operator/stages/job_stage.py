@@ -32,6 +32,8 @@ from finetune_operator.diagnose import (
 from finetune_operator.interruption import newer, with_costs, with_grace, with_grace_of, with_longer_grace
 from finetune_operator.plan import Manifest
 from finetune_operator.runs import ended_with_failure, is_done, stage_time, with_time, without_time
+from finetune_operator.stages.budget import out_of_budget
+from finetune_operator.stages.cost import with_estimate
 from finetune_operator.stages.measurement import measures_otherwise
 from finetune_operator.stages.suspension import Pause
 from finetune_operator.stages.view import Step, View, is_deleting, reference
@@ -81,15 +83,20 @@ def advance(view: View, run: RunStatus, stage: JobStage) -> Step:
         return Step(run, done=True)
     job = job_of(view, run, stage.stage)
     run = run if job is None else with_grace_of(run, job)
+    run = with_estimate(view, run) if stage.stage is Stage.TRAIN and stage_time(run, Stage.TRAIN) is None else run
+    spent_up = None if view.job.spec.suspend else out_of_budget(view, run, stage.stage)
+    held = view.job.spec.suspend or spent_up is not None
     if job is not None and is_deleting(job):
-        return Step(with_last_words(run, pods_of(view, job)), pause=Pause.ENDING if view.job.spec.suspend else None)
+        run = with_last_words(run, pods_of(view, job))
+        return Step(_told(view, run, stage.stage, spent_up) if held else run, pause=Pause.ENDING if held else None)
     if job is not None and measures_otherwise(view, run, job):
         return replace_job(view, without_time(run, stage.stage), job)
     run = _counted_anew(run, stage.stage)
     if ended_with_failure(run, stage.stage):
         return _try_again(view, run, stage.stage, job)
-    if view.job.spec.suspend and (job is None or not _has_ended(job)):
-        return _hold(view, run, job)
+    if held and (job is None or not _has_ended(job)):
+        step = _hold(view, run, job)
+        return replace(step, run=_told(view, step.run, stage.stage, spent_up))
     if job is None:
         return _blocked(view, run, stage.stage) or _create(view, run, stage.stage)
     if job_condition(job, "Complete") or job_condition(job, "SuccessCriteriaMet"):
@@ -109,13 +116,22 @@ def _has_ended(job: Manifest) -> bool:
 
 
 def _hold(view: View, run: RunStatus, job: Manifest | None) -> Step:
-    """spec.suspend: the Job is deleted, and no other is made. Its pods have their grace period to save a checkpoint."""
+    """The Job is deleted, and no other is made. Its pods have their grace period to save a checkpoint."""
     if job is not None:
         return replace(replace_job(view, with_last_words(run, pods_of(view, job)), job), pause=Pause.ENDING)
     run = run.model_copy(update={"failure": None})
     if _former_pod(view, run) is not None:
         return Step(run, pause=Pause.ENDING, requeue_after=FOREIGN_SECONDS)
     return Step(run, pause=Pause.HELD)
+
+
+def _told(view: View, run: RunStatus, stage: Stage, finding: Finding | None) -> RunStatus:
+    """The run with why it is held; the user's own wish needs no words."""
+    if finding is None:
+        return run
+    previous = view.job.status.run.failure if view.job.status.run else None
+    failure = to_failure(finding, stage, view.time, waiting=True, previous=previous)
+    return run.model_copy(update={"failure": failure})
 
 
 def with_last_words(run: RunStatus, pods: list[Manifest]) -> RunStatus:

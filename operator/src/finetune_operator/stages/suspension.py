@@ -15,7 +15,7 @@ SUSPENDED = "Suspended"  # reason of what is held
 
 
 class Pause(Enum):
-    """What spec.suspend has brought about in a stage that is not done."""
+    """What spec.suspend, or a budget that is used up, has brought about in a stage that is not done."""
 
     ENDING = auto()  # its pod saves a checkpoint
     HELD = auto()  # nothing of it runs

@@ -1,0 +1,57 @@
+"""`status.run.cost`: the GPU time that a run has used, and what that costs."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Annotated
+
+from pydantic import Field
+
+from finetune_api.base import StatusModel
+from finetune_api.failure import Count, Time, Word
+
+MOST_KINDS = 16  # of usage; one more for each GPU and each change of its price
+DecimalText = Annotated[str, Field(max_length=32)]
+"""A number that must not be rounded by whoever reads JSON: money."""
+
+
+class GpuUse(StatusModel):
+    """GPU time at one price."""
+
+    gpu: Word = Field(description="The price's name, or without one the resource, for example nvidia.com/gpu.")
+    gpu_seconds: Count = Field(default=0, description="Seconds x GPUs that pods of the run held.")
+    price: DecimalText | None = Field(default=None, description="Of a GPU hour at the time of use.")
+    currency: Word | None = Field(default=None, description="Of the price.")
+
+
+class CostEstimate(StatusModel):
+    """What the training was expected to use. Loading, checkpoints and the measurement come on top."""
+
+    gpu_hours: DecimalText = Field(description="GPU hours: the estimated time x GPUs x nodes.")
+    amount: DecimalText | None = Field(default=None, description="Their cost; absent without a price.")
+    currency: Word | None = Field(default=None, description="Of the amount.")
+
+
+class CostStatus(StatusModel):
+    """What a run has used, over all its attempts. Counted is the time in which its pods held GPUs."""
+
+    gpu_hours: DecimalText = Field(default="0.00", description="GPU hours.")
+    amount: DecimalText | None = Field(default=None, description="Their cost; absent without a price.")
+    currency: Word | None = Field(default=None, description="Of the amount.")
+    unpriced_gpu_hours: DecimalText | None = Field(
+        default=None, description="Of the GPU hours, those that the amount lacks, because they had no price."
+    )
+    gpus: Count = Field(default=0, description="GPUs that are held now.")
+    time: Time | None = Field(default=None, description="Until when it is counted.")
+    estimate: CostEstimate | None = Field(default=None, description="What the training was expected to use.")
+    usage: list[GpuUse] = Field(default=[], max_length=MOST_KINDS, description="The same, by GPU and price.")
+
+    @property
+    def gpu_seconds(self) -> int:
+        """Seconds x GPUs."""
+        return sum(use.gpu_seconds for use in self.usage)
+
+    def spent(self, currency: str | None) -> Decimal:
+        """The cost of what was used at a price in this currency, exactly."""
+        priced = (use for use in self.usage if use.price is not None and use.currency == currency)
+        return sum((Decimal(use.gpu_seconds) * Decimal(use.price or 0) / 3600 for use in priced), Decimal(0))

@@ -1,0 +1,110 @@
+"""What the run has cost by now: the meter is read in every pass, and written when there is something to write."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from finetune_api.conditions import Stage
+from finetune_api.cost import CostStatus
+from finetune_api.status import FineTuneJobStatus, RunRecord, RunStatus
+from finetune_operator import names
+from finetune_operator.builders.gang import members
+from finetune_operator.builders.stage_job import gpus
+from finetune_operator.diagnose.facts import gpus_of, held_since, held_until
+from finetune_operator.metering import STALE_SECONDS, Hold, estimated, metered, moment, summed
+from finetune_operator.plan import Manifest
+from finetune_operator.stages.view import View
+
+
+def with_cost(view: View, run: RunStatus) -> RunStatus:
+    """The run with what its pods have used until now. The server is not the run's: it answers as long as it is asked
+    to, whatever was spent on training."""
+    return run.model_copy(update={"cost": _metered(view, run.number, run.cost, moment(run.start_time))})
+
+
+def with_costs_of_others(view: View, run: RunStatus, records: Iterable[RunRecord]) -> tuple[RunRecord, ...]:
+    """The history, of which a superseded run's pod may still be saving its checkpoint."""
+    return tuple(
+        record
+        if record.number == run.number or record.cost is None
+        else record.model_copy(update={"cost": _metered(view, record.number, record.cost, 0)})
+        for record in records
+    )
+
+
+def with_estimate(view: View, run: RunStatus) -> RunStatus:
+    """The run with what its training will use on the GPUs that the job asks for now."""
+    count = training_gpus(view)
+    if run.estimate is None or not run.estimate.train_seconds or not count:
+        return run
+    prices, compute = view.settings.prices, view.job.spec.compute
+    price = prices.of(compute.gpu_resource, compute.node_selector)
+    estimate = estimated(run.estimate.train_seconds, count, price, prices.currency)
+    cost = (run.cost or summed(CostStatus(), prices.currency)).model_copy(update={"estimate": estimate})
+    return run.model_copy(update={"cost": cost})
+
+
+def training_gpus(view: View) -> int:
+    """GPUs of all pods that train together."""
+    return gpus(view.job, Stage.TRAIN) * members(view.job, Stage.TRAIN)
+
+
+def settled(before: FineTuneJobStatus, after: FineTuneJobStatus) -> FineTuneJobStatus:
+    """The status as it was, where only a meter went on: a status is not written for that. It is when GPUs are taken or
+    given back, with whatever else is written, and otherwise each quarter of an hour."""
+    known = _costs(before)
+    now = _costs(after)
+    if any(_tells(known.get(number), cost) for number, cost in now.items()):
+        return after
+    return before if _with_costs(after, known) == before else after
+
+
+def _tells(old: CostStatus | None, new: CostStatus | None) -> bool:
+    if new is None or new == old:
+        return False
+    if old is None or (old.gpus, old.estimate) != (new.gpus, new.estimate):
+        return True
+    return new.gpus == 0 or moment(new.time) - moment(old.time) >= STALE_SECONDS
+
+
+def _costs(status: FineTuneJobStatus) -> dict[int, CostStatus | None]:
+    runs: list[RunStatus | RunRecord] = [*status.runs, *([status.run] if status.run else [])]
+    return {run.number: run.cost for run in runs}
+
+
+def _with_costs(status: FineTuneJobStatus, costs: dict[int, CostStatus | None]) -> FineTuneJobStatus:
+    run = status.run and status.run.model_copy(update={"cost": costs.get(status.run.number)})
+    records = [record.model_copy(update={"cost": costs.get(record.number)}) for record in status.runs]
+    return status.model_copy(update={"run": run, "runs": records})
+
+
+def _metered(view: View, number: int, cost: CostStatus | None, since: int) -> CostStatus | None:
+    own = _holds(view, view.observed.pods, number)
+    # A Job that is gone may have been that of a deleted job of the same name, whose run had the same number.
+    left = [hold for hold in _holds(view, view.observed.former_pods, number) if hold.made >= since]
+    return metered(cost, [*own, *left], int(view.now.timestamp()), view.settings.prices.currency)
+
+
+def _holds(view: View, pods: Iterable[Manifest], number: int) -> list[Hold]:
+    found = (_hold(view, pod) for pod in pods if _is_of(pod, number))
+    return [hold for hold in found if hold is not None]
+
+
+def _is_of(pod: Manifest, number: int) -> bool:
+    stage = names.label(pod, names.LABEL_STAGE)
+    return names.number(names.label(pod, names.LABEL_RUN)) == number and stage != Stage.SERVE.value
+
+
+def _hold(view: View, pod: Manifest) -> Hold | None:
+    resource = view.job.spec.compute.gpu_resource
+    count = gpus_of(pod, resource)
+    if not count:
+        return None
+    start, end = held_since(pod), held_until(pod)
+    return Hold(
+        price=view.settings.prices.of(resource, pod["spec"].get("nodeSelector") or {}),
+        gpus=count,
+        made=moment(pod["metadata"].get("creationTimestamp")),
+        start=moment(start) if start else None,
+        end=moment(end) if end else None,
+    )
