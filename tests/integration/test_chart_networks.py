@@ -116,3 +116,16 @@ def test_notes_tell_where_policies_are_and_the_api_server_has_them(release: Rele
         assert not release.plane.kubectl.json("get", "networkpolicies", "-A")["items"]
     finally:
         release.uninstall()
+
+
+def test_operator_reaches_the_collector_of_traces_when_there_is_one(release: Release) -> None:
+    def egress(*settings: str) -> list[dict[str, Any]]:
+        (found,) = (spec for key, spec in policies(release, *settings).items() if key[1] == NAME)
+        return list(found["egress"])
+
+    to = "networkPolicy.tracesTo[0].namespaceSelector.matchLabels.team=observability"
+    with_traces = egress("tracing.endpoint=http://collector:4318", to)
+    without = egress()
+    assert [rule for rule in with_traces if rule not in without] == [
+        {"ports": [{"port": 4318}], "to": [{"namespaceSelector": {"matchLabels": {"team": "observability"}}}]}
+    ]

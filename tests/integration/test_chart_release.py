@@ -27,11 +27,15 @@ __all__ = ["release"]  # the fixture
 
 HOST = f"{NAME}.{HOME}.svc"
 TLS_FOLDER = "/etc/finetune-operator/tls"
+COLLECTOR = "http://collector.observability:4318"
 EVERYTHING = (
     "networkPolicy.jobNamespaces={team-a}",
     "networkPolicy.dnsTo[0].namespaceSelector.matchLabels.kubernetes\\.io/metadata\\.name=kube-system",
     "networkPolicy.serveFrom[0].ipBlock.cidr=10.0.0.0/8",
     "rbac.issuerDiscovery=true",
+    f"tracing.endpoint={COLLECTOR}",
+    "tracing.headersSecret.name=collector",
+    "tracing.sampling=0.5",
     "sources.httpsHosts={data.example.com,*.corp.example.com}",
     "sources.env.HF_ENDPOINT=https://hub.example.com",
     "sources.env.NO_PROXY=a\\,b",
@@ -87,6 +91,7 @@ def test_operator_understands_its_environment(release: Release, tmp_path: Path) 
     given = variables(deployment)
     for part in ("tls.crt", "tls.key", "ca.crt"):
         (tmp_path / part).write_text(part)
+    given["FINETUNE_TRACES_HEADERS"] = "authorization=Bearer%20x"  # from its Secret
     environment = read_environment({key: text.replace(TLS_FOLDER, str(tmp_path)) for key, text in given.items()})
     settings = environment.settings
     assert environment.watch_namespaces == ("team-a", "team-b")
@@ -99,6 +104,15 @@ def test_operator_understands_its_environment(release: Release, tmp_path: Path) 
     assert settings.source_policy.https_hosts == ["data.example.com", "*.corp.example.com"]
     assert environment.lease
     assert environment.lease.name == NAME
+    assert environment.traces
+    assert (environment.traces.endpoint, environment.traces.sampling) == (f"{COLLECTOR}/v1/traces", 0.5)
+
+
+def test_headers_of_traces_come_from_their_secret(release: Release) -> None:
+    container = objects(release.template(*EVERYTHING), "Deployment")[0]["spec"]["template"]["spec"]["containers"][0]
+    (found,) = [each for each in container["env"] if each["name"] == "FINETUNE_TRACES_HEADERS"]
+    assert found["valueFrom"] == {"secretKeyRef": {"name": "collector", "key": "headers"}}
+    assert not [name for name in variables(objects(release.template(), "Deployment")[0]) if "TRACES" in name]
 
 
 def test_every_variable_of_the_chart_is_read(release: Release) -> None:
@@ -285,6 +299,10 @@ def test_notes_name_the_next_command(release: Release) -> None:
         ("prices.gpuHour.default=cheap", "gpuHour"),
         ("concurrency=0", "concurrency"),
         ("logs.level=LOUD", "level"),
+        ("tracing.endpoint=collector:4318", "endpoint"),
+        ("tracing.endpoint=https://me:pw@collector", "endpoint"),
+        ("tracing.sampling=2", "sampling"),
+        ("tracing.headers=a", "tracing"),
         ("logs.format=xml", "format"),
         ("networkPolicy.apiServerPorts={0}", "apiServerPorts"),
         ("networkPolicy.prepareExcept={10.0.0.1}", "prepareExcept"),

@@ -5,6 +5,7 @@ The operator runs as its service account with the declared rights and nothing mo
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,8 @@ from tests.operator_process import (
 )
 from tests.simulator import good_summary
 
+from finetune_operator.control import passes
+
 CHILDREN = [
     ("ConfigMap", "travel-r1"),
     ("Deployment", "travel-serve"),
@@ -35,6 +38,7 @@ CHILDREN = [
     ("Job", "travel-r1-train"),
     ("Service", "travel-serve"),
 ]
+STORY = ["RunStarted", "DatasetChecked", "TrainingStarted", "TrainingFinished", "Evaluated", "Promoted", "Serving"]
 
 
 @pytest.fixture(scope="module")
@@ -91,16 +95,28 @@ def test_a_job_becomes_ready_and_then_nothing_is_written_or_read(plane: ControlP
         assert restarted.writes() == 0
 
 
-def test_each_event_is_posted_once(plane: ControlPlane, tmp_path: Path) -> None:
+def test_describe_tells_the_story_once_and_in_order_and_the_log_a_line_a_decision(
+    plane: ControlPlane, tmp_path: Path
+) -> None:
     namespace = make_namespace(plane, "events")
-    with running_operator(plane, tmp_path, FINETUNE_WATCH_NAMESPACES=namespace):
+    variables = {"FINETUNE_WATCH_NAMESPACES": namespace, "FINETUNE_LOG_FORMAT": "json"}
+    with running_operator(plane, tmp_path, **variables) as operator:
         plane.kubectl.apply(job_manifest("travel", namespace))
         finish_all_stages(Kubelet(plane, namespace))
         wait_ready(plane, namespace)
-    found = plane.kubectl.json("get", "events.events.k8s.io", namespace=namespace)["items"]
-    ours = [each["reason"] for each in found if each["regarding"]["kind"] == "FineTuneJob"]
-    assert len(ours) == len(set(ours))
-    assert {"RunStarted", "Promoted"} <= set(ours)
+        wait_idle(operator)
+        written = {
+            verb: operator.metric("finetune_api_requests_total", verb=method, code="200")
+            for method, verb in passes.DONE.items()
+        }
+    told = plane.kubectl("describe", "finetunejob", "travel", namespace=namespace).partition("\nEvents:")[2]
+    assert [line.split()[1] for line in told.splitlines()[3:]] == STORY
+    lines = [json.loads(line) for line in operator.component.log.read_text().splitlines()]
+    ours = [line for line in lines if line.get("job") == f"{namespace}/travel"]
+    assert {verb: sum(len(line[verb].split(",")) for line in ours if verb in line) for verb in written} == written
+    stages = [line["stage"] for line in ours if "created" in line]
+    assert stages == ["Prepare", "Train", "Evaluate", "Serve", "Serve"]
+    assert all(line["run"] == "1" and line["outcome"] for line in ours)
 
 
 def test_deleting_the_job_deletes_its_children_and_an_operator_has_no_say(plane: ControlPlane, tmp_path: Path) -> None:

@@ -43,6 +43,17 @@ def test_events_fit_the_limits_and_equal_ones_have_one_name() -> None:
     assert len(set(names)) == 3
 
 
+def test_names_of_events_are_in_the_order_of_what_happened() -> None:
+    early, late = stored(), stored()
+    early["metadata"]["resourceVersion"], late["metadata"]["resourceVersion"] = "99", "100"
+    names = [
+        event_manifest(job, Event("Normal", reason, ""), "pod", place)["metadata"]["name"]
+        for job in (early, late)
+        for place, reason in enumerate(("Zeroth", "First", "Also"))
+    ]
+    assert names == sorted(names)
+
+
 def test_an_event_that_happens_again_is_another_event() -> None:
     first, again = stored(), stored()
     again["metadata"]["resourceVersion"] = "8"

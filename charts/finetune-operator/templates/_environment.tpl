@@ -46,6 +46,20 @@
   value: {{ .Values.logs.format | quote }}
 - name: FINETUNE_LOG_LEVEL
   value: {{ .Values.logs.level | quote }}
+{{- with .Values.tracing }}
+{{- if .endpoint }}
+- name: FINETUNE_TRACES_ENDPOINT
+  value: {{ .endpoint | quote }}
+- name: FINETUNE_TRACES_SAMPLING
+  value: {{ .sampling | quote }}
+{{- with .headersSecret }}
+{{- if .name }}
+- name: FINETUNE_TRACES_HEADERS
+  valueFrom: {secretKeyRef: {name: {{ .name }}, key: {{ .key }}}}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
 {{- if .Values.progress.enabled }}
 - name: FINETUNE_PROGRESS_URL
   value: {{ printf "https://%s.%s.svc:8443" (include "finetune-operator.fullname" .) .Release.Namespace | quote }}

@@ -21,6 +21,7 @@ from kubernetes.aio.client import ApiClient, Configuration
 
 from finetune_operator import FIELD_MANAGER
 from finetune_operator.control.metrics import API_REQUESTS
+from finetune_operator.control.passes import note_write
 from finetune_operator.control.resources import Resource
 from finetune_operator.plan import Manifest
 
@@ -187,6 +188,7 @@ class Api:
                 await asyncio.sleep(wait)
             else:
                 API_REQUESTS.labels(verb or method, label, "200").inc()
+                note_write(method, label, _named(body) or path.rpartition("/")[2])
                 return answer
         raise AssertionError("the loop returns or raises")
 
@@ -204,6 +206,12 @@ class Api:
         except (aiohttp.ClientError, TimeoutError, ssl.SSLError, OSError) as error:
             raise ApiError(0, "NoAnswer", f"{type(error).__name__}: {error}") from error
         return _parse(response.status, data, response.headers.get("Retry-After"))
+
+
+def _named(body: Manifest | None) -> str:
+    """What the log calls it: an Event, whose name is a digest, by its reason."""
+    body = body or {}
+    return str(body.get("reason") or body.get("metadata", {}).get("name") or "")
 
 
 def _managed() -> dict[str, str]:

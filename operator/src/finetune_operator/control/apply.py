@@ -115,9 +115,11 @@ class Applier:
         """Posts Events about what was decided on this version of the job.
 
         Their name is made of that version and their content: posted again for the same change, it is the same
-        Event, whoever repeats; when the same happens again later, it is another one.
+        Event, whoever repeats; when the same happens again later, it is another one. Names are in the order of what
+        happened: `kubectl describe` sorts by a time that has no fractions and that new Events do not have, and so
+        leaves them in the order of their names.
         """
-        await asyncio.gather(*(self._event(job, each) for each in events))
+        await asyncio.gather(*(self._event(job, each, place) for place, each in enumerate(events)))
 
     async def _child(self, job_uid: str, manifest: Manifest) -> ApplyFailure | bool:
         """Why it was refused, or whether it was made otherwise."""
@@ -195,12 +197,12 @@ class Applier:
         if answer.get("kind") == resource.kind:
             self._cache.store(resource, answer)
 
-    async def _event(self, job: Manifest, event: Event) -> None:
+    async def _event(self, job: Manifest, event: Event, place: int) -> None:
         if not self._events.take(job["metadata"]["uid"]):
             logger.warning("job=%s/%s event=%s dropped=too_many", *name_of(job), event.reason)
             return
         try:
-            await self._api.create(EVENT, event_manifest(job, event, self._instance))
+            await self._api.create(EVENT, event_manifest(job, event, self._instance, place))
         except ApiError as error:
             if error.reason != "AlreadyExists" and error.status not in (403, 404):  # 403: the namespace is ending
                 raise
@@ -252,15 +254,18 @@ def _refused(resource: Resource, manifest: Manifest, error: ApiError) -> ApplyFa
     return ApplyFailure(reason, f"{resource.kind} {manifest['metadata']['name']}: {error.message}"[:1000])
 
 
-def event_manifest(job: Manifest, event: Event, instance: str) -> Manifest:
-    """The Event object. A name cut to 200 characters and 16 digits of the content's hash fit the limit of 253."""
+def event_manifest(job: Manifest, event: Event, instance: str, place: int = 0) -> Manifest:
+    """The Event object; `place` is its own among those of one change. The job's name cut to 200 characters, 20 digits
+    of the version, 2 of the place and 16 of the content's hash fit the limit of 253."""
     metadata = job["metadata"]
     content = "\n".join((metadata["uid"], metadata["resourceVersion"], event.type, event.reason, event.message))
     digest = hashlib.sha256(content.encode()).hexdigest()[:16]
+    # Versions only grow, and have at most 20 digits.
+    name = f"{metadata['name'][:200].rstrip('.-')}.{metadata['resourceVersion']:0>20}.{place:02}.{digest}"
     return {
         "apiVersion": EVENT.api_version,
         "kind": EVENT.kind,
-        "metadata": {"namespace": metadata["namespace"], "name": f"{metadata['name'][:200].rstrip('.-')}.{digest}"},
+        "metadata": {"namespace": metadata["namespace"], "name": name},
         "eventTime": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
         "reportingController": f"{GROUP}/operator",
         "reportingInstance": (instance or FIELD_MANAGER)[:128],

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import re
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from finetune_api.run_config import SourcePolicy
 from finetune_operator.prices import Prices, read_prices
 from finetune_operator.settings import Settings
+
+HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")  # RFC 9110, token
 
 
 class EnvironmentInvalidError(Exception):
@@ -40,6 +45,16 @@ class LeaseNames:
 
 
 @dataclass(frozen=True, slots=True)
+class TraceSettings:
+    """Where traces go: the whole URL, headers (which may hold a password), and the share of passes that are traced."""
+
+    endpoint: str
+    headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    sampling: float = 1.0
+    instance: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Environment:
     """What the process is told from outside."""
 
@@ -58,6 +73,7 @@ class Environment:
     tls: Tls | None = None
     token_issuer: str | None = None
     lease: LeaseNames | None = None
+    traces: TraceSettings | None = None
     log_format: str = "text"
     log_level: str = "INFO"
 
@@ -162,6 +178,45 @@ def _lease(values: Mapping[str, str], progress_port: int) -> LeaseNames | None:
     )
 
 
+def _traces(values: Mapping[str, str]) -> TraceSettings | None:
+    """None unless an endpoint is named."""
+    text = values.get("FINETUNE_TRACES_ENDPOINT", "").strip().rstrip("/")
+    if not text:
+        return None
+    url = urlsplit(text)
+    if url.scheme not in ("http", "https") or not url.hostname or url.username or url.query:
+        raise EnvironmentInvalidError(
+            "FINETUNE_TRACES_ENDPOINT: write the address of a collector, http://collector.observability:4318; "
+            "a password belongs into FINETUNE_TRACES_HEADERS"
+        )
+    if not _can_trace():
+        raise EnvironmentInvalidError(
+            "FINETUNE_TRACES_ENDPOINT: OpenTelemetry is not installed: pip install 'finetune-operator[tracing]'"
+        )
+    return TraceSettings(
+        endpoint=text if url.path.endswith("/v1/traces") else f"{text}/v1/traces",
+        headers=_headers(values, "FINETUNE_TRACES_HEADERS"),
+        sampling=_number(values, "FINETUNE_TRACES_SAMPLING", 1.0, 0, 1),
+        instance=values.get("POD_NAME") or "",
+    )
+
+
+def _can_trace() -> bool:
+    try:
+        return importlib.util.find_spec("opentelemetry.exporter.otlp.proto.http") is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def _headers(values: Mapping[str, str], name: str) -> tuple[tuple[str, str], ...]:
+    """Pairs as OTEL_EXPORTER_OTLP_HEADERS has them. What is refused is not said: it may be a password."""
+    pairs = [part.strip().partition("=") for part in values.get(name, "").split(",") if part.strip()]
+    for header, equals, value in pairs:
+        if not equals or not HEADER_NAME.fullmatch(header.strip()) or not unquote(value).strip().isprintable():
+            raise EnvironmentInvalidError(f"{name}: write NAME=VALUE,NAME=VALUE; a comma in a value is %2C")
+    return tuple((header.strip(), unquote(value).strip()) for header, _, value in pairs)
+
+
 def read_environment(values: Mapping[str, str]) -> Environment:
     """The environment of this process. Raises EnvironmentInvalidError naming the first wrong variable."""
     tls = _tls(values)
@@ -189,6 +244,7 @@ def read_environment(values: Mapping[str, str]) -> Environment:
         tls=tls,
         token_issuer=values.get("FINETUNE_TOKEN_ISSUER") or None,
         lease=_lease(values, progress_port),
+        traces=_traces(values),
         log_format=log_format,
         log_level=level,
     )

@@ -86,3 +86,4 @@ UNREADABLE = Gauge(
     "Jobs whose stored status this version cannot read; they stay as they are.",
     registry=REGISTRY,
 )
+TRACE_SPANS = Counter("finetune_trace_spans_total", "Spans of traces, by result.", ["result"], registry=REGISTRY)

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import signal
 from collections.abc import AsyncIterator, Coroutine, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import kopf
 from kubernetes.aio.client import Configuration
@@ -27,6 +27,9 @@ from finetune_operator.control.reconcile import Decide, Reconciler
 from finetune_operator.control.resources import Resource
 from finetune_operator.control.resync import Resync
 from finetune_operator.control.workqueue import WorkQueue
+
+if TYPE_CHECKING:
+    from finetune_operator.control.traces import Traces
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +54,7 @@ class Operator:
         self._lease = Lease(self._api, environment.lease) if environment.lease else None
         self._progress = ProgressReports(self._queue, environment.settings.progress_interval_seconds)
         self._health = Health(self._cache, self._queue, resync_seconds=environment.resync_seconds)
+        self._traces = _open_traces(environment)
         instance = environment.lease.identity if environment.lease else ""
         self._reconciler = Reconciler(
             cache=self._cache,
@@ -60,12 +64,15 @@ class Operator:
             settings=environment.settings,
             progress=self._progress,
             may_act=self._lease.valid if self._lease else lambda: True,
+            traces=self._traces,
         )
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serves probes and progress at once, acts when it leads."""
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(self._api.close)
+            if self._traces:
+                stack.push_async_callback(self._traces.close)
             environment = self._environment
             health = await serve_health(self._health, environment.health_host, environment.health_port)
             stack.push_async_callback(health.cleanup)
@@ -142,6 +149,15 @@ class Operator:
 
     _signalled: Any = None
     _watch_tasks: Any = ()
+
+
+def _open_traces(environment: Environment) -> Traces | None:
+    """Imports OpenTelemetry only where traces are wanted: it costs memory and is no part of a small installation."""
+    if environment.traces is None:
+        return None
+    from finetune_operator.control.traces import Traces
+
+    return Traces(environment.traces)
 
 
 def listen_for_signals(action: Any) -> None:

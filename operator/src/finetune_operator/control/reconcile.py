@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -21,6 +20,7 @@ from finetune_operator.control.metrics import RECONCILE_SECONDS, UNREADABLE
 from finetune_operator.control.observe import observe
 from finetune_operator.control.origin import origin_in_cache
 from finetune_operator.control.outcomes import count_outcomes
+from finetune_operator.control.passes import Pass, current_pass, following
 from finetune_operator.control.resources import FINE_TUNE_JOB
 from finetune_operator.control.workqueue import WorkQueue
 from finetune_operator.plan import ApplyFailure, Event, Manifest, Observed, Plan, ProgressReport
@@ -37,6 +37,14 @@ class ProgressSource(Protocol):
     def report(self, name: Name) -> ProgressReport | None: ...
 
     def forget(self, name: Name) -> None: ...
+
+
+class Tracing(Protocol):
+    """Who is told what happened, where traces are switched on. Neither waits nor raises."""
+
+    def moved(self, job: FineTuneJob, before: FineTuneJobStatus, after: FineTuneJobStatus, now: datetime) -> None: ...
+
+    def passed(self, this: Pass) -> None: ...
 
 
 class StatusUnreadableError(Exception):
@@ -56,6 +64,7 @@ class Reconciler:
         settings: Settings,
         progress: ProgressSource,
         may_act: Callable[[], bool] = lambda: True,
+        traces: Tracing | None = None,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._cache = cache
@@ -65,6 +74,7 @@ class Reconciler:
         self._settings = settings
         self._progress = progress
         self._may_act = may_act
+        self._traces = traces
         self._clock = clock
         self._refused: dict[Name, tuple[str, ApplyFailure]] = {}  # uid of the job, what the API server refused last
         self._unreadable: set[Name] = set()
@@ -76,19 +86,29 @@ class Reconciler:
             self._settings = replace(self._settings, progress_ca=authority)
 
     async def __call__(self, name: Name) -> None:
-        """Never raises: what failed is tried again, later and later."""
-        start = time.perf_counter()
+        """Never raises: what failed is tried again, later and later. One line in the log, unless nothing was to do."""
+        with following(*name) as this:
+            await self._attempt(name, this)
+        RECONCILE_SECONDS.labels(this.outcome).observe(this.seconds)
+        if self._traces:
+            self._traces.passed(this)
+
+    async def _attempt(self, name: Name, this: Pass) -> None:
         try:
-            outcome = await self._guarded(name)
+            this.outcome = await self._guarded(name)
         except ApiError as error:
+            this.outcome, this.error = "api_error", str(error)
             delay = self._queue.retry(name, error.retry_after or 0.0)
-            outcome = "api_error"
-            logger.warning("job=%s/%s retry_in=%.1f error=%r", *name, delay, str(error))
-        except Exception:
+            logger.warning("%s retry_in=%.1f error=%r", this, delay, str(error))
+        except Exception as error:
+            this.outcome, this.error = "fault", f"{type(error).__name__}: {error}"
             delay = self._queue.retry(name)
-            outcome = "fault"
-            logger.exception("job=%s/%s retry_in=%.1f error=unexpected", *name, delay)
-        RECONCILE_SECONDS.labels(outcome).observe(time.perf_counter() - start)
+            logger.exception("%s retry_in=%.1f error=unexpected", this, delay)
+        else:
+            if this.error:
+                logger.error("%s error=%r", this, this.error)
+            elif this.writes:
+                logger.info("%s", this)
 
     async def _guarded(self, name: Name) -> str:
         if not self._may_act():
@@ -120,7 +140,7 @@ class Reconciler:
         name = (job.metadata.namespace, job.metadata.name)
         now = self._clock()
         observed = self._observe(job, self._last_refused(job))
-        plan = self._decide(job, observed, now, self._settings)
+        plan = self._decided(self._decide(job, observed, now, self._settings), job)
         applied = await self._applier.children(job.metadata.uid, plan.apply)
         refused = applied.refused
         if plan.apply and not refused and self._gives_way(name):
@@ -129,8 +149,9 @@ class Reconciler:
             plan = self._reconsider(job, refused, plan, now)
         status = plan.status.to_wire()
         if await self._applier.status(body, status):
-            self._log(job, plan)
             count_outcomes(job.metadata.namespace, job.status, plan.status)
+            if self._traces:
+                self._traces.moved(job, job.status, plan.status, now)
             self._tell_dependents(name, job.status, plan.status)
             await self._applier.events(body, plan.events)
         # Last: what is deleted is decided anew in every pass, what the status remembers is not.
@@ -171,7 +192,7 @@ class Reconciler:
         else:
             self._refused.pop(name, None)
             self._queue.add(name)
-        plan = self._decide(job, self._observe(job, refused), now, self._settings)
+        plan = self._decided(self._decide(job, self._observe(job, refused), now, self._settings), job)
         return replace(plan, apply=(), delete=first.delete)
 
     def _tell_dependents(self, name: Name, before: FineTuneJobStatus, after: FineTuneJobStatus) -> None:
@@ -192,7 +213,8 @@ class Reconciler:
         """Say so where the user looks, and touch nothing. The next pass comes with a change or a resync."""
         self._count_unreadable(name, unreadable=True)
         self._queue.succeeded(name)
-        logger.error("job=%s/%s status=unreadable error=%r", *name, str(error))
+        if this := current_pass():
+            this.error = str(error)
         if body := self._cache.get(FINE_TUNE_JOB, name):
             await self._applier.events(body, [Event("Warning", "StatusUnreadable", str(error))])
         return "unreadable"
@@ -209,16 +231,11 @@ class Reconciler:
         self._progress.forget(name)
         self._refused.pop(name, None)
 
-    def _log(self, job: FineTuneJob, plan: Plan) -> None:
-        run = plan.status.run
-        failure = run.failure.reason if run and run.failure else None
-        logger.info(
-            "job=%s run=%s stage=%s failure=%s status=written",
-            job.key,
-            run.number if run else None,
-            plan.status.stage,
-            failure,
-        )
+    @staticmethod
+    def _decided(plan: Plan, job: FineTuneJob) -> Plan:
+        if this := current_pass():
+            this.decided(job.metadata.uid, plan.status)
+        return plan
 
 
 def _parsed(body: Manifest) -> FineTuneJob | ValidationError:
