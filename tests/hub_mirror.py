@@ -49,6 +49,12 @@ class Mirror:
         revision = words[3] if len(words) > 3 else COMMIT
         if revision not in repository.commits:
             return 404, {"X-Error-Code": "RevisionNotFound"}, b"{}"
+        if api and words[2:3] == ["tree"]:
+            return (
+                200,
+                {},
+                json.dumps(_listed(repository, "/".join(words[4:]), "recursive=true" in path.lower())).encode(),
+            )
         if api:
             siblings = [{"rfilename": name, "size": len(data)} for name, data in repository.files.items()]
             return 200, {}, json.dumps({"id": "/".join(words[:2]), "sha": revision, "siblings": siblings}).encode()
@@ -57,6 +63,21 @@ class Mirror:
             return 404, {"X-Error-Code": "EntryNotFound"}, b""
         data = repository.files[name]
         return 200, {"X-Repo-Commit": revision, "ETag": f'"{hashlib.sha1(data).hexdigest()}"'}, data
+
+
+def _listed(repository: Repository, folder: str, recursive: bool) -> list[dict[str, Any]]:
+    """The files and folders below a folder, as the hub lists them."""
+    prefix = f"{folder}/" if folder else ""
+    inside = {name.removeprefix(prefix): data for name, data in repository.files.items() if name.startswith(prefix)}
+    folders = {name.partition("/")[0] for name in inside if "/" in name}
+    files = {name: data for name, data in inside.items() if recursive or "/" not in name}
+    return [
+        *({"type": "directory", "path": prefix + name, "oid": "0" * 40} for name in sorted(folders)),
+        *(
+            {"type": "file", "path": prefix + name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
+            for name, data in files.items()
+        ),
+    ]
 
 
 @contextlib.contextmanager

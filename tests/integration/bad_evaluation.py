@@ -49,13 +49,13 @@ EVALUATION = (
         "a rule on nothing",
         "evaluation: {gate: {rules: [{max: '1'}]}}",
         GATE,
-        "give a metric, or the name of a check",
+        "give one of a metric, the name of a check and the task of a benchmark",
     ),
     Bad(
         "a rule on a metric and a check",
         "evaluation: {checks: [{name: a, maxWords: 9}], gate: {rules: [{metric: loss, check: a, minShare: 90%}]}}",
         GATE,
-        "give a metric, or the name of a check",
+        "give one of a metric, the name of a check and the task of a benchmark",
     ),
     Bad(
         "a rule on a judge that is not there",
@@ -99,5 +99,41 @@ EVALUATION = (
         "gate: {rules: [{metric: toolExact, minImprovement: 0%, against: FewShot}]}}",
         GATE,
         "with FewShot and Retrieval only loss, perplexity and tokenAccuracy are measured",
+    ),
+    Bad(
+        "benchmarks of a model that labels",
+        "{task: Classification, evaluation: {benchmarks: [{task: hellaswag}]}}",
+        "spec",
+        "evaluation.benchmarks: only Chat, Completion and Preference tune a language model that does them; remove them",
+    ),
+    Bad(
+        "a benchmark that is a path",
+        "evaluation: {benchmarks: [{task: ../../etc/passwd}]}",
+        "spec.evaluation.benchmarks[0].task",
+        "should match",
+    ),
+    Bad(
+        "a benchmark of no questions",
+        "evaluation: {benchmarks: [{task: hellaswag, limit: 0}]}",
+        "spec.evaluation.benchmarks[0].limit",
+        "greater than or equal to 1",
+    ),
+    Bad(
+        "a rule on a benchmark that is not done",
+        "evaluation: {gate: {rules: [{benchmark: hellaswag, maxDrop: 5%}]}}",
+        "spec.evaluation",
+        "evaluation.gate: a rule names a benchmark that is not there; add it to evaluation.benchmarks",
+    ),
+    Bad(
+        "a rule on a benchmark without a bound",
+        "evaluation: {benchmarks: [{task: hellaswag}], gate: {rules: [{benchmark: hellaswag}]}}",
+        GATE,
+        "a benchmark goes with exactly one of maxDrop, max and min, and maxDrop with a benchmark",
+    ),
+    Bad(
+        "a drop of a metric",
+        "evaluation: {gate: {rules: [{metric: loss, max: '1', maxDrop: 5%}]}}",
+        GATE,
+        "a benchmark goes with exactly one of maxDrop, max and min, and maxDrop with a benchmark",
     ),
 )

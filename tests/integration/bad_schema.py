@@ -44,6 +44,12 @@ THEIRS = (
         "should match",
     ),
     Bad("an unknown baseline", "evaluation: {baselines: [Other]}", "spec.evaluation.baselines[0]", '"Base", "FewShot"'),
+    Bad(
+        "a benchmark twice",
+        "evaluation: {benchmarks: [{task: hellaswag}, {task: hellaswag, limit: 7}]}",
+        "spec.evaluation.benchmarks[1]",
+        "Duplicate value",
+    ),
     Bad("a baseline twice", "evaluation: {baselines: [Base, Base]}", "spec.evaluation.baselines[1]", "Duplicate value"),
     Bad(
         "an export twice",

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from finetune_api.gate import judge
+from finetune_api.measured import BenchmarkScore, Interval
 from finetune_api.spec import GateRule, Metric
 from finetune_api.status import CheckScore, EvaluationStatus, Scores
 
@@ -117,6 +120,54 @@ def test_a_check_that_nothing_was_asked_for_does_not_pass() -> None:
         gate = judge(wanted, EvaluationStatus(tuned=scores(1.0), checks=found))
         assert gate.reasons == ["no-hotel: not checked, because nothing was asked"]
         assert gate.verdict == "Failed"
+
+
+def benchmark(**more: Any) -> BenchmarkScore:
+    return BenchmarkScore(
+        **{"task": "hellaswag", "metric": "acc", "questions": 100, "base": 0.5, "tuned": 0.48, **more}
+    )
+
+
+@pytest.mark.parametrize(
+    ("rule", "score", "passed", "words"),
+    [
+        ({"maxDrop": "4%"}, {}, True, "hellaswag acc 0.48 against the base's 0.5: -4.0 %, at most 4 % worse wanted"),
+        ({"maxDrop": "3.9%"}, {}, False, "-4.0 %"),
+        ({"maxDrop": "0%"}, {"tuned": 0.6}, True, "+20.0 %"),
+        ({"maxDrop": "5%"}, {"base": 10, "tuned": 10.4, "lower_is_better": True}, True, "-4.0 %"),
+        ({"maxDrop": "5%"}, {"base": 10, "tuned": 11, "lower_is_better": True}, False, "-10.0 %"),
+        ({"maxDrop": "100%"}, {"base": 0, "tuned": 0}, True, "+0.0 %"),
+        ({"maxDrop": "100%"}, {"base": 0, "tuned": 1, "lower_is_better": True}, False, "worse wanted"),
+        ({"min": "0.48"}, {}, True, "hellaswag acc 0.48 is at least 0.48"),
+        ({"max": "9"}, {"base": 10, "tuned": 11, "lower_is_better": True}, False, "hellaswag acc 11 is above 9"),
+    ],
+)
+def test_a_benchmark_may_drop_so_much_and_no_more(
+    rule: dict[str, str], score: dict[str, Any], passed: bool, words: str
+) -> None:
+    measured = EvaluationStatus(tuned=scores(1.0), benchmarks=[benchmark(**score)])
+    gate = judge([GateRule.model_validate({"benchmark": "hellaswag", **rule})], measured)
+    assert (gate.verdict == "Passed") is passed
+    assert words in gate.reasons[0]
+
+
+def test_a_benchmark_that_could_not_be_measured_does_not_pass() -> None:
+    gate = judge(
+        [GateRule.model_validate({"benchmark": "hellaswag", "maxDrop": "99%"})], EvaluationStatus(tuned=scores(1.0))
+    )
+    assert (gate.verdict, gate.reasons) == ("Failed", ["hellaswag: not measured"])
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "lower_is_better", "word"),
+    [(-0.2, -0.1, False, "worse"), (-0.2, -0.1, True, "better"), (0.1, 0.2, False, "better"), (0.1, 0.2, True, "worse"),
+     (-0.1, 0.0, False, "may be chance"), (0.0, 0.0, True, "none")],
+)  # fmt: skip
+def test_a_change_is_called_certain_only_where_its_interval_is(
+    low: float, high: float, lower_is_better: bool, word: str
+) -> None:
+    assert benchmark(difference=Interval(low=low, high=high), lower_is_better=lower_is_better).change == word
+    assert benchmark().change == ""
 
 
 def test_whether_tuning_was_worth_it_is_said_against_the_best_prompt() -> None:

@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar
 from pydantic import AfterValidator, Field
 
 from finetune_api.base import ApiModel, Int, Named, Rule
+from finetune_api.benchmarks import MOST_BENCHMARKS, BenchmarkSpec, TaskName
 from finetune_api.checks import MOST_CHECKS, BehaviourCheck, CheckName
 from finetune_api.fields import DECIMAL, PERCENT, distinct, given
 from finetune_api.judge import JUDGE_CHECK, JudgeSpec
@@ -30,7 +31,8 @@ IN_PROMPT_METRICS = (Metric.LOSS, Metric.PERPLEXITY, Metric.TOKEN_ACCURACY)
 
 
 class GateRule(ApiModel):
-    """One condition that the tuned model must meet on the held-out examples: of a metric, or of a check's answers."""
+    """One condition that the tuned model must meet: of a metric on the held-out examples, of a check's answers, or of a
+    benchmark."""
 
     metric: Metric | None = Field(
         default=None,
@@ -61,16 +63,36 @@ class GateRule(ApiModel):
         pattern=PERCENT,
         description='check: share of the tuned model\'s answers that must pass it, for example "95%".',
     )
+    benchmark: TaskName | None = Field(
+        default=None, description="In place of a metric: task of one of evaluation.benchmarks, judged by its metric."
+    )
+    max_drop: str | None = Field(
+        default=None,
+        max_length=10,
+        pattern=PERCENT,
+        description="benchmark: how much worse than the base's figure the tuned model's may be, in percent of it, for "
+        'example "5%".',
+    )
     rules: ClassVar = (
         Rule(
-            "has(self.metric) != has(self.check)",
-            "give a metric, or the name of a check",
-            lambda rule: (rule.metric is None) != (rule.check is None),
+            "[has(self.metric), has(self.check), has(self.benchmark)].filter(x, x).size() == 1",
+            "give one of a metric, the name of a check and the task of a benchmark",
+            lambda rule: given(rule.metric, rule.check, rule.benchmark) == 1,
         ),
         Rule(
-            "has(self.check) || [has(self.minImprovement), has(self.max), has(self.min)].filter(x, x).size() == 1",
+            "!has(self.metric) || [has(self.minImprovement), has(self.max), has(self.min)].filter(x, x).size() == 1",
             "give exactly one of minImprovement, max and min",
-            lambda rule: rule.check is not None or given(rule.min_improvement, rule.max, rule.min) == 1,
+            lambda rule: rule.metric is None or given(rule.min_improvement, rule.max, rule.min) == 1,
+        ),
+        Rule(
+            "has(self.benchmark) ? [has(self.maxDrop), has(self.max), has(self.min)].filter(x, x).size() == 1 && "
+            "!has(self.minImprovement) : !has(self.maxDrop)",
+            "a benchmark goes with exactly one of maxDrop, max and min, and maxDrop with a benchmark",
+            lambda rule: (
+                rule.max_drop is None
+                if rule.benchmark is None
+                else given(rule.max_drop, rule.max, rule.min) == 1 and rule.min_improvement is None
+            ),
         ),
         Rule(
             "has(self.check) == has(self.minShare) && (!has(self.check) || "
@@ -114,6 +136,11 @@ def _names(checks: list[BehaviourCheck]) -> list[BehaviourCheck]:
     return checks
 
 
+def _tasks(benchmarks: list[BenchmarkSpec]) -> list[BenchmarkSpec]:
+    distinct([benchmark.task for benchmark in benchmarks])
+    return benchmarks
+
+
 # The API server tries the rules on the default of the whole, `{}`, before the fields in it have theirs.
 _DEFAULT = "!has(self.gate)"
 
@@ -152,6 +179,13 @@ class EvaluationSpec(ApiModel):
     check_answers: Int = Field(
         default=32, ge=1, le=500, description="Held-out questions that are answered for the checks, at most."
     )
+    benchmarks: Annotated[list[BenchmarkSpec], AfterValidator(_tasks)] = Field(
+        default=[],
+        max_length=MOST_BENCHMARKS,
+        description="Tasks of lm-eval that base and tuned model both do: whether the tuning broke what the base could. "
+        "Chat, Completion, Preference. Their data is fetched when a run is prepared.",
+        json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["task"]},
+    )
     judge: JudgeSpec | None = Field(
         default=None, description="A model that compares the answers of base and tuned model. Default: none."
     )
@@ -174,6 +208,15 @@ class EvaluationSpec(ApiModel):
             lambda spec: (
                 {rule.check for rule in spec.gate.rules_ if rule.check}
                 <= {check.name for check in spec.checks} | ({JUDGE_CHECK} if spec.judge else set())
+            ),
+        ),
+        Rule(
+            f"{_DEFAULT} || self.gate.rules.all(r, !has(r.benchmark) || "
+            "self.benchmarks.exists(b, b.task == r.benchmark))",
+            "evaluation.gate: a rule names a benchmark that is not there; add it to evaluation.benchmarks",
+            lambda spec: (
+                {rule.benchmark for rule in spec.gate.rules_ if rule.benchmark}
+                <= {benchmark.task for benchmark in spec.benchmarks}
             ),
         ),
         Rule(

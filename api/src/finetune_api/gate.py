@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from finetune_api.conditions import GateVerdict
@@ -29,19 +30,26 @@ def judge(rules: Sequence[GateRule], evaluation: EvaluationStatus) -> GateStatus
 def _check(rule: GateRule, evaluation: EvaluationStatus) -> tuple[bool, str]:
     if rule.check is not None:
         return _check_answers(rule.check, rule.min_share or "0%", evaluation)
-    assert rule.metric is not None, "a rule has a metric or a check"
+    if rule.benchmark is not None:
+        return _check_benchmark(rule, rule.benchmark, evaluation)
+    assert rule.metric is not None, "a rule has a metric, a check or a benchmark"
     if evaluation.tuned is None:
         return False, f"{rule.metric}: the tuned model was not measured"
     tuned = evaluation.tuned.value(rule.metric)
     if tuned is None:
         return False, f"{rule.metric}: not measured, because no held-out example has what it needs"
+    return _check_bound(rule, rule.metric, tuned) or _check_improvement(rule, rule.metric, tuned, evaluation)
+
+
+def _check_bound(rule: GateRule, name: str, tuned: float) -> tuple[bool, str] | None:
+    """By `max` or `min`; None when the rule has neither."""
     if rule.max is not None:
         ok = tuned <= float(rule.max)
-        return ok, f"{rule.metric} {tuned:.4g} is {'at most' if ok else 'above'} {rule.max}"
+        return ok, f"{name} {tuned:.4g} is {'at most' if ok else 'above'} {rule.max}"
     if rule.min is not None:
         ok = tuned >= float(rule.min)
-        return ok, f"{rule.metric} {tuned:.4g} is {'at least' if ok else 'below'} {rule.min}"
-    return _check_improvement(rule, rule.metric, tuned, evaluation)
+        return ok, f"{name} {tuned:.4g} is {'at least' if ok else 'below'} {rule.min}"
+    return None
 
 
 def _check_improvement(rule: GateRule, metric: Metric, tuned: float, evaluation: EvaluationStatus) -> tuple[bool, str]:
@@ -54,12 +62,31 @@ def _check_improvement(rule: GateRule, metric: Metric, tuned: float, evaluation:
     found = scores.value(metric) if scores else None
     if found is None:
         return False, f"{metric}: {name} was not measured"
-    gain = found - tuned if metric.lower_is_better else tuned - found
-    # A base of 0 cannot be improved by a share of itself; any gain then counts as enough.
-    percent = 100 * gain / abs(found) if found else (float("inf") if gain > 0 else 0.0)
+    percent = _percent_better(found, tuned, metric.lower_is_better)
     ok = percent >= wanted - ROUNDING
     measured = f"{metric} {tuned:.4g} against {name}'s {found:.4g}"
     return ok, f"{measured}: {percent:+.1f} % improvement, at least {wanted:g} % wanted"
+
+
+def _check_benchmark(rule: GateRule, task: str, evaluation: EvaluationStatus) -> tuple[bool, str]:
+    found = next((each for each in evaluation.benchmarks if each.task == task), None)
+    if found is None:
+        return False, f"{task}: not measured"
+    name = f"{task} {found.metric or ''}".rstrip()
+    bound = _check_bound(rule, name, found.tuned)
+    if bound is not None:
+        return bound
+    allowed = _percent(rule.max_drop or "0%")
+    percent = _percent_better(found.base, found.tuned, found.lower_is_better)
+    ok = percent >= -allowed - ROUNDING
+    measured = f"{name} {found.tuned:.4g} against the base's {found.base:.4g}"
+    return ok, f"{measured}: {percent:+.1f} %, at most {allowed:g} % worse wanted"
+
+
+def _percent_better(base: float, tuned: float, lower_is_better: bool) -> float:
+    """By what share of the base's figure. One of 0 has no share: what is better or worse then is so without bound."""
+    gain = base - tuned if lower_is_better else tuned - base
+    return 100 * gain / abs(base) if base else (math.copysign(math.inf, gain) if gain else 0.0)
 
 
 def _check_answers(name: str, share: str, evaluation: EvaluationStatus) -> tuple[bool, str]:

@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import Field
 
 from finetune_api.base import StatusModel
+from finetune_api.benchmarks import MOST_BENCHMARKS, MetricName, TaskName
 from finetune_api.checks import MOST_CHECKS, NAME_LENGTH
 from finetune_api.conditions import GateVerdict
 from finetune_api.evaluation import Baseline
@@ -87,6 +88,39 @@ class CheckScore(StatusModel):
     tuned: float = Field(description="Share of the tuned model's answers that pass, 0 to 1.")
 
 
+class BenchmarkScore(StatusModel):
+    """How base and tuned model do a benchmark. All its metrics are in the run's report."""
+
+    task: TaskName = Field(description="Name of the task in lm-eval.")
+    metric: MetricName | None = Field(
+        default=None,
+        description="What is measured, by lm-eval's name. It and `questions` stand in the run's report, too.",
+    )
+    lower_is_better: bool = Field(default=False, description="Whether it is better when lower, as a perplexity.")
+    questions: Count | None = Field(default=None, description="Questions that both models were asked.")
+    base: float = Field(description="The base model's figure.")
+    tuned: float = Field(description="The tuned model's figure.")
+    difference: Interval | None = Field(
+        default=None,
+        description="95 % interval of tuned minus base, question by question; with 0 in it the change may be chance.",
+    )
+
+    @property
+    def measure(self) -> str:
+        """The metric, and which way is better where that is not up."""
+        name = self.metric or "figure"  # a summary that was too long for a termination message has lost its name
+        return f"{name} (lower is better)" if self.lower_is_better else name
+
+    @property
+    def change(self) -> str:
+        """What the tuning did, in a word or two. Empty where only a figure of all questions together is known."""
+        if self.difference is None:
+            return ""
+        if self.difference.low <= 0 <= self.difference.high:
+            return "may be chance" if self.difference.low < self.difference.high else "none"
+        return "worse" if (self.difference.high < 0) != self.lower_is_better else "better"
+
+
 class JudgeStatus(StatusModel):
     """What the judge preferred. A verdict counts when it is the same in both orders; otherwise it is a tie."""
 
@@ -120,6 +154,9 @@ class EvaluationStatus(StatusModel):
         default=None, description="Share of the sample answers that ended by themselves."
     )
     checks: list[CheckScore] = Field(default=[], max_length=MOST_CHECKS, description="The behaviour checks.")
+    benchmarks: list[BenchmarkScore] = Field(
+        default=[], max_length=MOST_BENCHMARKS, description="The benchmarks; one that could not be measured is a note."
+    )
     judge: JudgeStatus | None = Field(default=None, description="What the judge says of the answers.")
     notes: list[Annotated[str, Field(max_length=512)]] = Field(
         default=[], max_length=8, description="What the figures do not say: what was left out, and why."

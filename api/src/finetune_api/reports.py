@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field
 from finetune_api.base import StatusModel
 from finetune_api.conditions import FailureReason, Stage
 from finetune_api.interruptions import StopCosts
-from finetune_api.measured import CheckScore, EvaluationStatus
+from finetune_api.measured import BenchmarkScore, CheckScore, EvaluationStatus
 from finetune_api.package import PackageSummary
 from finetune_api.status import (
     Checkpoint,
@@ -110,8 +110,11 @@ class Bounds:
 
 
 # From what helps least to what would be missed most. The judgement needs each metric of every model, and each check.
-EXPLAINING = frozenset({"loss_interval", "length", "estimate"})
-JUDGED = frozenset({"checks"})  # lists that are never cut; the API bounds them
+EXPLAINING = frozenset({"loss_interval", "length", "estimate", "difference"})
+JUDGED = frozenset({"checks", "benchmarks"})  # lists that are never cut; the API bounds them
+# What no gate needs, or the control plane knows: only an evaluation with all that can be asked for is so long.
+UNJUDGED = frozenset({"notes", "problems", "resolved", "few_shot", "retrieval", "previous"})
+UNJUDGED |= {"metric", "questions", "settings_hash", "stopped_by_itself", "loss_difference"}
 UNBOUND = Bounds(0, 0)
 BOUNDS = (
     UNBOUND,
@@ -122,7 +125,7 @@ BOUNDS = (
     Bounds(100, 4, 6, EXPLAINING),
     Bounds(80, 2, 6, EXPLAINING | {"notes"}),
     Bounds(64, 1, 6, EXPLAINING | {"notes", "problems", "resolved"}),
-    Bounds(64, 1, 5, EXPLAINING | {"notes", "problems", "resolved", "few_shot", "retrieval", "previous"}),
+    Bounds(64, 1, 5, EXPLAINING | UNJUDGED),
 )
 
 
@@ -195,6 +198,18 @@ class CheckReport(StatusModel):
     base_failures: list[CheckFailure] = Field(default=[], description="Of the base model.")
 
 
+class BenchmarkReport(StatusModel):
+    """How a benchmark went: all its metrics, and on which data."""
+
+    score: BenchmarkScore
+    base: dict[str, float] = Field(default={}, description="All metrics of the base model, by lm-eval's names.")
+    tuned: dict[str, float] = Field(default={}, description="All metrics of the tuned model.")
+    few_shot_examples: int = Field(default=0, description="Solved examples before each question.")
+    source: str = Field(default="", description="Where the data is from: hf://OWNER/NAME@COMMIT.")
+    harness: str = Field(default="", description="lm-eval and its version.")
+    version: str = Field(default="", description="Version of the task.")
+
+
 class EvaluateReport(StatusModel):
     """`evaluation/report.json`."""
 
@@ -202,6 +217,7 @@ class EvaluateReport(StatusModel):
     samples: list[SampleAnswer] = Field(default=[])
     to_judge: list[SampleAnswer] = Field(default=[], description="What the judge is shown.")
     checks: list[CheckReport] = Field(default=[])
+    benchmarks: list[BenchmarkReport] = Field(default=[])
     details: dict[str, Any] = Field(default={}, description="What the task tells more of the tuned model.")
     notes: list[str] = Field(default=[], description="What the figures do not say.")
     environment: Environment = Field(default=Environment(), description="On what it was measured.")

@@ -243,6 +243,12 @@ class FineTuneJobSpec(ApiModel):
             lambda spec: not spec.evaluation.checks or TASKS[spec.task].generates,
         ),
         Rule(
+            f"self.evaluation.benchmarks.size() == 0 || {_DECODER}",
+            "evaluation.benchmarks: only Chat, Completion and Preference tune a language model that does them; "
+            "remove them",
+            lambda spec: not spec.evaluation.benchmarks or spec.task in DECODERS,
+        ),
+        Rule(
             f"!has(self.evaluation.judge) || {_GENERATES}",
             "evaluation.judge: only Chat, Completion, Preference and Seq2Seq write answers that could be judged; "
             "remove it",

@@ -76,6 +76,11 @@ class StageContext:
         return self.continued_dir if continued is not None and continued.continues else None
 
     @property
+    def benchmarks_dir(self) -> Path:
+        """The data of the benchmarks, a folder each."""
+        return self.run_dir / "benchmarks"
+
+    @property
     def exports_dir(self) -> Path:
         return self.run_dir / "exports"
 

@@ -196,6 +196,7 @@ def set_up_log(stage: Stage, config: RunConfig | None = None, rank: int = 0) -> 
     several processes the first one tells the progress; the others, by their rank, what is worth a warning."""
     for library in ("HF_HUB", "HF_DATASETS"):  # their progress bars would make one endless line of the pod's log
         os.environ.setdefault(f"{library}_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TQDM_DISABLE", "1")  # and those of others, as lm-eval's
     warnings.simplefilter("ignore", FutureWarning)  # notices among libraries, nothing that a user can act on
     where = f"job={config.namespace}/{config.job} run={config.run} " if config else ""
     handler = logging.StreamHandler()
@@ -249,6 +250,8 @@ def _verify_output(stage: Stage, context: StageContext, summary: Summary) -> Non
         artifacts.verify(context.artifacts / (summary.base_path or "missing"), sizes_only=True)
         if context.before is not None:
             artifacts.verify(context.before)
+        for benchmark in context.config.evaluation.benchmarks:
+            artifacts.verify(context.benchmarks_dir / benchmark.task)
     elif stage is Stage.TRAIN:
         digest = artifacts.verify(context.model_dir)
         if summary.model is None or summary.model.sha256 != digest:

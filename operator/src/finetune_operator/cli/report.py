@@ -15,7 +15,7 @@ from rich.text import Text
 from finetune_api.conditions import FailureReason, GateVerdict
 from finetune_api.job import FineTuneJob
 from finetune_api.meanings import METRIC_MEANINGS, PLAIN_METRICS
-from finetune_api.measured import CheckScore, EvaluationStatus, Scores
+from finetune_api.measured import BenchmarkScore, CheckScore, EvaluationStatus, Scores
 from finetune_api.reports import EvaluateReport, SampleAnswer
 from finetune_api.status import DatasetStatus, Problem, RunStatus
 from finetune_api.tasks import Metric
@@ -152,6 +152,8 @@ def show_scores(console: Console, evaluation: EvaluationStatus) -> None:
             console.print(sentence, highlight=False)
     if evaluation.checks:
         show_checks(console, evaluation.checks)
+    if evaluation.benchmarks:
+        show_benchmarks(console, evaluation.benchmarks)
 
 
 def _columns(evaluation: EvaluationStatus) -> list[tuple[str, Scores | None]]:
@@ -172,6 +174,17 @@ def show_checks(console: Console, checks: Sequence[CheckScore]) -> None:
     for check in checks:
         shares = ("–" if not check.asked or share is None else f"{share:.0%}" for share in (check.base, check.tuned))
         table.add_row(check.name, str(check.asked), *shares)
+    console.print(table, highlight=False)
+
+
+def show_benchmarks(console: Console, benchmarks: Sequence[BenchmarkScore]) -> None:
+    """What the tuning did to what the base could do before."""
+    table = Table(title="\nBenchmarks (lm-eval)", title_justify="left", title_style="bold")
+    for name in ("task", "metric", "questions", "base (before)", "tuned (after)", "change"):
+        table.add_column(name, justify="left" if name in ("task", "metric", "change") else "right")
+    for found in benchmarks:
+        questions, figures = str(found.questions or "–"), (f"{found.base:.4g}", f"{found.tuned:.4g}")
+        table.add_row(found.task, found.measure, questions, *figures, found.change)
     console.print(table, highlight=False)
 
 

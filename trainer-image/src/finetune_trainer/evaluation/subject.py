@@ -6,12 +6,14 @@ import itertools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from finetune_api.evaluation import Baseline, EvaluationSpec
 from finetune_api.tasks import Metric
+from finetune_trainer.benchmarks.measure import Benchmark, Done, do
 from finetune_trainer.errors import ArtifactInvalidError
 from finetune_trainer.evaluation import retrieval
 from finetune_trainer.evaluation.checking import Asked, ask
@@ -32,6 +34,7 @@ class Subject:
     held_out: HeldOut
     asked: Asked
     prompted: Mapping[Baseline, Prompting]
+    benchmarks: Sequence[Benchmark] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +45,12 @@ class Results:
     generated: Mapping[Metric, float]
     answers: Sequence[Answer] = ()
     prompted: Mapping[Baseline, Measured] = field(default_factory=dict)
+    benchmarks: Mapping[str, Done] = field(default_factory=dict)
 
 
-def subject_of(prepared: Prepared, settings: EvaluationSpec, tokenizer: PreTrainedTokenizerBase) -> Subject:
+def subject_of(
+    prepared: Prepared, settings: EvaluationSpec, tokenizer: PreTrainedTokenizerBase, benchmarks_dir: Path
+) -> Subject:
     """Raises ArtifactInvalidError when nothing was held out."""
     held_out = prepared.measured_on(settings.max_examples, tokenizer)
     if not held_out.rows:
@@ -56,7 +62,8 @@ def subject_of(prepared: Prepared, settings: EvaluationSpec, tokenizer: PreTrain
         Baseline.RETRIEVAL: lambda model: _nearest(prepared, held_out, settings.few_shot_examples, stop_ids, model),
     }
     prompted = {baseline: way for baseline, way in ways.items() if baseline in settings.baselines}
-    return Subject(prepared.kind, held_out, ask(prepared.kind, held_out, settings), prompted)
+    benchmarks = [Benchmark(wanted, benchmarks_dir / wanted.task) for wanted in settings.benchmarks]
+    return Subject(prepared.kind, held_out, ask(prepared.kind, held_out, settings), prompted, benchmarks)
 
 
 def measure_base(model: PreTrainedModel, subject: Subject) -> Results:
@@ -65,12 +72,13 @@ def measure_base(model: PreTrainedModel, subject: Subject) -> Results:
     prompted = {name: subject.kind.measure(model, way(model)) for name, way in subject.prompted.items()}
     for name, measured in prompted.items():
         log.info("model=base with %s loss=%.4f tokens=%.0f", name, measured.mean_loss, measured.request_tokens or 0)
-    return replace(found, answers=_answers(model, subject), prompted=prompted)
+    return replace(found, answers=_answers(model, subject), prompted=prompted, benchmarks=_benchmarks(model, subject))
 
 
 def measure_tuned(model: PreTrainedModel, subject: Subject, base: Results) -> Results:
     """All of the tuned model."""
-    return replace(_measure("tuned", model, subject, base), answers=_answers(model, subject))
+    found = _measure("tuned", model, subject, base)
+    return replace(found, answers=_answers(model, subject), benchmarks=_benchmarks(model, subject))
 
 
 def measure_earlier(model: PreTrainedModel, subject: Subject, base: Results) -> Results:
@@ -88,6 +96,10 @@ def _measure(name: str, model: PreTrainedModel, subject: Subject, base: Results 
 def _answers(model: PreTrainedModel, subject: Subject) -> list[Answer]:
     held_out = subject.held_out
     return subject.kind.answer(model, held_out.tokenizer, subject.asked.questions, facts=held_out.facts)
+
+
+def _benchmarks(model: PreTrainedModel, subject: Subject) -> dict[str, Done]:
+    return do(model, subject.held_out.tokenizer, subject.held_out.context, subject.benchmarks)
 
 
 def _fixed(prepared: Prepared, held_out: HeldOut, count: int, stop_ids: frozenset[int]) -> HeldOut:

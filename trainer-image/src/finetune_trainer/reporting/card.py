@@ -43,6 +43,7 @@ def card(facts: RunFacts) -> str:
         _figures(facts),
         "\n".join(sentences) + "\n",
         _checks(facts),
+        _benchmarks(facts),
         "## Training\n",
         _table(told.settings(facts)),
         _curve(facts),
@@ -112,6 +113,23 @@ def _checks(facts: RunFacts) -> str:
     for check in checks:
         base = "–" if check.base is None else f"{check.base:.0%}"
         lines.append(_line([check.name, str(check.asked), base, f"{check.tuned:.0%}"]))
+    return "\n".join(lines) + "\n"
+
+
+def _benchmarks(facts: RunFacts) -> str:
+    if not facts.report.benchmarks:
+        return ""
+    columns = ["task", "metric", "questions", "examples before each", "base", "tuned", "95 % interval of the change"]
+    harness = facts.report.benchmarks[0].harness
+    lines = [
+        f"## Benchmarks\n\nBy {harness}: what the base could do before.\n",
+        _line(columns),
+        _line(["---"] * len(columns)),
+    ]
+    for each in facts.report.benchmarks:
+        score = each.score
+        figures = [f"{score.base:.4g}", f"{score.tuned:.4g}", told.change(score)]
+        lines.append(_line([score.task, score.measure, str(score.questions), str(each.few_shot_examples), *figures]))
     return "\n".join(lines) + "\n"
 
 

@@ -9,7 +9,7 @@ from finetune_api.conditions import Stage
 from finetune_api.gate import judge
 from finetune_api.lineage import Ancestor
 from finetune_api.meanings import METRIC_MEANINGS, PLAIN_METRICS
-from finetune_api.measured import EvaluationStatus, GateStatus, Scores
+from finetune_api.measured import BenchmarkScore, EvaluationStatus, GateStatus, Scores
 from finetune_api.reports import Environment, EvaluateReport, Summary, TrainingReport
 from finetune_api.run_config import RunConfig
 from finetune_api.tasks import Metric
@@ -199,3 +199,10 @@ def data_figures(facts: RunFacts) -> Mapping[str, str]:
         "overlap": "held out, too",
     }
     return found | {word: f"{count:,}" for name, word in words.items() if (count := getattr(data, name))}
+
+
+def change(score: BenchmarkScore) -> str:
+    """What the tuning did to a benchmark, with how sure that is."""
+    if score.difference is None:
+        return f"{score.tuned - score.base:+.4g}"
+    return f"{score.difference.low:+.3g} to {score.difference.high:+.3g}: {score.change}"

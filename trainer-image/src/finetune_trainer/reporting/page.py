@@ -18,6 +18,7 @@ from finetune_trainer.reporting.facts import RunFacts
 SECTIONS = (
     ("measured", "Is it better?"),
     ("checks", "Behaviour"),
+    ("benchmarks", "Benchmarks"),
     ("answers", "Answers side by side"),
     ("training", "Training"),
     ("data", "Data"),
@@ -28,7 +29,12 @@ SECTIONS = (
 def page(facts: RunFacts) -> str:
     """The whole page."""
     evaluation = facts.evaluation
-    shown = {"checks": bool(facts.report.checks), "answers": bool(facts.report.samples)}
+    report = facts.report
+    shown = {
+        "checks": bool(report.checks),
+        "benchmarks": bool(report.benchmarks),
+        "answers": bool(report.samples),
+    }
     return render(
         "run.html",
         sections=[section for section in SECTIONS if shown.get(section[0], True)],
@@ -40,6 +46,7 @@ def page(facts: RunFacts) -> str:
         models=[name for name, _ in facts.models],
         rows=_rows(facts),
         checks=_checks(facts),
+        benchmarks=[(each, told.change(each.score)) for each in report.benchmarks],
         samples=facts.report.samples,
         base_answers=any(sample.base for sample in facts.report.samples),
         charts=_charts(facts),

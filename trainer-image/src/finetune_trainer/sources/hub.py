@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +63,8 @@ def fetch_model(location: Hub, revision: str, folder: Path, policy: SourcePolicy
 
 def fetch_file(location: Hub, folder: Path, policy: SourcePolicy) -> Path:
     """Download one file of a dataset repository at its newest commit; return its path. Raises UserInputError."""
-    with _explained(location, FailureReason.SOURCE_UNAVAILABLE):
-        info = HfApi(endpoint=endpoint()).dataset_info(location.repo, files_metadata=True)
-    sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
+    found = dataset_repository(location.repo)
+    sizes = found.sizes
     if location.path not in sizes:
         names = ", ".join(sorted(name for name in sizes if ".json" in name)[:8]) or "no JSON Lines file"
         raise UserInputError(
@@ -73,8 +73,33 @@ def fetch_file(location: Hub, folder: Path, policy: SourcePolicy) -> Path:
             reason=FailureReason.SOURCE_UNAVAILABLE,
         )
     _refuse_large({location.path: sizes[location.path]}, f"hf://{location.repo}/{location.path}", policy)
-    log.info("data: hf://%s at commit %s", location.repo, info.sha)
-    return _download(location, location.path, folder, revision=info.sha, repo_type="dataset")
+    log.info("data: hf://%s at commit %s", location.repo, found.commit)
+    return _download(location, location.path, folder, revision=found.commit, repo_type="dataset")
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetRepository:
+    """A dataset repository at a commit, with the sizes of its files, bytes."""
+
+    repo: str
+    commit: str
+    sizes: Mapping[str, int]
+
+    @property
+    def told(self) -> str:
+        return f"hf://{self.repo}@{self.commit[:12]}"
+
+    def require_small(self, names: Iterable[str], policy: SourcePolicy) -> None:
+        """Raise UserInputError where one of these files is larger than the platform allows."""
+        _refuse_large({name: self.sizes[name] for name in names if name in self.sizes}, self.told, policy)
+
+
+def dataset_repository(repo: str, revision: str | None = None) -> DatasetRepository:
+    """The repository at `revision`, or at its newest commit. Raises UserInputError, and TrainerError when the hub does
+    not answer."""
+    with _explained(Hub(repo), FailureReason.SOURCE_UNAVAILABLE):
+        info = HfApi(endpoint=endpoint()).dataset_info(repo, revision=revision, files_metadata=True)
+    return DatasetRepository(repo, str(info.sha), {file.rfilename: file.size or 0 for file in info.siblings or []})
 
 
 def _download(location: Hub, name: str, folder: Path, *, revision: str | None, repo_type: str) -> Path:

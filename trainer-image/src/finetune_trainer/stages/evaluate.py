@@ -14,6 +14,7 @@ from finetune_api.evaluation import Baseline, EvaluationSpec
 from finetune_api.measured import FEWEST_EXAMPLES, EvaluationStatus, Scores
 from finetune_api.reports import EvaluateReport, SampleAnswer, Summary
 from finetune_trainer import artifacts
+from finetune_trainer.benchmarks.measure import compared as compared_benchmarks
 from finetune_trainer.context import StageContext
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.evaluation import previous
@@ -62,7 +63,7 @@ def run(context: StageContext) -> Summary:
     artifacts.verify(context.model_dir)
     device = choose_device(context.gpus, prepared.resolved.precision)
     tokenizer = load_tokenizer(context.model_dir)
-    subject = subject_of(prepared, settings, tokenizer)
+    subject = subject_of(prepared, settings, tokenizer, context.benchmarks_dir)
     measure = _measure_adapter if proof.form_of(context.model_dir) == "Adapter" else _measure_models
     base, tuned = measure(context, prepared, device, subject)
     earlier = _measure_previous(context, prepared, device, subject, base)
@@ -137,6 +138,7 @@ def _report(
     stopped = [each.stopped for each in tuned.answers[:samples] if each.stopped is not None]
     compared, notes = _compared(base, earlier, seed)
     checks = check_answers(settings.checks, subject.asked, base.answers, tuned.answers)
+    benchmarks, unmeasured = compared_benchmarks(subject.benchmarks, base.benchmarks, tuned.benchmarks, seed)
     evaluation = EvaluationStatus(
         examples=len(subject.held_out.rows),
         **compared,
@@ -145,8 +147,9 @@ def _report(
         loss_difference=difference(base.measured, tuned.measured, seed) if compared.get("base") else None,
         stopped_by_itself=sum(stopped) / len(stopped) if stopped else None,
         checks=[check.score for check in checks],
+        benchmarks=[benchmark.score for benchmark in benchmarks],
     )
-    notes = [*notes, *earlier.notes, *subject.asked.notes]
+    notes = [*notes, *earlier.notes, *unmeasured, *subject.asked.notes]
     if not evaluation.says_enough:
         notes.insert(
             0,
@@ -158,6 +161,7 @@ def _report(
         samples=_side_by_side(base, tuned, subject, subject.asked.samples),
         to_judge=_side_by_side(base, tuned, subject, subject.asked.judged),
         checks=checks,
+        benchmarks=benchmarks,
         questions_left_out=subject.asked.too_long,
         details=dict(tuned.measured.details),
     )

@@ -20,6 +20,8 @@ from finetune_api.dataset import DataFile, DatasetSpec
 from finetune_api.reports import Summary
 from finetune_api.tasks import Task
 from finetune_trainer import artifacts
+from finetune_trainer.benchmarks.data import fetch_benchmarks
+from finetune_trainer.benchmarks.harness import require_benchmarks
 from finetune_trainer.context import StageContext
 from finetune_trainer.data import dataset_report, report, tokens
 from finetune_trainer.data.examples import special_tokens
@@ -51,6 +53,7 @@ def run(context: StageContext) -> Summary:
     """Do the stage. Raises UserInputError on anything that the user has to change."""
     config = context.config
     require_checks(config.evaluation.checks)
+    require_benchmarks(config.evaluation.benchmarks)
     _remove_leftovers(context)
     base, told = _model(context), config.base_model.told
     if context.before is not None:  # the adapter is as it is
@@ -71,6 +74,7 @@ def run(context: StageContext) -> Summary:
     findings = Findings()
     inspection = Inspection(config.task, config.dataset, findings)
     try:
+        fetch_benchmarks(context, scratch / "benchmarks")
         with Spool(scratch / "spool.arrow", config.hyperparameters.seed) as spool:
             return _prepare(context, base, shape, tokenizer, form, findings, inspection, spool, scratch)
     except UserInputError as error:
