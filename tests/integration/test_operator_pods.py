@@ -98,6 +98,23 @@ def test_what_was_refused_before_the_operator_started_is_found(plane: ControlPla
         assert failure(plane, namespace)["reason"] == "PodRefused"
 
 
+def test_a_priority_class_that_is_missing_is_named_until_it_is_there(plane: ControlPlane, tmp_path: Path) -> None:
+    namespace = make_namespace(plane, "priorities")
+    wanted = {"gpus": 0, "priorityClassName": "batch"}
+    with running_operator(plane, tmp_path, FINETUNE_WATCH_NAMESPACES=namespace):
+        plane.kubectl.apply(job_manifest("travel", namespace, compute=wanted))
+        found = wait_failure(plane, namespace, "SpecInvalid")
+        assert "no PriorityClass with name batch was found" in found["message"]
+        assert found["waiting"]
+        made = {"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "metadata": {"name": "batch"}}
+        plane.kubectl.apply({**made, "value": 100})
+        try:
+            Kubelet(plane, namespace).run(f"{GROUP}/job=travel,{GROUP}/stage=Prepare")
+            wait_no_failure(plane, namespace)
+        finally:
+            plane.kubectl("delete", "priorityclass", "batch")
+
+
 def test_a_job_applied_again_waits_for_the_trainer_of_the_former_one(plane: ControlPlane, tmp_path: Path) -> None:
     """The pod saves its checkpoint for two minutes after the job was deleted; a finalizer stands for that here."""
     namespace = make_namespace(plane, "again")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -79,6 +80,12 @@ def end_training(cluster: Cluster, step: int) -> None:
     set_state(pod, "Failed", {"terminated": ended})
 
 
+def evaluate_env(cluster: Cluster) -> list[dict[str, str]]:
+    job = cluster.objects["Job", "travel-r1-evaluate"]
+    env: list[dict[str, str]] = job["spec"]["template"]["spec"]["containers"][0]["env"]
+    return env
+
+
 def test_a_run_that_has_used_its_budget_saves_and_goes_on_when_it_is_raised() -> None:
     cluster = training(budget={"maxGpuHours": 2})
     assert cost_of(cluster).gpus == 2
@@ -117,6 +124,12 @@ def test_a_run_that_has_used_its_budget_saves_and_goes_on_when_it_is_raised() ->
     assert cost_of(cluster).gpu_seconds > 2 * (3600 + 9), "attempts add up"
     assert cluster.created.count(f"Job/{TRAIN}") == 2
     assert cluster.job.status.runs[0].cost == cost_of(cluster)
+    assert cluster.events().count("Resumed") == 1
+    trained = cost_of(cluster).training
+    assert trained is not None
+    assert Decimal(trained.gpu_hours) <= Decimal(cost_of(cluster).gpu_hours)
+    told = json.loads(next(e["value"] for e in evaluate_env(cluster) if e["name"] == "FINETUNE_COST"))
+    assert told == trained.to_wire(), "the report tells it"
 
 
 def test_money_is_what_the_hours_cost() -> None:

@@ -18,6 +18,7 @@ from finetune_api.job import FineTuneJob, run_hash
 from finetune_api.status import FineTuneJobStatus, RunStatus
 from finetune_operator.builders.stage_job import stage_job
 from finetune_operator.diagnose import job_condition, summary_of
+from finetune_operator.diagnose.facts import held_until
 from finetune_operator.local import kubelet
 from finetune_operator.local.backend import Backend
 from finetune_operator.local.store import Store
@@ -125,6 +126,20 @@ def test_a_stage_of_a_killed_parent_is_ended_before_another_one_starts(backend: 
     assert len(again.running()) == 1
     again.kill()
     again.close()
+
+
+def test_a_stage_that_died_with_its_parent_ended_when_it_wrote_last(backend: Backend, job: FineTuneJob) -> None:
+    """What it is charged for must not go on until somebody runs the command again."""
+    backend.execute(plan("echo ready; while :; do sleep 0.05; done"))
+    until(backend, running(backend))
+    (process,) = backend.running().values()
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait(PATIENCE)
+    log = backend.store.logs("team-a", "travel") / "r1-train-attempt1.log"
+    os.utime(log, (1_767_225_600, 1_767_225_600))
+    again = Backend.open(backend.store, job, {})
+    (pod,) = again.children.pods
+    assert held_until(pod) == "2026-01-01T00:00:00Z"
 
 
 def test_a_deleted_job_takes_its_process_along(backend: Backend) -> None:

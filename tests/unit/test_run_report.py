@@ -11,7 +11,8 @@ import pytest
 from huggingface_hub import ModelCard
 
 from finetune_api.conditions import Stage
-from finetune_api.reports import EvaluateReport, ModelSummary, Summary, TrainingPoint
+from finetune_api.cost import CostSum
+from finetune_api.reports import Environment, EvaluateReport, ModelSummary, Summary, TrainingPoint
 from finetune_api.run_config import RunConfig
 from finetune_api.status import DatasetStatus, Estimate, LabelCount, ResolvedValues
 from finetune_trainer import __main__ as entry
@@ -99,6 +100,16 @@ def test_a_run_that_an_earlier_version_trained_has_a_report_too(tmp_path: Path) 
     leave_report(found, report(), [], HERE)
     assert "No curves were kept." in found.page_path.read_text()
     assert "Not kept." in found.card_path.read_text()
+
+
+def test_page_and_card_tell_what_the_training_took(tmp_path: Path) -> None:
+    found = context(tmp_path)
+    cost = CostSum(gpu_hours="1.52", amount="6.38", currency="EUR")
+    leave_report(found, report(), [], Environment(device="GPU", precision="bfloat16", training_cost=cost))
+    for text in (found.page_path.read_text(), found.card_path.read_text()):
+        assert "1.52 GPU hours, 6.38 EUR" in text
+    leave_report(found, report(), [], Environment(device="CPU", precision="float32"))
+    assert "GPU hours" not in found.page_path.read_text() + found.card_path.read_text()
 
 
 def test_lineage_has_what_a_model_can_be_traced_by(tmp_path: Path) -> None:

@@ -24,12 +24,17 @@ class GpuUse(StatusModel):
     currency: Word | None = Field(default=None, description="Of the price.")
 
 
-class CostEstimate(StatusModel):
-    """What the training was expected to use. Loading, checkpoints and the measurement come on top."""
+class CostSum(StatusModel):
+    """GPU hours, and what they cost."""
 
-    gpu_hours: DecimalText = Field(description="GPU hours: the estimated time x GPUs x nodes.")
+    gpu_hours: DecimalText = Field(description="GPU hours.")
     amount: DecimalText | None = Field(default=None, description="Their cost; absent without a price.")
     currency: Word | None = Field(default=None, description="Of the amount.")
+
+    @property
+    def told(self) -> str:
+        """1.52 GPU hours, 6.38 EUR."""
+        return f"{self.gpu_hours} GPU hours" + (f", {self.amount} {self.currency}" if self.amount else "")
 
 
 class CostStatus(StatusModel):
@@ -43,8 +48,20 @@ class CostStatus(StatusModel):
     )
     gpus: Count = Field(default=0, description="GPUs that are held now.")
     time: Time | None = Field(default=None, description="Until when it is counted.")
-    estimate: CostEstimate | None = Field(default=None, description="What the training was expected to use.")
+    estimate: CostSum | None = Field(
+        default=None,
+        description="What the training was expected to use: its estimated time x GPUs x nodes. Loading and checkpoints "
+        "come on top.",
+    )
+    training: CostSum | None = Field(
+        default=None, description="What had been used when the training was done; the measurement comes on top."
+    )
     usage: list[GpuUse] = Field(default=[], max_length=MOST_KINDS, description="The same, by GPU and price.")
+
+    @property
+    def whole(self) -> CostSum:
+        """What was used until now."""
+        return CostSum(gpu_hours=self.gpu_hours, amount=self.amount, currency=self.currency)
 
     @property
     def gpu_seconds(self) -> int:

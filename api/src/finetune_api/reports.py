@@ -15,6 +15,7 @@ from pydantic import BaseModel, Field
 
 from finetune_api.base import StatusModel
 from finetune_api.conditions import FailureReason, Stage
+from finetune_api.cost import CostSum
 from finetune_api.interruptions import StopCosts
 from finetune_api.measured import BenchmarkScore, CheckScore, EvaluationStatus
 from finetune_api.package import PackageSummary
@@ -170,6 +171,7 @@ class Environment(StatusModel):
     precision: str = ""
     python: str = ""
     versions: dict[str, str] = Field(default={}, description="Of the libraries that compute.")
+    training_cost: CostSum | None = Field(default=None, description="What the control plane counted for the training.")
 
 
 class SampleAnswer(StatusModel):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import ROUND_HALF_UP, Decimal
 
-from finetune_api.cost import MOST_KINDS, CostEstimate, CostStatus, GpuUse
+from finetune_api.cost import MOST_KINDS, CostStatus, CostSum, GpuUse
 from finetune_operator.prices import Price
 
 CENT = Decimal("0.01")
@@ -83,10 +83,10 @@ def summed(cost: CostStatus, currency: str | None) -> CostStatus:
     return cost.model_copy(update=update)
 
 
-def estimated(train_seconds: int, gpus: int, price: Price, currency: str | None) -> CostEstimate:
+def estimated(train_seconds: int, gpus: int, price: Price, currency: str | None) -> CostSum:
     """What a training of so many seconds on so many GPUs will use."""
     amount = None if price.amount is None else price.amount * train_seconds * gpus / 3600
-    return CostEstimate(
+    return CostSum(
         gpu_hours=hours(train_seconds * gpus),
         amount=None if amount is None else money(amount),
         currency=None if amount is None else currency,

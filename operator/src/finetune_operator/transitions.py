@@ -10,6 +10,7 @@ from finetune_api.status import FineTuneJobStatus
 from finetune_operator.conditions import find, is_true, sentence, shorten
 from finetune_operator.plan import Event
 from finetune_operator.runs import is_done, stage_time
+from finetune_operator.stages.budget import HELD
 from finetune_operator.stages.pipeline import PIPELINE, STAGES
 
 IN_QUEUE = frozenset({FailureReason.QUEUED, FailureReason.QUEUE_UNAVAILABLE})
@@ -66,6 +67,8 @@ def _suspension(old: FineTuneJobStatus, new: FineTuneJobStatus) -> Iterator[Even
         yield _normal("Suspended", after.message)
     if before and not after:
         yield _normal("Resumed", "spec.suspend is no longer true.")
+    if _is_out_of_budget(old) and not _is_out_of_budget(new):
+        yield _normal("Resumed", "There is a budget again, or none is asked for.")
 
 
 def _trouble(old: FineTuneJobStatus, new: FineTuneJobStatus, same_run: bool) -> Iterator[Event]:
@@ -95,6 +98,11 @@ def _has_begun(status: FineTuneJobStatus, stage: Stage) -> bool:
     failure = status.run.failure if status.run else None
     queued = failure is not None and failure.stage is stage and failure.reason in IN_QUEUE
     return entry is not None and entry.start_time is not None and not queued
+
+
+def _is_out_of_budget(status: FineTuneJobStatus) -> bool:
+    failure = status.run.failure if status.run else None
+    return failure is not None and failure.reason in HELD
 
 
 def _answering(status: FineTuneJobStatus) -> int | None:

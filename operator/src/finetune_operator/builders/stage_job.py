@@ -209,6 +209,8 @@ def _environment(job: FineTuneJob, run: RunStatus, stage: Stage, settings: Setti
         result["FINETUNE_PACKAGE"] = _package(job, run).model_dump_json(by_alias=True, exclude_defaults=True)
     if shape.measures or shape.judges:
         result["FINETUNE_EVALUATION"] = canonical(_evaluation(job))  # as with GPUs
+    if shape.measures and run.cost and run.cost.training:
+        result["FINETUNE_COST"] = canonical(run.cost.training.to_wire())  # for the report
     if shape.measures and (previous := previous_run(job, run, run_claim(job, run))):
         result["FINETUNE_PREVIOUS"] = canonical(previous.to_wire())
     if shape.reports and settings.progress_url:

@@ -82,15 +82,7 @@ def age(since: str | None) -> str:
 
 def cost(used: CostStatus) -> str:
     """1.52 GPU hours, 6.38 EUR (estimated: 3.10 GPU hours, 13.02 EUR)."""
-    text = _amounts(used.gpu_hours, used.amount, used.currency)
-    expected = used.estimate
-    if expected is None:
-        return text
-    return f"{text} (estimated: {_amounts(expected.gpu_hours, expected.amount, expected.currency)})"
-
-
-def _amounts(gpu_hours: str, amount: str | None, currency: str | None) -> str:
-    return f"{gpu_hours} GPU hours" + (f", {amount} {currency}" if amount else "")
+    return used.whole.told + (f" (estimated: {used.estimate.told})" if used.estimate else "")
 
 
 def stage_seconds(run: RunStatus, stage: Stage) -> float | None:

@@ -167,13 +167,13 @@ class Backend:
         own = {name: m.get("data") or {} for name, m in self.children.config_maps.items()}
         return {**self.config_maps, **own}
 
-    def _finish(self, pod: Manifest, exit_code: int) -> None:
+    def _finish(self, pod: Manifest, exit_code: int, when: str | None = None) -> None:
         self._processes.pop(pod["metadata"]["name"], None)
         if self.stopping and exit_code < 0:
             exit_code = (
                 ExitCode.INTERRUPTED
             )  # it was asked to stop before it could listen, or killed at the user's wish
-        self.children.replace(kubelet.ended(pod, exit_code, self._last_words(pod, exit_code), timestamp()))
+        self.children.replace(kubelet.ended(pod, exit_code, self._last_words(pod, exit_code), when or timestamp()))
         shutil.rmtree(self._folder(pod), ignore_errors=True)
 
     def _last_words(self, pod: Manifest, exit_code: int) -> str:
@@ -185,6 +185,12 @@ class Backend:
             return self.log_path(pod).read_bytes()[-LOG_TAIL:].decode(errors="replace") if exit_code else ""
         except OSError:
             return ""
+
+    def _last_sign(self, pod: Manifest) -> str | None:
+        """When a process that is gone wrote last. It may be days ago, and did not hold its GPU since."""
+        files = [path for path in (self.log_path(pod), self._folder(pod) / TERMINATION_LOG) if path.exists()]
+        written = max((path.stat().st_mtime for path in files), default=None)
+        return None if written is None else datetime.fromtimestamp(written, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
     def _judged(self, job: Manifest) -> Manifest:
         mine = self.children.pods_of(job)
@@ -215,9 +221,9 @@ class Backend:
             if kubelet.exit_code_of(pod) is not None:
                 continue
             pid = (pod["metadata"].get("annotations") or {}).get(kubelet.ANNOTATION_PID)
-            if pid:
-                processes.end_stray(int(pid), str(self._folder(pod)), STRAY_SECONDS)
-            self._finish(pod, kubelet.presumed_exit_code(self._last_words(pod, 0)))
+            alive = pid and processes.end_stray(int(pid), str(self._folder(pod)), STRAY_SECONDS)
+            when = None if alive else self._last_sign(pod)
+            self._finish(pod, kubelet.presumed_exit_code(self._last_words(pod, 0)), when)
         for name, deployment in list(self.children.deployments.items()):
             self._remove_pods(deployment)
             del self.children.deployments[name]

@@ -44,6 +44,13 @@ def with_estimate(view: View, run: RunStatus) -> RunStatus:
     return run.model_copy(update={"cost": cost})
 
 
+def with_training_cost(run: RunStatus) -> RunStatus:
+    """The run whose training is done, with what that took, beside what was expected."""
+    if run.cost is None or not run.cost.usage:
+        return run
+    return run.model_copy(update={"cost": run.cost.model_copy(update={"training": run.cost.whole})})
+
+
 def training_gpus(view: View) -> int:
     """GPUs of all pods that train together."""
     return gpus(view.job, Stage.TRAIN) * members(view.job, Stage.TRAIN)
@@ -62,7 +69,7 @@ def settled(before: FineTuneJobStatus, after: FineTuneJobStatus) -> FineTuneJobS
 def _tells(old: CostStatus | None, new: CostStatus | None) -> bool:
     if new is None or new == old:
         return False
-    if old is None or (old.gpus, old.estimate) != (new.gpus, new.estimate):
+    if old is None or (old.gpus, old.estimate, old.training) != (new.gpus, new.estimate, new.training):
         return True
     return new.gpus == 0 or moment(new.time) - moment(old.time) >= STALE_SECONDS
 

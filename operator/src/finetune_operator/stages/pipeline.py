@@ -19,6 +19,7 @@ from finetune_operator import names
 from finetune_operator.builders.stage_job import run_claim
 from finetune_operator.conditions import shorten
 from finetune_operator.interruption import newer, with_costs
+from finetune_operator.stages.cost import with_training_cost
 from finetune_operator.stages.job_stage import JobStage, Words
 from finetune_operator.stages.view import View
 from finetune_operator.times import parse_time
@@ -70,7 +71,7 @@ def trained(view: View, run: RunStatus, summary: Summary) -> RunStatus | None:
         "resolved": summary.resolved or run.resolved,
         "notes": noted(summary.notes),
     }
-    return with_costs(run.model_copy(update=update), summary.stop_costs)
+    return with_training_cost(with_costs(run.model_copy(update=update), summary.stop_costs))
 
 
 def _facts(spec: FineTuneJobSpec, run: RunStatus) -> dict[str, Any]:

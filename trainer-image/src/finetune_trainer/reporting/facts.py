@@ -168,6 +168,7 @@ def surroundings(facts: RunFacts) -> Mapping[str, str]:
     found = {
         "image": trained.image or measured.image or "none: on a laptop",
         "trained on": ", ".join(part for part in (trained.device, trained.precision) if part),
+        "the training took": measured.training_cost.told if measured.training_cost else "",
         "measured on": f"{measured.device}, {measured.precision}",
         "Python": trained.python or measured.python,
         **versions,

@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from finetune_api.cost import CostSum
 from finetune_api.reports import Environment, TrainingPoint, TrainingReport
 from finetune_trainer import artifacts
 from finetune_trainer.training.device import Device
@@ -52,7 +53,14 @@ def environment(device: Device) -> Environment:
         precision=device.precision,
         python=platform.python_version(),
         versions=dict(_versions(LIBRARIES)),
+        training_cost=_training_cost(os.environ),
     )
+
+
+def _training_cost(variables: Mapping[str, str]) -> CostSum | None:
+    """What the control plane counted; nothing on a processor."""
+    text = variables.get("FINETUNE_COST")
+    return CostSum.from_record(text) if text else None
 
 
 def _versions(names: Iterable[str]) -> Iterable[tuple[str, str]]:
