@@ -11,6 +11,7 @@ from finetune_api.conditions import Stage
 from finetune_api.job import run_hash
 from finetune_api.status import RunStatus
 from finetune_operator.builders.stage_job import stage_job
+from finetune_operator.diagnose.facts import gpus_of, held_since, held_until
 from finetune_operator.local import kubelet
 from finetune_operator.settings import Settings
 
@@ -32,6 +33,16 @@ def after(*exit_codes: int | None) -> dict[str, Any]:
         pod = kubelet.running(kubelet.new_pod(job, number, f"pod-{number}", NOW), 1, NOW)
         pods.append(pod if code is None else kubelet.ended(pod, code, "", NOW))
     return kubelet.with_status(job, pods, NOW)
+
+
+def test_a_process_tells_from_when_to_when_it_held_how_many_gpus() -> None:
+    job = make_job(compute={"gpus": 2})
+    run = RunStatus(number=1, hash=run_hash(job.spec), trigger="Created")
+    owner = kubelet.created(stage_job(job, run, Stage.TRAIN, SETTINGS), "uid-1", NOW)
+    pod = kubelet.running(kubelet.new_pod(owner, 1, "pod-1", NOW), 1, NOW)
+    assert (gpus_of(pod, "nvidia.com/gpu"), held_since(pod), held_until(pod)) == (2, NOW, None)
+    over = kubelet.ended(pod, 75, "", "2026-01-01T01:00:00Z")
+    assert (held_since(over), held_until(over)) == (NOW, "2026-01-01T01:00:00Z")
 
 
 @pytest.mark.parametrize(

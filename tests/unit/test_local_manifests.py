@@ -206,3 +206,23 @@ def test_a_job_for_many_gpus_takes_those_that_are_there(tmp_path: Path, gpus: in
     here, notes = machine.adapted(read(tmp_path, text).job, gpus=gpus, replicas=0)
     assert (here.spec.compute.gpus, here.spec.compute.distribution.strategy) == (min(gpus, 4), strategy)
     assert bool(notes) is (gpus < 4)
+
+
+@pytest.mark.parametrize(
+    ("budget", "gpus", "left", "said"),
+    [
+        ("{maxGpuHours: 2}", 1, "2", ""),
+        ("{maxGpuHours: 2, maxCost: 9}", 1, "2", "budget.maxCost is not kept here"),
+        ("{maxCost: 9}", 1, None, "budget.maxCost is not kept here"),
+        ("{maxGpuHours: 2}", 0, None, "budget is not kept here"),
+    ],
+)
+def test_of_a_budget_a_laptop_keeps_what_it_can_count(
+    tmp_path: Path, budget: str, gpus: int, left: str | None, said: str
+) -> None:
+    text = GOOD.replace("output:", f"budget: {budget}\n  compute: {{gpus: 1}}\n  output:")
+    here, notes = machine.adapted(read(tmp_path, text).job, gpus=gpus, replicas=0)
+    kept = here.spec.budget
+    assert (str(kept.max_gpu_hours) if kept else None) == left
+    assert (said in " ".join(notes)) if said else not any("budget" in note for note in notes)
+    assert type(here).model_validate_json(here.model_dump_json(by_alias=True)).spec == here.spec
