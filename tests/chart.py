@@ -27,11 +27,12 @@ class Release:
 
     plane: ControlPlane
     helm: Path
+    home: str = HOME
 
     def run(self, *words: str | Path, **values: str) -> str:
         """A helm command in the operator's namespace."""
         flags = [flag for key, value in values.items() for flag in ("--set", f"{key}={value}")]
-        command = [self.helm, *words, "--namespace", HOME, *flags]
+        command = [self.helm, *words, "--namespace", self.home, *flags]
         return run(*command, env=self.plane.kubectl.environment(), timeout=120)
 
     def template(self, *settings: str) -> str:
@@ -49,7 +50,7 @@ class Release:
 
     def may(self, verb: str, resource: str, namespace: str) -> bool:
         """Whether the operator's service account may."""
-        account = f"--as=system:serviceaccount:{HOME}:{NAME}"
+        account = f"--as=system:serviceaccount:{self.home}:{NAME}"
         try:
             return self.plane.kubectl("auth", "can-i", verb, resource, account, namespace=namespace).strip() == "yes"
         except CommandFailed:
@@ -57,7 +58,7 @@ class Release:
 
     def get(self, kind: str, name: str = NAME) -> dict[str, Any]:
         """One object of the operator's namespace."""
-        found = self.plane.kubectl.get(kind, name, namespace=HOME)
+        found = self.plane.kubectl.get(kind, name, namespace=self.home)
         assert found, f"no {kind} {name}"
         return dict(found)
 

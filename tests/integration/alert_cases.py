@@ -149,6 +149,20 @@ CASES = (
         20,
     ),
     Case(
+        "FinetuneTwoOperators",
+        "it made something ten minutes ago",
+        (series("other_operator_timestamp_seconds", "_x10 600x90", operator="ml/finetune"),),
+        20,
+        "The release ml/finetune serves a namespace of ours, too.",
+        (("operator", "ml/finetune"),),
+    ),
+    Case(
+        "FinetuneTwoOperators",
+        "it has left",
+        (series("other_operator_timestamp_seconds", "600x90", operator="ml/finetune"),),
+        71,
+    ),
+    Case(
         "FinetuneJobsWaiting",
         "for a GPU, more than an hour",
         (series("jobs_waiting", "3x90", reason="Unschedulable"),),

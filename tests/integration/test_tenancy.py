@@ -1,4 +1,4 @@
-"""Who may do what with FineTuneJobs, asked of a real API server; and two releases beside each other on one cluster."""
+"""Who may do what with FineTuneJobs, asked of a real API server."""
 
 from __future__ import annotations
 

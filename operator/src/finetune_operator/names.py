@@ -39,6 +39,8 @@ ANNOTATION_CLAIM = f"{GROUP}/claim"
 LABEL_QUEUE = "kueue.x-k8s.io/queue-name"
 LABEL_QUEUE_PRIORITY = "kueue.x-k8s.io/priority-class"
 # Seconds between SIGTERM and SIGKILL of a Job's pods: the rest of its spec is not kept in memory.
+# Which release made a child: namespace and name of its Lease.
+ANNOTATION_OPERATOR = f"{GROUP}/operator"
 ANNOTATION_GRACE = f"{GROUP}/grace-seconds"
 
 CONTAINER = "main"

@@ -65,10 +65,11 @@ class Applied:
 class Applier:
     """Writes children, status and events of jobs. Raises ApiError for what may be over at the next attempt."""
 
-    def __init__(self, api: Api, cache: Cache, instance: str) -> None:
+    def __init__(self, api: Api, cache: Cache, instance: str, release: str = "") -> None:
         self._api = api
         self._cache = cache
         self._instance = instance
+        self._release = release
         self._events = Allowance[str](EVENTS_AT_ONCE, EVENT_SECONDS)
         self._corrections = Allowance[tuple[str, Name]](CORRECTIONS_AT_ONCE, CORRECTION_SECONDS)
 
@@ -134,7 +135,7 @@ class Applier:
 
     async def _create(self, resource: Resource, job_uid: str, manifest: Manifest) -> ApplyFailure | bool:
         try:
-            return self._written(resource, manifest, await self._api.create(resource, manifest))
+            return self._written(resource, manifest, await self._api.create(resource, self._signed(manifest)))
         except ApiError as error:
             if error.reason != "AlreadyExists":
                 raise
@@ -159,6 +160,14 @@ class Applier:
             self._corrections.take((resource.kind, name_of(manifest)))
             self._count_correction(resource, manifest, "corrected")
         return self._written(resource, manifest, answer)
+
+    def _signed(self, manifest: Manifest) -> Manifest:
+        """With the release that makes it, for its neighbours. No part of the manifest: another may take it over."""
+        if not self._release:
+            return manifest
+        metadata = manifest["metadata"]
+        annotations = {**(metadata.get("annotations") or {}), names.ANNOTATION_OPERATOR: self._release}
+        return {**manifest, "metadata": {**metadata, "annotations": annotations}}
 
     def _written(self, resource: Resource, manifest: Manifest, answer: Manifest) -> bool:
         """Remembers the answer. Whether admission made something else of the manifest."""

@@ -15,6 +15,7 @@ from kubernetes.aio.client import Configuration
 from finetune_operator.control.api_client import CHUNK, kopf_credentials
 from finetune_operator.control.cache import Cache, Name, name_of
 from finetune_operator.control.metrics import EVENTS_SEEN
+from finetune_operator.control.neighbours import Neighbours
 from finetune_operator.control.resources import FINE_TUNE_JOB, Resource
 from finetune_operator.control.stateless import NoDiffBase, NoProgress
 from finetune_operator.plan import Manifest
@@ -47,8 +48,17 @@ def kopf_settings(watched: Sequence[Resource]) -> kopf.OperatorSettings:
     return settings
 
 
-def take_event(cache: Cache, resource: Resource, kind: str | None, body: Manifest, enqueue: Enqueue) -> None:
+def take_event(
+    cache: Cache,
+    resource: Resource,
+    kind: str | None,
+    body: Manifest,
+    enqueue: Enqueue,
+    neighbours: Neighbours | None = None,
+) -> None:
     """Brings the cache up to date and asks for a pass over the job that is concerned, if anything is new."""
+    if kind == "ADDED" and neighbours:
+        neighbours.see(body)
     EVENTS_SEEN.labels(resource.plural).inc()
     cache.told[resource.plural] += 1
     job = name_of(body) if resource is FINE_TUNE_JOB else cache.job_of(body)
@@ -67,7 +77,11 @@ def take_event(cache: Cache, resource: Resource, kind: str | None, body: Manifes
 
 
 def make_registry(
-    configuration: Configuration, cache: Cache, enqueue: Enqueue, watched: Sequence[Resource]
+    configuration: Configuration,
+    cache: Cache,
+    enqueue: Enqueue,
+    watched: Sequence[Resource],
+    neighbours: Neighbours | None = None,
 ) -> kopf.OperatorRegistry:
     """kopf's registry with one event handler a kind."""
     registry = kopf.OperatorRegistry()
@@ -77,11 +91,17 @@ def make_registry(
         return await kopf_credentials(configuration)
 
     for resource in watched:
-        _register(registry, resource, cache, enqueue)
+        _register(registry, resource, cache, enqueue, neighbours)
     return registry
 
 
-def _register(registry: kopf.OperatorRegistry, resource: Resource, cache: Cache, enqueue: Enqueue) -> None:
+def _register(
+    registry: kopf.OperatorRegistry,
+    resource: Resource,
+    cache: Cache,
+    enqueue: Enqueue,
+    neighbours: Neighbours | None,
+) -> None:
     @kopf.on.event(resource.group, resource.version, resource.plural, id=resource.plural, registry=registry)
     async def on_event(event: Any, **_: Any) -> None:
-        take_event(cache, resource, event["type"], dict(event["object"]), enqueue)
+        take_event(cache, resource, event["type"], dict(event["object"]), enqueue, neighbours)

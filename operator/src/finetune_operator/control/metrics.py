@@ -86,4 +86,10 @@ UNREADABLE = Gauge(
     "Jobs whose stored status this version cannot read; they stay as they are.",
     registry=REGISTRY,
 )
+OTHER_OPERATOR = Gauge(
+    "finetune_other_operator_timestamp_seconds",
+    "When another release was last seen to make children in a namespace of ours, Unix time.",
+    ["operator"],
+    registry=REGISTRY,
+)
 TRACE_SPANS = Counter("finetune_trace_spans_total", "Spans of traces, by result.", ["result"], registry=REGISTRY)

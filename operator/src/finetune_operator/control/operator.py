@@ -21,6 +21,7 @@ from finetune_operator.control.environment import Environment
 from finetune_operator.control.handlers import kopf_settings, make_registry
 from finetune_operator.control.health import Health, serve_health
 from finetune_operator.control.lease import Lease, LeaseLostError
+from finetune_operator.control.neighbours import Neighbours
 from finetune_operator.control.progress import ProgressReports
 from finetune_operator.control.receiver import serve_progress
 from finetune_operator.control.reconcile import Decide, Reconciler
@@ -55,11 +56,13 @@ class Operator:
         self._progress = ProgressReports(self._queue, environment.settings.progress_interval_seconds)
         self._health = Health(self._cache, self._queue, resync_seconds=environment.resync_seconds)
         self._traces = _open_traces(environment)
-        instance = environment.lease.identity if environment.lease else ""
+        lease = environment.lease
+        self._release = f"{lease.namespace}/{lease.name}" if lease else ""
+        instance = lease.identity if lease else ""
         self._reconciler = Reconciler(
             cache=self._cache,
             queue=self._queue,
-            applier=Applier(self._api, self._cache, instance),
+            applier=Applier(self._api, self._cache, instance, self._release),
             decide=decide,
             settings=environment.settings,
             progress=self._progress,
@@ -128,7 +131,8 @@ class Operator:
     async def _watching(self, watched: Sequence[Resource]) -> AsyncIterator[None]:
         """kopf's tasks. Its own runner is not used: on exit it cancels every task of the process."""
         namespaces = self._environment.watch_namespaces
-        registry = make_registry(self._configuration, self._cache, self._queue.add, watched)
+        neighbours = Neighbours(self._release)
+        registry = make_registry(self._configuration, self._cache, self._queue.add, watched, neighbours)
         self._watch_tasks = await kopf.spawn_tasks(
             registry=registry,
             settings=kopf_settings(watched),
