@@ -25,6 +25,7 @@ from finetune_operator.plan import Manifest, ObjectRef, Observed, Plan, PodRefus
 from finetune_operator.settings import Settings
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
+PATIENCE = 600.0  # seconds; what is to be looked at later, an occasion or an export, is waited for by nobody
 Answer = Callable[[Manifest], tuple[int, str]]
 """From a pod to its container's exit code and termination message."""
 
@@ -313,7 +314,8 @@ class Cluster:
                 return self
             moves = self.moves()
             if not moves:
-                if self.plan().requeue_after is None and self.plan().status == self.job.status:
+                plan = self.plan()
+                if (plan.requeue_after or PATIENCE) >= PATIENCE and plan.status == self.job.status:
                     return self
                 self.now += timedelta(seconds=15)
                 continue

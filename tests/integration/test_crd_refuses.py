@@ -14,6 +14,7 @@ from tests.integration.bad_manifests import GOOD, OURS, Bad
 from tests.integration.bad_schema import THEIRS
 from tests.integration.bad_serving import SERVING_RULES
 from tests.integration.bad_tasks import TASK_RULES
+from tests.integration.bad_triggers import TRIGGER_RULES, TRIGGER_SCHEMA
 from tests.integration.conftest import JobApi
 
 from finetune_api.job import FineTuneJob
@@ -28,7 +29,9 @@ RULES = (
     *BUDGETS,
     *CONTINUATION,
     *SERVING_RULES,
+    *TRIGGER_RULES,
 )
+SCHEMA = (*THEIRS, *TRIGGER_SCHEMA)
 
 
 def test_what_the_mistakes_are_made_from_is_good(job_api: JobApi) -> None:
@@ -36,7 +39,7 @@ def test_what_the_mistakes_are_made_from_is_good(job_api: JobApi) -> None:
     assert answer.code == 201, answer.message
 
 
-@pytest.mark.parametrize("bad", [*RULES, *THEIRS], ids=lambda bad: bad.name)
+@pytest.mark.parametrize("bad", [*RULES, *SCHEMA], ids=lambda bad: bad.name)
 def test_api_server_names_field_and_remedy(job_api: JobApi, bad: Bad) -> None:
     answer = job_api.create(bad.manifest())
     assert answer.code in (400, 422), answer.body
@@ -51,13 +54,13 @@ def test_laptop_says_the_same(bad: Bad) -> None:
     assert bad.message in str(refusal.value)
 
 
-@pytest.mark.parametrize("bad", [*RULES, *THEIRS], ids=lambda bad: bad.name)
+@pytest.mark.parametrize("bad", [*RULES, *SCHEMA], ids=lambda bad: bad.name)
 def test_laptop_refuses_what_the_api_server_refuses(bad: Bad) -> None:
     with pytest.raises(ValidationError):
         FineTuneJob.model_validate(bad.manifest())
 
 
 def test_table_is_large_enough_and_names_are_unique() -> None:
-    names = [bad.name for bad in (*RULES, *THEIRS)]
+    names = [bad.name for bad in (*RULES, *SCHEMA)]
     assert len(names) >= 60
     assert len(set(names)) == len(names)

@@ -65,6 +65,14 @@ def test_argo_cd_judges(name: str) -> None:
     assert message
 
 
+def test_the_schedule_of_the_example_is_accepted(job_api: JobApi) -> None:
+    rendered = job_api.plane.kubectl("kustomize", GITOPS / "schedule")
+    job = next(each for each in yaml.safe_load_all(rendered) if each["kind"] == "FineTuneJob")
+    assert job["spec"]["triggers"]["schedule"]["cron"] == "0 2 * * SUN"
+    answer = job_api.create({**job, "metadata": {"name": "scheduled", "namespace": "default"}})
+    assert answer.code == 201, answer.message
+
+
 def test_argo_cd_tells_what_to_do() -> None:
     _, message = argo_health(STATES["data refused"])
     assert "line 4 is broken" in message

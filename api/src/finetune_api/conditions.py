@@ -18,7 +18,7 @@ class Stage(Named):
 
 class ConditionType(Named):
     """Ready, Reconciling and Stalled by kstatus; then one condition for each thing that a run must achieve;
-    WithinBudget only where there is a budget, Suspended only while spec.suspend is true."""
+    WithinBudget, Scheduled only where there is a budget, a schedule; Suspended only while spec.suspend is true."""
 
     READY = "Ready"
     RECONCILING = "Reconciling"
@@ -32,6 +32,7 @@ class ConditionType(Named):
     PACKAGED = "Packaged"
     WITHIN_BUDGET = "WithinBudget"
     SUSPENDED = "Suspended"
+    SCHEDULED = "Scheduled"
 
 
 class Trigger(Named):
@@ -40,6 +41,7 @@ class Trigger(Named):
     CREATED = "Created"
     SPEC_CHANGED = "SpecChanged"
     RERUN = "Rerun"
+    SCHEDULE = "Schedule"
 
 
 class GateVerdict(Named):
@@ -68,6 +70,7 @@ class FailureReason(Named):
     SOURCE_UNAVAILABLE = "SourceUnavailable"
     SPEC_INVALID = "SpecInvalid"
     BASE_NOT_PROMOTED = "BaseNotPromoted"
+    SCHEDULE_INVALID = "ScheduleInvalid"
     DESTINATION_REFUSED = "DestinationRefused"
     EXPORT_UNSUPPORTED = "ExportUnsupported"
     BUDGET_EXCEEDED = "BudgetExceeded"

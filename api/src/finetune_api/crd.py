@@ -33,7 +33,9 @@ def printer_columns() -> list[dict[str, Any]]:
         ("Reason", "string", f"{ready}.reason", "Why it is ready, or what it does or waits for."),
         ("Age", "date", ".metadata.creationTimestamp", "Age of the job."),
     )
-    wide = (
+    wide = (  # with `-o wide` only
+        ("Trigger", "string", ".status.run.trigger", "Why the newest run was started."),
+        ("Next-Run", "string", ".status.schedule.nextTime", "When the schedule starts the next run."),
         ("GPU-Hours", "string", ".status.run.cost.gpuHours", "GPU hours of the newest run."),
         ("Cost", "string", ".status.run.cost.amount", "Their cost."),
         ("Currency", "string", ".status.run.cost.currency", "Of the cost."),

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from finetune_api import API_VERSION, KIND
 from finetune_api.base import StatusModel
+from finetune_api.conditions import Trigger
 from finetune_api.package import PackageInputs
 from finetune_api.spec import IN_PROMPT, Baseline, EvaluationSpec, FineTuneJobSpec, ServingSpec
 from finetune_api.status import FineTuneJobStatus
@@ -68,6 +69,18 @@ def run_hash(spec: FineTuneJobSpec) -> str:
 def content_hash(spec: FineTuneJobSpec) -> str:
     """The run's hash but for the token: what is the same in a rerun."""
     return run_hash(spec.model_copy(update={"rerun_token": None}))
+
+
+RECURRING = (Trigger.SCHEDULE,)
+"""Triggers of which each occasion is a run of the same inputs. A rerun's word is one of the inputs."""
+
+
+def occasion_hash(inputs: str, trigger: Trigger, occasion: str | None) -> str:
+    """What identifies a run of these inputs (a `run_hash`): for a recurring trigger with the occasion, so that each
+    occasion is one run, whoever comes to make it, and how often."""
+    if trigger not in RECURRING:
+        return inputs
+    return _hash({"inputs": inputs, "trigger": trigger.value, "occasion": occasion})
 
 
 def evaluation_inputs(spec: EvaluationSpec) -> dict[str, Any]:

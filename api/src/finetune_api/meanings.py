@@ -26,6 +26,7 @@ CONDITION_MEANINGS = {
     ConditionType.PACKAGED: "The newest run is exported and tracked as the spec asks. Absent without either.",
     ConditionType.WITHIN_BUDGET: "The newest run has GPU hours and money left. Absent without a budget.",
     ConditionType.SUSPENDED: "`spec.suspend` is true and no stage's pod is left. There only while it is true.",
+    ConditionType.SCHEDULED: "A next run is planned by `triggers.schedule`. Absent without one.",
 }
 EXIT_CODES = {
     ExitCode.DONE: "Done.",

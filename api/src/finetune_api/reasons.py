@@ -93,6 +93,11 @@ REASONS: dict[Reason, ReasonFacts] = {
         "Use budget.maxGpuHours, or ask who runs the operator for a price of these GPUs (`prices` of its chart).",
         waits=True,
     ),
+    Reason.SCHEDULE_INVALID: ReasonFacts(
+        Blame.INPUT,
+        "`spec.triggers.schedule` names a time zone that is not known, or times that never come.",
+        "Correct the field that the condition Scheduled names; times are counted from then on.",
+    ),
     Reason.CUDA_OUT_OF_MEMORY: ReasonFacts(
         Blame.TRAINING,
         "The GPU's memory does not suffice, even with a halved micro batch.",

@@ -62,6 +62,7 @@ class RunConfig(StatusModel):
     run: int
     hash: str
     trigger: Trigger = Trigger.CREATED
+    occasion: str | None = Field(default=None, description="What the trigger came with, for example a time.")
     task: Task
     base_model: BaseModelSpec
     continued_from: ContinuedFrom | None = Field(default=None, description="What base_model.fine_tune_job came to.")

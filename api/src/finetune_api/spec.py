@@ -43,6 +43,7 @@ from finetune_api.tasks import MethodType as MethodType
 from finetune_api.tasks import Metric as Metric
 from finetune_api.tasks import Task as Task
 from finetune_api.tracking import TrackingSpec as TrackingSpec
+from finetune_api.triggers import TriggersSpec as TriggersSpec
 
 
 class Engine(Named):
@@ -198,6 +199,7 @@ class FineTuneJobSpec(ApiModel):
     serving: ServingSpec = Field(default=ServingSpec(), description="The endpoint.")
     tracking: TrackingSpec = Field(default=TrackingSpec(), description="Trackers that each measured run goes to.")
     budget: BudgetSpec | None = Field(default=None, description="What each run may spend on GPUs. Absent: no bound.")
+    triggers: TriggersSpec = Field(default=TriggersSpec(), description="What starts a run of an unchanged spec.")
     suspend: Bool = Field(
         default=False,
         description="true: no stage runs. A training saves a checkpoint and gives its GPU back; false goes on from "

@@ -28,6 +28,7 @@ from finetune_api.measured import Scores as Scores
 from finetune_api.package import PackageStatus as PackageStatus
 from finetune_api.resolved import ResolvedValues as ResolvedValues
 from finetune_api.rollout import Rollback as Rollback
+from finetune_api.triggers import ScheduleStatus as ScheduleStatus
 
 
 class Condition(StatusModel):
@@ -155,6 +156,10 @@ class RunStatus(StatusModel):
     number: Count = Field(description="Counted from 1.")
     hash: Annotated[str, Field(max_length=64)] = Field(description="Of everything that training depends on.")
     trigger: Trigger = Field(description="Why it was started.")
+    occasion: Word | None = Field(
+        default=None,
+        description="What the trigger came with: the time of the schedule, the word of rerunToken.",
+    )
     attempt: Count = Field(default=1, description="Of the current stage; above 1 after interruptions.")
     claim_name: Word | None = Field(
         default=None,
@@ -188,6 +193,10 @@ class RunRecord(StatusModel):
     number: Count = Field(description="Counted from 1.")
     hash: Annotated[str, Field(max_length=64)] = Field(description="Of everything that training depends on.")
     trigger: Trigger = Field(description="Why it was started.")
+    occasion: Word | None = Field(
+        default=None,
+        description="What the trigger came with: the time of the schedule, the word of rerunToken.",
+    )
     result: RunResult = Field(description="How it ended.")
     completion_time: Time | None = Field(default=None, description="When it ended.")
     loss: float | None = Field(default=None, description="Held-out loss of the tuned model.")
@@ -222,7 +231,8 @@ class FineTuneJobStatus(StatusModel):
         default=[],
         max_length=16,
         description="Ready, Reconciling, Stalled, DatasetValid, Trained, Evaluated, Promoted, Serving; Packaged where "
-        "exports are asked for, WithinBudget where there is a budget, Suspended while spec.suspend is true.",
+        "exports are asked for, WithinBudget where there is a budget, Suspended while spec.suspend is true, "
+        "Scheduled where there is a schedule.",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
     )
     stage: Stage | None = Field(default=None, description="Derived from the conditions, for printing.")
@@ -231,6 +241,7 @@ class FineTuneJobStatus(StatusModel):
     run: RunStatus | None = Field(default=None, description="The newest run.")
     model: ModelStatus | None = Field(default=None, description="The promoted model.")
     endpoint: EndpointStatus | None = Field(default=None, description="Where it answers.")
+    schedule: ScheduleStatus | None = Field(default=None, description="Where spec.triggers.schedule is.")
     runs: list[RunRecord] = Field(
         default=[],
         max_length=20,

@@ -17,6 +17,7 @@ EXPORT_ONLY = "It concerns the export alone; the run stays promoted and the mode
 DATA = "kubectl get finetunejob NAME -o jsonpath='{.status.run.dataset.problems}'"
 QUEUE = "kubectl get finetunejob NAME -o jsonpath='{.status.run.failure.message}'"
 COST = "kubectl get finetunejob NAME -o jsonpath='{.status.run.cost}'"
+SCHEDULED = "kubectl get finetunejob NAME -o jsonpath='{.status.conditions[?(@.type==\"Scheduled\")].message}'"
 CLAIMS = "kubectl get persistentvolumeclaims"
 
 
@@ -71,6 +72,12 @@ TROUBLES: dict[Reason, Trouble] = {
         "`default`.",
         STATUS,
         "The run is held until there is a price, or until budget.maxCost is removed.",
+    ),
+    Reason.SCHEDULE_INVALID: Trouble(
+        "A misspelt city, an abbreviation such as CEST in place of a zone, a range from the higher to the lower value, "
+        "the 30th of February.",
+        SCHEDULED,
+        "It is said by the condition Scheduled. No run begins by the schedule; everything else goes on.",
     ),
     Reason.CUDA_OUT_OF_MEMORY: Trouble(
         "The longest examples in one micro batch; another process on the same GPU; a model that was estimated for "

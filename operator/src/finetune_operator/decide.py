@@ -17,6 +17,7 @@ from finetune_operator.conditions import merge
 from finetune_operator.diagnose import job_condition, to_failure
 from finetune_operator.plan import Manifest, ObjectRef, Observed, Plan
 from finetune_operator.settings import Settings
+from finetune_operator.stages import schedule
 from finetune_operator.stages.budget import used_up_after, within_budget
 from finetune_operator.stages.claim import with_claim
 from finetune_operator.stages.continuation import begin
@@ -39,7 +40,9 @@ def decide(job: FineTuneJob, observed: Observed, now: datetime, settings: Settin
         return Plan(status=job.status)  # the garbage collector removes the children
     mine, foreign = own_children(job, observed)
     view = View(job, mine, foreign, now, settings)
-    selection = runs.select(job, mine, view.time)
+    agenda = schedule.consult(view)
+    selection = runs.select(job, mine, view.time, agenda.occasion)
+    agenda = schedule.settled(agenda, view, selection.run)
     records = with_costs_of_others(view, selection.run, selection.records)
     start = begin(view, with_cost(view, with_claim(view, selection.run)), records)
     step, stage = _run_stages(view, with_measurement(view, start.run)) if start.done else (start, Stage.PREPARE)
@@ -49,14 +52,14 @@ def decide(job: FineTuneJob, observed: Observed, now: datetime, settings: Settin
     if step.done and serving.settled and not packaging.done:
         stage = Stage.PACKAGE
     pause = packaging.pause if stage is Stage.PACKAGE else step.pause
-    status = settled(job.status, _status(view, run, (stage, pause), promotion, serving))
+    status = settled(job.status, _status(view, run, (stage, pause), promotion, serving, agenda))
     return Plan(
         status=status,
         apply=_once(step.apply + serving.apply + packaging.apply),
         delete=step.delete + serving.delete + packaging.delete + _leftovers(view, run, status),
         events=events(job.status, status),
         requeue_after=soonest(
-            step.requeue_after, serving.requeue_after, packaging.requeue_after, used_up_after(view, run)
+            *(each.requeue_after for each in (step, serving, packaging, agenda)), used_up_after(view, run)
         ),
     )
 
@@ -98,7 +101,12 @@ def _with_trouble(view: View, run: RunStatus, promotion: Promotion, serving: Ser
 
 
 def _status(
-    view: View, run: RunStatus, reached: tuple[Stage, Pause | None], promotion: Promotion, serving: Serving
+    view: View,
+    run: RunStatus,
+    reached: tuple[Stage, Pause | None],
+    promotion: Promotion,
+    serving: Serving,
+    agenda: schedule.Agenda,
 ) -> FineTuneJobStatus:
     job, spec = view.job, view.job.spec
     stage, pause = reached
@@ -117,7 +125,8 @@ def _status(
         pause=pause,
         budget=within_budget(view, run),
     )
-    conditions = merge(job.status.conditions, judgements(outcome), view.time, job.metadata.generation)
+    said = [*judgements(outcome), *agenda.judgements]
+    conditions = merge(job.status.conditions, said, view.time, job.metadata.generation)
     keep = [spec.serving.run, *(model.run for model in (serving.model, promotion.wanted) if model)]
     return FineTuneJobStatus(
         observed_generation=job.metadata.generation,
@@ -128,6 +137,7 @@ def _status(
         run=run,
         model=serving.model,
         endpoint=serving.endpoint,
+        schedule=agenda.status,
         runs=list(runs.trim(promotion.records, view.settings.run_history_limit, keep)),
     )
 

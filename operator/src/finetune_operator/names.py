@@ -24,6 +24,9 @@ ANNOTATION_SPEC_HASH = f"{GROUP}/spec-hash"
 ANNOTATION_RUN_HASH = f"{GROUP}/run-hash"
 # The run's hash but for the token, on its ConfigMap: tells a rerun from a changed spec.
 ANNOTATION_CONTENT_HASH = f"{GROUP}/content-hash"
+# Why the run was started, and what its trigger came with, on its ConfigMap: a time of the schedule, say.
+ANNOTATION_TRIGGER = f"{GROUP}/trigger"
+ANNOTATION_OCCASION = f"{GROUP}/occasion"
 # Of what a user may change without a new run (compute, secrets): such a change gives a failed stage another try.
 ANNOTATION_INPUTS_HASH = f"{GROUP}/inputs-hash"
 # Of the settings that an Evaluate Job measures by: other ones make another Job, not another run.

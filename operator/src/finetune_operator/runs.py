@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from finetune_api.conditions import RunResult, Stage, Trigger
-from finetune_api.job import FineTuneJob, content_hash, run_hash
+from finetune_api.job import RECURRING, FineTuneJob, content_hash, occasion_hash, run_hash
 from finetune_api.status import ModelStatus, RunRecord, RunStatus, StageTime
 from finetune_operator import names
 from finetune_operator.conditions import shorten
@@ -20,6 +20,14 @@ BESIDE = (Stage.PACKAGE, Stage.SERVE)  # what goes on after a run is judged
 
 
 @dataclass(frozen=True, slots=True)
+class Occasion:
+    """What asks for a run of inputs that have been trained already: the trigger, and which time it is."""
+
+    trigger: Trigger
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Selection:
     """The run that the spec asks for, and the history as it stands then."""
 
@@ -27,27 +35,62 @@ class Selection:
     records: tuple[RunRecord, ...]
 
 
-def select(job: FineTuneJob, observed: Observed, now: str) -> Selection:
-    """The run in hand while the spec asks for it; else a finished run with the same inputs; else a new one."""
+def select(job: FineTuneJob, observed: Observed, now: str, occasion: Occasion | None = None) -> Selection:
+    """Without an occasion the run in hand while the spec asks for it; else a finished run with the same inputs; else a
+    new one. With an occasion a new one."""
     wanted = run_hash(job.spec)
     current, records = job.status.run, tuple(job.status.runs)
-    if current is not None and current.hash == wanted:
+    if current is not None and occasion is None and _is_of(wanted, current):
         return Selection(current, records)
     if current is not None:
-        records = _supersede(records, current, now)
-    earlier = _finished_with(records, wanted)
+        records = _supersede(records, current, now, occasion)
+    earlier = _finished_with(records, wanted) if occasion is None else None
     if earlier is not None:
         return Selection(_adopted(earlier), records)
-    number = _begun_with(observed, wanted, _highest_known(job)) or _highest(job, observed) + 1
-    run = RunStatus(number=number, hash=wanted, trigger=_trigger(job, observed), start_time=now)
-    return Selection(run, records)
+    begun = _begun_with(observed, wanted, _highest_known(job))
+    number, occasion = begun or (_highest(job, observed) + 1, occasion)
+    return Selection(_started(job, observed, number, occasion, now), records)
 
 
-def _supersede(records: tuple[RunRecord, ...], run: RunStatus, now: str) -> tuple[RunRecord, ...]:
-    """A run that has not ended by itself ends because the spec asks for another one."""
+def _started(job: FineTuneJob, observed: Observed, number: int, occasion: Occasion | None, now: str) -> RunStatus:
+    trigger = occasion.trigger if occasion else _trigger(job, observed)
+    text = occasion.text if occasion else job.spec.rerun_token if trigger is Trigger.RERUN else None
+    return RunStatus(
+        number=number,
+        hash=occasion_hash(run_hash(job.spec), trigger, text),
+        trigger=trigger,
+        occasion=text,
+        start_time=now,
+    )
+
+
+def occasion_of(run: RunStatus | RunRecord) -> Occasion | None:
+    """The occasion of a run that a change of the spec did not start."""
+    return Occasion(run.trigger, run.occasion or "") if run.trigger in RECURRING else None
+
+
+def _is_of(wanted: str, run: RunStatus | RunRecord) -> bool:
+    """Whether these are the run's inputs, whatever its occasion."""
+    return run.hash == occasion_hash(wanted, run.trigger, run.occasion)
+
+
+def is_under_way(run: RunStatus, records: Iterable[RunRecord]) -> bool:
+    """Whether the run has not ended yet, or is measured again or packaged."""
+    if ended_with_failure(run):
+        return False
+    known = any(record.number == run.number for record in records)
+    packaging = run.package is not None and run.package.failure is None and not is_done(run, Stage.PACKAGE)
+    return not known or not is_done(run, Stage.EVALUATE) or packaging
+
+
+def _supersede(
+    records: tuple[RunRecord, ...], run: RunStatus, now: str, occasion: Occasion | None
+) -> tuple[RunRecord, ...]:
+    """A run that has not ended by itself ends because another one is asked for."""
     if any(record.number == run.number for record in records):
         return records
-    return remember(records, run, RunResult.SUPERSEDED, "The spec changed before the run had ended.", now)
+    what = f"{occasion.trigger} {occasion.text} came" if occasion else "The spec changed"
+    return remember(records, run, RunResult.SUPERSEDED, f"{what} before the run had ended.", now)
 
 
 def remember(
@@ -60,6 +103,7 @@ def remember(
         number=run.number,
         hash=run.hash,
         trigger=run.trigger,
+        occasion=run.occasion,
         result=result,
         completion_time=old.completion_time if old and old.result == result else now,
         loss=evaluation.tuned.loss if evaluation and evaluation.tuned else None,
@@ -147,7 +191,7 @@ def ended_with_failure(run: RunStatus, stage: Stage | None = None) -> bool:
 
 
 def _finished_with(records: tuple[RunRecord, ...], wanted: str) -> RunRecord | None:
-    found = [record for record in records if record.hash == wanted and record.result in FINISHED and record.model]
+    found = [record for record in records if _is_of(wanted, record) and record.result in FINISHED and record.model]
     return found[-1] if found else None
 
 
@@ -157,6 +201,7 @@ def _adopted(record: RunRecord) -> RunStatus:
         number=record.number,
         hash=record.hash,
         trigger=record.trigger,
+        occasion=record.occasion,
         stages=[
             StageTime(stage=stage, completion_time=record.completion_time) for stage in Stage if stage not in BESIDE
         ],
@@ -167,17 +212,26 @@ def _adopted(record: RunRecord) -> RunStatus:
     )
 
 
-def _begun_with(observed: Observed, wanted: str, above: int) -> int | None:
-    """Number of a run with these inputs whose children exist but which the status does not know yet:
+def _begun_with(observed: Observed, wanted: str, above: int) -> tuple[int, Occasion | None] | None:
+    """Number and occasion of a run with these inputs whose children exist but which the status does not know yet:
     the pass that made them was cut short before it wrote the status."""
     children: list[Mapping[str, Manifest]] = [observed.config_maps, observed.jobs]
     for manifests in children:
         for manifest in manifests.values():
             number = names.number(names.label(manifest, names.LABEL_RUN))
-            same = names.annotation(manifest, names.ANNOTATION_RUN_HASH) == wanted
+            occasion = _made_for(manifest)
+            identity = occasion_hash(wanted, occasion.trigger, occasion.text) if occasion else wanted
+            same = names.annotation(manifest, names.ANNOTATION_RUN_HASH) == identity
             if same and number is not None and number > above:
-                return number
+                return number, occasion
     return None
+
+
+def _made_for(manifest: Manifest) -> Occasion | None:
+    """The occasion of a run, as its ConfigMap has it."""
+    trigger = names.annotation(manifest, names.ANNOTATION_TRIGGER)
+    known = next((each for each in RECURRING if each.value == trigger), None)
+    return Occasion(known, names.annotation(manifest, names.ANNOTATION_OCCASION) or "") if known else None
 
 
 def _highest_known(job: FineTuneJob) -> int:

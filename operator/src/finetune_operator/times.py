@@ -14,3 +14,8 @@ def parse_time(text: str | None, default: datetime) -> datetime:
     except ValueError:
         return default
     return value if value.tzinfo else value.replace(tzinfo=UTC)
+
+
+def stamp(moment: datetime) -> str:
+    """The moment in whole seconds, in UTC."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

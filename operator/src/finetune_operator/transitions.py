@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from finetune_api.conditions import ConditionType as Type
 from finetune_api.conditions import FailureReason, RunResult, Stage
-from finetune_api.status import FineTuneJobStatus
+from finetune_api.status import FineTuneJobStatus, RunStatus
 from finetune_operator.conditions import find, is_true, sentence, shorten
 from finetune_operator.plan import Event
 from finetune_operator.runs import is_done, stage_time
@@ -29,10 +29,11 @@ def _all(old: FineTuneJobStatus, new: FineTuneJobStatus) -> Iterator[Event]:
     same_run = before is not None and before.number == run.number
     known = is_done(run, Stage.EVALUATE) or run.evaluation is not None
     if not same_run:
-        yield _normal("RunStarted", f"Run {run.number} {'taken up again' if known else f'started ({run.trigger})'}.")
+        yield _normal("RunStarted", f"Run {run.number} {'taken up again' if known else f'started ({_why(run)})'}.")
     if same_run or not known:  # a run that is taken up again did all that before
         yield from _reached(old, new, same_run)
     yield from _suspension(old, new)
+    yield from _schedule(old, new)
     yield from _trouble(old, new, same_run)
     if new.endpoint and is_true(new.conditions, Type.SERVING) and _answering(old) != _answering(new):
         url = new.endpoint.url
@@ -69,6 +70,22 @@ def _suspension(old: FineTuneJobStatus, new: FineTuneJobStatus) -> Iterator[Even
         yield _normal("Resumed", "spec.suspend is no longer true.")
     if _is_out_of_budget(old) and not _is_out_of_budget(new):
         yield _normal("Resumed", "There is a budget again, or none is asked for.")
+
+
+def _schedule(old: FineTuneJobStatus, new: FineTuneJobStatus) -> Iterator[Event]:
+    """What went wrong with it: an occasion that was passed over, a schedule that makes no sense."""
+    missed = new.schedule.missed_time if new.schedule else None
+    if missed and missed != (old.schedule.missed_time if old.schedule else None):
+        text = f"The occasion {missed} is passed over: it is more than startingDeadlineSeconds ago."
+        yield Event("Warning", "OccasionMissed", text)
+    before, after = (find(status.conditions, Type.SCHEDULED) for status in (old, new))
+    invalid = after is not None and after.reason == FailureReason.SCHEDULE_INVALID
+    if after and invalid and not (before and before.message == after.message):
+        yield Event("Warning", after.reason, shorten(after.message, EVENT_MESSAGE))
+
+
+def _why(run: RunStatus) -> str:
+    return f"{run.trigger}, {run.occasion}" if run.occasion else run.trigger
 
 
 def _trouble(old: FineTuneJobStatus, new: FineTuneJobStatus, same_run: bool) -> Iterator[Event]:

@@ -11,7 +11,15 @@ from typing import Any
 from finetune_api.distribution import processes_of
 from finetune_api.job import FineTuneJob
 from finetune_api.optimization import OPTIMIZERS, Attention, Precision
-from finetune_api.spec import BudgetSpec, ConfigMapRef, DistributionSpec, Engine, FineTuneJobSpec, Hyperparameters
+from finetune_api.spec import (
+    BudgetSpec,
+    ConfigMapRef,
+    DistributionSpec,
+    Engine,
+    FineTuneJobSpec,
+    Hyperparameters,
+    TriggersSpec,
+)
 from finetune_operator.local.errors import BadInput, Unsupported
 from finetune_operator.local.pods import LOCALHOST
 from finetune_operator.local.store import Store
@@ -54,13 +62,16 @@ def adapted(job: FineTuneJob, *, gpus: int, replicas: int) -> tuple[FineTuneJob,
         notes.append("compute.queueName is for a cluster: nothing waits here")
     budget, more = _budget(spec.budget, compute.gpus)
     notes += more
+    if spec.triggers.schedule is not None:
+        notes.append("triggers.schedule is for a cluster: here one run trains, now")
     if serving.engine is not Engine.NATIVE:
         if serving.engine is Engine.VLLM:
             notes.append("serving.engine is Native here: one machine is served by our own server")
         serving = serving.model_copy(update={"engine": Engine.NATIVE})
     # A server runs only while somebody sits before it: `finetune serve` and `finetune chat` raise this to 1.
     serving = serving.model_copy(update={"replicas": min(replicas, 1)})
-    update = {"compute": compute, "serving": serving, "hyperparameters": knobs, "budget": budget}
+    update: dict[str, Any] = {"compute": compute, "serving": serving, "hyperparameters": knobs, "budget": budget}
+    update["triggers"] = TriggersSpec()
     return job.model_copy(update={"spec": spec.model_copy(update=update)}), notes
 
 

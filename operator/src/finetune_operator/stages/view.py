@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from finetune_api.job import FineTuneJob
@@ -12,6 +12,7 @@ from finetune_api.status import RunStatus
 from finetune_operator.plan import Manifest, ObjectRef, Observed
 from finetune_operator.settings import Settings
 from finetune_operator.stages.suspension import Pause
+from finetune_operator.times import stamp
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +28,7 @@ class View:
     @property
     def time(self) -> str:
         """now as Kubernetes writes it, in whole seconds."""
-        return self.now.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        return stamp(self.now)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,103 @@
+"""Schedules on a real API server, by a clock of the test's own: one run an occasion, also when its leader dies."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from tests.cluster.control_plane import ControlPlane
+from tests.integration.test_operator_restart import Death, MortalApi
+from tests.operator_process import children, condition, job_manifest, make_namespace, prepared, status_of
+
+from finetune_operator.control.api_client import load_configuration
+from finetune_operator.control.apply import Applier
+from finetune_operator.control.cache import Cache, Name
+from finetune_operator.control.progress import ProgressReports
+from finetune_operator.control.reconcile import Reconciler
+from finetune_operator.control.resources import WATCHED
+from finetune_operator.control.resync import Resync
+from finetune_operator.control.workqueue import WorkQueue
+from finetune_operator.decide import decide
+from finetune_operator.settings import Settings
+
+NOON = datetime(2026, 3, 28, 12, tzinfo=UTC)  # the day before clocks go forward in Berlin
+NIGHTLY = {"cron": "30 2 * * *", "timeZone": "Europe/Berlin", "concurrencyPolicy": "Replace"}
+
+
+@pytest.fixture(scope="module")
+def plane(control_plane_with_controllers: ControlPlane) -> ControlPlane:
+    return prepared(control_plane_with_controllers)
+
+
+def look(plane: ControlPlane, namespace: str, now: datetime, writes: float = float("inf")) -> None:
+    """A leader of its own reads everything and passes over the job until nothing changes, or dies after `writes`."""
+
+    async def live() -> None:
+        api = MortalApi(await load_configuration(str(plane.kubeconfig_of("operator"))), concurrency=4, timeout=20)
+        api.writes_left = writes
+        cache, queue = Cache(), WorkQueue[Name]()
+        reconcile = Reconciler(
+            cache=cache,
+            queue=queue,
+            applier=Applier(api, cache, "test"),
+            decide=decide,
+            settings=Settings(),
+            progress=ProgressReports(queue, 10),
+            clock=lambda: now,
+        )
+        try:
+            await Resync(api, cache, queue.add, watched=WATCHED, namespaces=[namespace], seconds=300).once(first=True)
+            before = -1
+            while api.writes > before:
+                before = api.writes
+                await reconcile((namespace, "travel"))
+        except Death:
+            pass
+        finally:
+            queue.close()
+            await api.close()
+
+    asyncio.run(live())
+
+
+def events(plane: ControlPlane, namespace: str) -> list[tuple[str, str]]:
+    found = plane.kubectl.json("get", "events.events.k8s.io", namespace=namespace)["items"]
+    return sorted((each["reason"], each["note"]) for each in found if each["regarding"]["kind"] == "FineTuneJob")
+
+
+def test_an_occasion_is_one_run_whoever_makes_it(plane: ControlPlane) -> None:
+    namespace = make_namespace(plane, "schedule")
+    plane.kubectl.apply(job_manifest("travel", namespace, triggers={"schedule": NIGHTLY}))
+    look(plane, namespace, NOON)
+    after_the_gap = NOON.replace(day=29, hour=1)  # 02:30 does not exist that night
+    look(plane, namespace, after_the_gap, writes=1)  # dies with the ConfigMap made
+    look(plane, namespace, after_the_gap + timedelta(seconds=9), writes=1)  # with the Job, before the status knows
+    look(plane, namespace, after_the_gap + timedelta(minutes=1))
+    look(plane, namespace, after_the_gap - timedelta(minutes=1))  # another one, whose clock is behind
+    status = status_of(plane, namespace, "travel")
+    run = status["run"]
+    assert (run["number"], run["trigger"], run["occasion"]) == (2, "Schedule", "2026-03-29T01:00:00Z")
+    assert status["schedule"]["nextTime"] == "2026-03-30T00:30:00Z"
+    assert [(record["number"], record["result"]) for record in status["runs"]] == [(1, "Superseded")]
+    assert ("Job", "travel-r2-prepare") in [each[:2] for each in children(plane, namespace)]
+    started = [note for reason, note in events(plane, namespace) if reason == "RunStarted"]
+    assert started == ["Run 1 started (Created).", "Run 2 started (Schedule, 2026-03-29T01:00:00Z)."]
+    annotations = plane.kubectl.json("get", "configmap", "travel-r2", namespace=namespace)["metadata"]["annotations"]
+    assert annotations["finetune-operator.io/occasion"] == "2026-03-29T01:00:00Z"
+    shown = plane.kubectl("get", "finetunejob", "travel", "-o", "wide", namespace=namespace)
+    assert "NEXT RUN" in shown
+    assert "2026-03-30T00:30:00Z" in shown
+
+
+def test_what_only_the_operator_can_tell_is_a_condition(plane: ControlPlane) -> None:
+    namespace = make_namespace(plane, "schedule-unknown")
+    plane.kubectl.apply(
+        job_manifest("travel", namespace, triggers={"schedule": {**NIGHTLY, "timeZone": "Europe/Atlantis"}})
+    )
+    look(plane, namespace, NOON)
+    status = status_of(plane, namespace, "travel")
+    assert condition(status, "Scheduled") == ("False", "ScheduleInvalid")
+    assert condition(status, "Reconciling") == ("True", "Preparing")
+    ((_, note),) = [event for event in events(plane, namespace) if event[0] == "ScheduleInvalid"]
+    assert "timeZone: 'Europe/Atlantis' is not known here; write an IANA name" in note
