@@ -86,7 +86,7 @@ def test_an_occasion_is_one_run_whoever_makes_it(plane: ControlPlane) -> None:
     annotations = plane.kubectl.json("get", "configmap", "travel-r2", namespace=namespace)["metadata"]["annotations"]
     assert annotations["finetune-operator.io/occasion"] == "2026-03-29T01:00:00Z"
     shown = plane.kubectl("get", "finetunejob", "travel", "-o", "wide", namespace=namespace)
-    assert "NEXT RUN" in shown
+    assert "NEXT-RUN" in shown
     assert "2026-03-30T00:30:00Z" in shown
 
 
