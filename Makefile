@@ -58,6 +58,7 @@ test: lint verify unit integration ## Everything that needs neither root nor a n
 soak: setup ## Property tests with new random cases, and the trainings that `test` leaves out
 	@echo "==> property tests"; $(PYTEST) tests/unit $(PARALLEL) -m hypothesis --hypothesis-profile=search
 	@echo "==> trainings by several processes"; $(PYTEST) tests/integration -k distribution -m soak
+	@echo "==> estimates of all measured loads"; $(PYTEST) tests/unit/test_estimate_measured.py -m soak
 
 e2e: setup ## The whole product on a real node: kubelet, containerd, images (root, Debian; or KUBECONFIG_E2E)
 	@echo "==> end-to-end tests on a real cluster"; $(PYTEST) tests/e2e --timeout=2400

@@ -14,7 +14,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from finetune_trainer.estimate import Needs, Sharing, on_each
-from finetune_trainer.estimate.activations import peak_bytes
+from finetune_trainer.estimate.activations import held_bytes
 from finetune_trainer.methods.qlora import bytes_per_weight
 
 WITHIN = 0.20
@@ -149,6 +149,8 @@ def needs_of(row: Row) -> Needs:
         name: getattr(few, name) + (getattr(more, name) - getattr(few, name)) // 2 * (layers - 4)
         for name in few.__slots__
     }
+    # The loss is computed before the backward pass: what it takes counts where that is above the peak of the passes.
+    values["output"] = max(0, values["output"] - values["activations"])
     return Needs(**{**values, "block": (values["frozen"] + values["trained"]) // layers})
 
 
@@ -176,7 +178,7 @@ def _tried(row: Row, layers: int) -> Needs:
         states: torch.Tensor = body(input_ids=ids, use_cache=False)[0]
         return states
 
-    passes = peak_bytes(
+    passes = held_bytes(
         model, base, run, row.rows, row.length, half=row.source.autocast, recompute=row.recompute, accumulates=False
     )
     gradients = trained * row.source.gradient
@@ -186,8 +188,8 @@ def _tried(row: Row, layers: int) -> Needs:
         trained=trained * row.source.weight,
         gradients=gradients,
         optimizer=trained * row.source.moments,
-        activations=passes - gradients - kept + (max(linear) * 2 if row.quantised else 0),
-        output=round(row.rows * row.length * config.vocab_size * row.source.score),
+        activations=round(passes.peak) - gradients - kept + (max(linear) * 2 if row.quantised else 0),
+        output=round(passes.between - gradients - kept + row.rows * row.length * config.vocab_size * row.source.score),
         runtime=round(row.source.beside * GB),
     )
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,7 +24,15 @@ Pass = Callable[[int, int], torch.Tensor]
 """A forward pass over (rows, tokens of a row): what the backward pass begins with."""
 
 
-def peak_bytes(
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Bytes that a pass holds: at its `peak`, and `between` forward and backward, when the loss is computed."""
+
+    peak: float
+    between: float
+
+
+def held_bytes(
     model: torch.nn.Module,
     base: PreTrainedModel,
     run: Pass,
@@ -33,8 +42,8 @@ def peak_bytes(
     half: bool,
     recompute: bool,
     accumulates: bool = True,
-) -> int:
-    """Bytes at the peak of a pass of `model`, which is `base`, perhaps with adapters, on the meta device.
+) -> Held:
+    """What a pass of `model` holds, which is `base`, perhaps with adapters, on the meta device.
 
     `half`: with autocast to bfloat16, as on a GPU. `recompute`: layers are computed again in the backward pass.
     `accumulates`: the gradients of an earlier micro batch are there, and not counted; otherwise they come into being
@@ -53,12 +62,12 @@ def peak_bytes(
         parameter.grad = torch.empty_like(parameter) if parameter.requires_grad and accumulates else None
     with _Alive(model) as alive, casts:
         result = run(rows, length)
+        between = alive.now
         result.backward(torch.empty_like(result))  # type: ignore[no-untyped-call]  # torch's own
         del result
     for parameter in model.parameters():
         parameter.grad = None
-    peak: int = alive.peak
-    return peak
+    return Held(alive.peak, between)
 
 
 class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
@@ -66,7 +75,7 @@ class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
 
     def __init__(self, model: torch.nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._now = 0
+        self.now: int = 0
         self._counted = {id(each.untyped_storage()) for each in [*model.parameters(), *model.buffers()]}
         self.peak: int = 0
 
@@ -85,13 +94,13 @@ class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
             return
         size = storage.nbytes()
         self._counted.add(key)
-        self._now += size
-        self.peak = max(self.peak, self._now)
+        self.now += size
+        self.peak = max(self.peak, self.now)
         weakref.finalize(storage, self._freed, key, size)
 
     def _freed(self, key: int, size: int) -> None:
         self._counted.discard(key)
-        self._now -= size
+        self.now -= size
 
 
 # What autocast on a GPU computes in bfloat16, and in float32, of what language models use (PyTorch's reference of

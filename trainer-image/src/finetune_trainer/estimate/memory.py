@@ -42,18 +42,20 @@ def memory(
     recompute = gpu if recompute is None else recompute
     method = METHODS[shape.method.type]
     held = method.footprint(Sizes(shape.parameters, shape.trainable, shape.quantised), shape.method, precision)
-    passes = shape.activation_bytes(rows, length, precision, recompute=recompute, accumulates=accumulates)
+    passes = shape.activations(rows, length, precision, recompute=recompute, accumulates=accumulates)
     # A layer in 4 bits is unpacked for each use; PyTorch's AdamW makes the roots of all second moments at once.
     unpacked = shape.largest * BYTES[precision] if shape.quantised else 0
     roots = shape.trainable * FLOAT32 if gpu and shape.optimizer is Optimizer.ADAMW else 0
-    output = output_bytes(shape, rows * length, precision) if shape.tiled else 0
+    # The loss is computed between forward and backward, when what a layer's backward pass needs is not there.
+    loss = passes.between + output_bytes(shape, rows * length, precision) if shape.tiled else 0
+    activations = max(round(passes.peak) + unpacked, roots)
     return Needs(
         frozen=held.frozen,
         trained=held.trained,
         gradients=held.gradients,
         optimizer=round(held.optimizer * OPTIMIZERS[shape.optimizer].state_bytes / ADAM),
-        activations=max(passes + unpacked, roots - output),
-        output=output,
+        activations=activations,
+        output=max(0, round(loss) - activations),
         runtime=GPU_RUNTIME_BYTES if gpu else CPU_RUNTIME_BYTES,
         block=(held.frozen + held.trained) // max(1, shape.layers),
     )

@@ -20,7 +20,7 @@ class Needs:
 
     `frozen` and `trained` are weights as they lie in memory, `block` those of one layer as they are computed with: what
     is gathered at a time where weights are shared out. `activations` includes what the backward pass needs for a
-    moment, `output` the scores of the vocabulary and the loss.
+    moment; `output`, scores of the vocabulary and the loss, is what they take above that.
     """
 
     frozen: int = 0

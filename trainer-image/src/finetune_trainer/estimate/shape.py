@@ -16,8 +16,9 @@ from transformers.pytorch_utils import Conv1D
 from finetune_api.conditions import FailureReason
 from finetune_api.optimization import Optimizer
 from finetune_api.spec import MethodSpec
-from finetune_api.tasks import TASKS
+from finetune_api.tasks import TASKS, MethodType
 from finetune_trainer.errors import UserInputError
+from finetune_trainer.estimate.activations import Held
 from finetune_trainer.estimate.trial import Trial
 from finetune_trainer.methods.kind import BYTES, FLOAT32, Precision
 from finetune_trainer.methods.low_rank import lora_config
@@ -64,23 +65,27 @@ class ModelShape:
     def lora(self) -> bool:
         return self.trainable < self.parameters
 
-    def activation_bytes(
+    def activations(
         self, rows: int, length: int, precision: Precision, *, recompute: bool, accumulates: bool = True
-    ) -> int:
-        """Bytes at the peak of a forward and backward pass, beside weights, gradients, optimizer and output layer.
+    ) -> Held:
+        """What a forward and backward pass holds beside weights, gradients, optimizer and output layer.
 
-        Without `accumulates` the gradients come into being while the activations go: what is above them counts.
+        Without `accumulates` the gradients come into being while the activations go: what is above them counts, and
+        between forward and backward that may be less than nothing.
         """
         half, found = precision == "bfloat16", None
         if self.trial:
-            found = self.trial.bytes(rows, length, half=half, recompute=recompute, accumulates=accumulates)
+            found = self.trial.held(rows, length, half=half, recompute=recompute, accumulates=accumulates)
         if found is None:
-            return rows * length * self._plain_block(precision, recompute=recompute)
-        return found if accumulates else max(0, found - self.trainable * FLOAT32)
+            peak, between = self._plain_block(precision, recompute=recompute)
+            return Held(rows * length * peak, rows * length * between)
+        coming = 0 if accumulates else self.trainable * FLOAT32
+        return Held(max(0, found.peak - coming), found.between - coming)
 
-    def _plain_block(self, precision: Precision, *, recompute: bool) -> int:
-        """Bytes a token, for blocks with a gated unit and attention that keeps no score matrix; after Korthikanti et
-        al., arXiv 2205.05198, section 4. Recomputed, of each layer only the input is kept, and of one everything."""
+    def _plain_block(self, precision: Precision, *, recompute: bool) -> tuple[int, int]:
+        """Bytes a token, at the peak and between forward and backward, for blocks with a gated unit and attention that
+        keeps no score matrix; after Korthikanti et al., arXiv 2205.05198, section 4. Recomputed, of each layer only the
+        input is kept, and of one everything."""
         wide, kv, inner = self.width, self.kv_width, self.inner_width
         # Per block: two norms (their float32 input and normalised value), inputs of the projections and of the gated
         # unit, queries, keys, values and the attention's result; gate, its activation, up and their product.
@@ -88,7 +93,8 @@ class ModelShape:
         adapter = 6 * wide + inner if self.lora else 0  # the inputs of A, cast once more
         outputs = METHODS[self.method.type].kept_outputs * (3 * wide + 2 * kv + 2 * inner)
         block = 2 * (2 * 4 * wide) + (elements + adapter + outputs) * BYTES[precision]
-        return self.layers * wide * BYTES[precision] + block if recompute else self.layers * block
+        inputs = self.layers * wide * BYTES[precision]
+        return (inputs + block, inputs) if recompute else (self.layers * block, self.layers * block)
 
 
 def measure_shape(
@@ -205,6 +211,8 @@ def _adapted(model: PreTrainedModel, method: MethodSpec, peft_type: str) -> Peft
     for name, part in adapted.named_modules():
         if isinstance(part, BaseTunerLayer):
             inner = part.get_base_layer()
+            # PEFT's layers on 4 bits leave the input as it is under autocast; those on whole weights cast a copy of it.
+            part.cast_input_dtype_enabled = method.type is not MethodType.QLORA
             if inner is output or not isinstance(inner, ADAPTABLE):
                 raise _bad_targets(f"{name.rsplit('.', 1)[-1]} is {_kind(inner, output)} and gets no adapter", linear)
     return adapted

@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
-from finetune_trainer.estimate.activations import peak_bytes
+from finetune_trainer.estimate.activations import Held, held_bytes
 
 log = logging.getLogger(__name__)
 MANY_ROWS = 8  # all that lives during a pass grows with the rows in a straight line, of which two points are tried
@@ -23,22 +23,25 @@ class Trial:
         self._model = model
         self._base = base
         self._tiled = tiled
-        self._lines: dict[tuple[int, bool, bool, bool], tuple[float, float] | None] = {}
+        self._lines: dict[tuple[int, bool, bool, bool], tuple[Held, Held] | None] = {}
 
-    def bytes(self, rows: int, length: int, *, half: bool, recompute: bool, accumulates: bool = True) -> int | None:
-        """At the peak, as `peak_bytes` counts; None when the model cannot be tried."""
+    def held(self, rows: int, length: int, *, half: bool, recompute: bool, accumulates: bool = True) -> Held | None:
+        """As `held_bytes` counts; None when the model cannot be tried."""
         key = (length, half, recompute, accumulates)
         if key not in self._lines:
             self._lines[key] = self._try(*key)
         line = self._lines[key]
-        return None if line is None else round(line[0] + rows * line[1])
+        if line is None:
+            return None
+        whatever, row = line
+        return Held(whatever.peak + rows * row.peak, whatever.between + rows * row.between)
 
-    def _try(self, length: int, half: bool, recompute: bool, accumulates: bool) -> tuple[float, float] | None:
-        """(bytes whatever the rows, bytes a row)."""
+    def _try(self, length: int, half: bool, recompute: bool, accumulates: bool) -> tuple[Held, Held] | None:
+        """What is held whatever the rows, and what a row adds."""
         self._cast(torch.bfloat16 if half else torch.float32)
         try:
             one, many = (
-                peak_bytes(
+                held_bytes(
                     self._model,
                     self._base,
                     self._pass,
@@ -53,8 +56,8 @@ class Trial:
         except Exception as error:  # whatever an architecture raises when it looks into data that is not there
             log.info("the model cannot be tried without data, a plain block is counted: %s", error)
             return None
-        row = (many - one) / (MANY_ROWS - 1)
-        return one - row, row
+        row = Held((many.peak - one.peak) / (MANY_ROWS - 1), (many.between - one.between) / (MANY_ROWS - 1))
+        return Held(one.peak - row.peak, one.between - row.between), row
 
     def _cast(self, dtype: torch.dtype) -> None:
         """Frozen weights as they are computed with; trained ones are always float32."""
