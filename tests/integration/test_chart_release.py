@@ -292,6 +292,7 @@ def test_notes_name_the_next_command(release: Release) -> None:
         ("progress.intervalSeconds=0", "intervalSeconds"),
         ("progress.tls.secret=x", "tls"),
         ("runHistoryLimit=21", "runHistoryLimit"),
+        ("settleSeconds=-1", "settleSeconds"),
         ("prices.gpuHour.default=2.5", "currency"),
         ("prices.currency=Euro", "currency"),
         ("prices.gpuHours.default=2.5", "gpuHours"),

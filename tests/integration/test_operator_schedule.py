@@ -1,4 +1,4 @@
-"""Schedules on a real API server, by a clock of the test's own: one run an occasion, also when its leader dies."""
+"""Schedules and edits in a row on a real API server, by a clock of the test's own; the leader may die at any write."""
 
 from __future__ import annotations
 
@@ -8,7 +8,17 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from tests.cluster.control_plane import ControlPlane
 from tests.integration.test_operator_restart import Death, MortalApi
-from tests.operator_process import children, condition, job_manifest, make_namespace, prepared, status_of
+from tests.operator_process import (
+    GROUP,
+    Kubelet,
+    children,
+    condition,
+    job_manifest,
+    make_namespace,
+    prepared,
+    status_of,
+)
+from tests.simulator import good_summary
 
 from finetune_operator.control.api_client import load_configuration
 from finetune_operator.control.apply import Applier
@@ -30,7 +40,9 @@ def plane(control_plane_with_controllers: ControlPlane) -> ControlPlane:
     return prepared(control_plane_with_controllers)
 
 
-def look(plane: ControlPlane, namespace: str, now: datetime, writes: float = float("inf")) -> None:
+def look(
+    plane: ControlPlane, namespace: str, now: datetime, writes: float = float("inf"), settle_seconds: float = 0
+) -> None:
     """A leader of its own reads everything and passes over the job until nothing changes, or dies after `writes`."""
 
     async def live() -> None:
@@ -42,7 +54,7 @@ def look(plane: ControlPlane, namespace: str, now: datetime, writes: float = flo
             queue=queue,
             applier=Applier(api, cache, "test"),
             decide=decide,
-            settings=Settings(),
+            settings=Settings(settle_seconds=settle_seconds),
             progress=ProgressReports(queue, 10),
             clock=lambda: now,
         )
@@ -101,3 +113,26 @@ def test_what_only_the_operator_can_tell_is_a_condition(plane: ControlPlane) -> 
     assert condition(status, "Reconciling") == ("True", "Preparing")
     ((_, note),) = [event for event in events(plane, namespace) if event[0] == "ScheduleInvalid"]
     assert "timeZone: 'Europe/Atlantis' is not known here; write an IANA name" in note
+
+
+def test_ten_edits_within_a_minute_train_once(plane: ControlPlane) -> None:
+    """Each Prepare ends before the next edit comes, so that only the quiet time keeps it from training."""
+    namespace, kubelet = make_namespace(plane, "edits"), Kubelet(plane, "edits")
+    for edit in range(10):
+        knobs = {"epochs": edit + 1, "seed": 7}
+        plane.kubectl.apply(job_manifest("travel", namespace, hyperparameters=knobs))
+        now = NOON + timedelta(seconds=6 * edit)
+        look(plane, namespace, now, settle_seconds=30)
+        if edit in (1, 8, 9):
+            kubelet.end(f"{GROUP}/run={edit + 1},{GROUP}/stage=Prepare", good_summary("Prepare", edit + 1))
+            job = f"travel-r{edit + 1}-prepare"
+            plane.kubectl("wait", f"job/{job}", "--for=condition=Complete", "--timeout=60s", namespace=namespace)
+            look(plane, namespace, now + timedelta(seconds=1), settle_seconds=30)
+            assert condition(status_of(plane, namespace, "travel"), "Reconciling") == ("True", "Settling")
+    assert trainings(plane, namespace) == []
+    look(plane, namespace, NOON + timedelta(seconds=6 * 9 + 31), settle_seconds=30)
+    assert trainings(plane, namespace) == ["travel-r10-train"]
+
+
+def trainings(plane: ControlPlane, namespace: str) -> list[str]:
+    return [name for kind, name, _ in children(plane, namespace) if kind == "Job" and name.endswith("-train")]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
-from tests.simulator import Cluster, Manifest, good_summary, make_job, succeed
+from tests.simulator import START, Cluster, Manifest, good_summary, make_job, succeed
 
 from finetune_api.conditions import FailureReason as Reason
 from finetune_api.conditions import RunResult, Stage
@@ -298,3 +299,57 @@ def test_the_history_is_bounded_and_keeps_what_serves() -> None:
     ]
     assert not [name for kind, name in cluster.objects if kind == "Job" and "-r3-" in name]
     assert cluster.condition("Ready") == ("True", "Serving")
+
+
+def edited(cluster: Cluster, times: int, seconds: float) -> Cluster:
+    """Edits, so far apart; what can happen in between happens."""
+    for epochs in range(2, 2 + times):
+        cluster.change(hyperparameters={"epochs": epochs})
+        until = cluster.now + timedelta(seconds=seconds)
+        cluster.run(until=lambda c, end=until: c.now >= end)  # type: ignore[misc]
+        cluster.now = max(cluster.now, until)
+    return cluster
+
+
+def test_ten_edits_within_a_minute_train_once() -> None:
+    cluster = Cluster(make_job(), Settings(settle_seconds=30)).run()
+    edited(cluster, 10, 6)
+    assert cluster.condition("Reconciling") == ("True", "Settling")
+    assert trained(cluster) == 1
+    assert endpoint_run(cluster) == 1
+    cluster.run()
+    assert trained(cluster) == 2
+    assert cluster.condition("Ready") == ("True", "Serving")
+    assert endpoint_run(cluster) == 11
+    assert 1 in [record.number for record in cluster.job.status.runs]
+
+
+def test_a_first_run_and_one_that_nobody_edited_do_not_wait() -> None:
+    cluster = Cluster(make_job(triggers={"schedule": {"cron": "0 * * * *"}}), Settings(settle_seconds=3600))
+    cluster.run(until=lambda c: c.job.status.stage == Stage.TRAIN)
+    assert cluster.now - START < timedelta(seconds=30)
+    cluster.run()
+    cluster.now = START + timedelta(hours=1)
+    cluster.run(until=lambda c: trained(c) == 2, limit=20)
+
+
+def test_a_clock_that_was_put_back_holds_no_training_up() -> None:
+    cluster = Cluster(make_job(), Settings(settle_seconds=30)).run().change(hyperparameters=EPOCHS)
+    cluster.execute(cluster.plan())
+    cluster.now -= timedelta(days=1)
+    cluster.run(until=lambda c: trained(c) == 2, limit=20)
+
+
+def test_a_suspended_run_that_settles_is_suspended_and_says_so() -> None:
+    cluster = Cluster(make_job(), Settings(settle_seconds=30)).run().change(hyperparameters=EPOCHS)
+    cluster.run(until=lambda c: c.condition("Reconciling") == ("True", "Settling"))
+    cluster.change(suspend=True).run()
+    assert cluster.condition("Suspended") == ("True", "Suspended")
+
+
+def test_superseded_runs_are_forgotten_before_those_that_were_measured() -> None:
+    cluster = Cluster(make_job(), Settings(run_history_limit=3, settle_seconds=30)).run()
+    cluster.change(hyperparameters=EPOCHS).run()
+    edited(cluster, 5, 6)
+    cluster.run()
+    assert {1, 2} <= {record.number for record in cluster.job.status.runs}

@@ -30,6 +30,8 @@
 {{- end }}
 - name: FINETUNE_RUN_HISTORY_LIMIT
   value: {{ .Values.runHistoryLimit | quote }}
+- name: FINETUNE_SETTLE_SECONDS
+  value: {{ .Values.settleSeconds | quote }}
 {{- if .Values.prices.gpuHour }}
 - name: FINETUNE_PRICES
   value: {{ toJson .Values.prices | quote }}

@@ -125,12 +125,16 @@ def forget(records: tuple[RunRecord, ...], number: int) -> tuple[RunRecord, ...]
 
 
 def trim(records: tuple[RunRecord, ...], limit: int, keep: Iterable[int | None]) -> tuple[RunRecord, ...]:
-    """The newest records, at most `limit`, and those in `keep` whatever their age."""
+    """The newest records, at most `limit`, and those in `keep` whatever their age. Superseded runs are forgotten first:
+    ten edits in a row must not push out what was measured."""
     limit = max(1, min(limit, STATUS_RECORDS))
     needed = set(keep)
     kept = [record for record in records if record.number in needed]
     room = max(0, limit - len(kept))
-    others = [record for record in records if record.number not in needed]
+    others = sorted(
+        (record for record in records if record.number not in needed),
+        key=lambda record: (record.result is not RunResult.SUPERSEDED, record.number),
+    )
     return tuple(sorted([*kept, *(others[-room:] if room else [])], key=lambda record: record.number))
 
 

@@ -28,6 +28,8 @@ class Settings:
     # Status is the interface, but etcd is shared: a progress write at most every so many seconds a job.
     progress_interval_seconds: float = 10.0
     run_history_limit: int = 10
+    # So long a changed spec must not change again before it is trained; the chart's default is not 0.
+    settle_seconds: float = 0.0
     # Step and save must fit between SIGTERM and SIGKILL; Kubernetes' 30 s are too short for a large model.
     train_grace_seconds: int = 120
     serve_grace_seconds: int = 60

@@ -62,13 +62,15 @@ def _verdict(outcome: Outcome) -> tuple[str, str, str]:
     failure = outcome.run.failure
     if failure is not None and not failure.waiting:
         return "Stalled", failure.reason, _failed_words(outcome, failure)
-    if outcome.pause is not None and not outcome.suspend and failure is not None:
+    settling = outcome.pause is Pause.SETTLING
+    if outcome.pause is not None and not settling and not outcome.suspend and failure is not None:
         which = "Reconciling" if outcome.pause is Pause.ENDING else "Stalled"
         return which, failure.reason, _failed_words(outcome, failure)
     if outcome.pause is not None:
         reason, text = pause_words(outcome.run, outcome.stage, outcome.pause)
         # Nothing is under way and nothing is wrong: none of the three is true.
-        return "Reconciling" if outcome.pause is Pause.ENDING else reason, reason, f"{text} {_still(outcome)}".strip()
+        which = reason if outcome.pause is Pause.HELD else "Reconciling"
+        return which, reason, f"{text} {_still(outcome)}".strip()
     if outcome.stage is not Stage.SERVE or not outcome.serving.settled:
         waits = failure is not None and not _is_elsewhere(outcome, failure)
         reason = failure.reason if failure is not None and waits else _doing(outcome.stage)[0]

@@ -155,6 +155,7 @@ def _settings(values: Mapping[str, str], tls: Tls | None) -> Settings:
         progress_interval_seconds=_number(
             values, "FINETUNE_PROGRESS_INTERVAL_SECONDS", default.progress_interval_seconds, 1, 3600
         ),
+        settle_seconds=_number(values, "FINETUNE_SETTLE_SECONDS", default.settle_seconds, 0, 3600),
         run_history_limit=int(_number(values, "FINETUNE_RUN_HISTORY_LIMIT", default.run_history_limit, 1, 20)),
         prices=_prices(values, "FINETUNE_PRICES"),
     )

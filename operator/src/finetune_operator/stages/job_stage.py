@@ -35,6 +35,7 @@ from finetune_operator.runs import ended_with_failure, is_done, stage_time, with
 from finetune_operator.stages.budget import out_of_budget
 from finetune_operator.stages.cost import with_estimate
 from finetune_operator.stages.measurement import measures_otherwise
+from finetune_operator.stages.settling import settled_after
 from finetune_operator.stages.suspension import Pause
 from finetune_operator.stages.view import Step, View, is_deleting, reference
 from finetune_operator.times import parse_time
@@ -97,6 +98,8 @@ def advance(view: View, run: RunStatus, stage: JobStage) -> Step:
     if held and (job is None or not _has_ended(job)):
         step = _hold(view, run, job)
         return replace(step, run=_told(view, step.run, stage.stage, spent_up))
+    if job is None and (left := settled_after(view, run, stage.stage)) is not None:
+        return Step(run.model_copy(update={"failure": None}), pause=Pause.SETTLING, requeue_after=left)
     if job is None:
         return _blocked(view, run, stage.stage) or _create(view, run, stage.stage)
     if job_condition(job, "Complete") or job_condition(job, "SuccessCriteriaMet"):

@@ -15,14 +15,17 @@ SUSPENDED = "Suspended"  # reason of what is held
 
 
 class Pause(Enum):
-    """What spec.suspend, or a budget that is used up, has brought about in a stage that is not done."""
+    """Why a stage that is not done does not go on: spec.suspend, a budget that is used up, or an edit a moment ago."""
 
     ENDING = auto()  # its pod saves a checkpoint
     HELD = auto()  # nothing of it runs
+    SETTLING = auto()  # prepared; trains unless the spec changes again
 
 
 def pause_words(run: RunStatus, stage: Stage, pause: Pause) -> tuple[str, str]:
     """Reason and sentence of a pause."""
+    if pause is Pause.SETTLING:
+        return "Settling", f"Run {run.number} is prepared; it trains in a moment, unless the spec changes once more."
     if pause is Pause.ENDING:
         saves = "saves a checkpoint and ends" if stage is Stage.TRAIN else "ends"
         return "Suspending", f"{stage} of run {run.number} {saves}, because spec.suspend is true."
