@@ -9,6 +9,7 @@ import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from tests.integration.bad_manifests import GOOD
 from tests.integration.conftest import CRD_NAME, ROOT
 
 from finetune_operator.control.environment import read_environment
+from finetune_operator.prices import Prices
 
 __all__ = ["release"]  # the fixture
 
@@ -121,6 +123,16 @@ def test_every_variable_of_the_chart_is_read(release: Release) -> None:
     # FINETUNE_PROGRESS_CERT, _KEY and _CA are read by one expression.
     unknown = [name for name in given if name not in source and not name.startswith("FINETUNE_PROGRESS_")]
     assert not unknown
+
+
+def test_prices_arrive_as_they_were_written(release: Release) -> None:
+    rows = ("default=2.50", "nvidia\\.com/gpu=0", "NVIDIA-H100-80GB-HBM3=1000000")
+    settings = ("prices.currency=EUR", *(f"prices.gpuHour.{row}" for row in rows))
+    given = variables(objects(release.template(*settings), "Deployment")[0])
+    assert read_environment({"FINETUNE_PRICES": given["FINETUNE_PRICES"]}).settings.prices == Prices(
+        "EUR", {"default": Decimal("2.5"), "nvidia.com/gpu": Decimal(0), "NVIDIA-H100-80GB-HBM3": Decimal(1_000_000)}
+    )
+    assert "FINETUNE_PRICES" not in variables(objects(release.template(), "Deployment")[0])
 
 
 def test_large_numbers_are_not_written_in_scientific_notation(release: Release) -> None:

@@ -8,7 +8,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from tests.simulator import Cluster, Manifest, good_summary, make_job, set_state, succeed
+from tests.simulator import Cluster, Manifest, good_summary, make_job, set_state, stamp, succeed
 
 from finetune_api.conditions import FailureReason, RunResult, Stage
 from finetune_api.cost import CostStatus
@@ -76,7 +76,7 @@ def end_training(cluster: Cluster, step: int) -> None:
         checkpoint=Checkpoint(step=step),
     )
     pod = cluster.pods_of(cluster.objects["Job", TRAIN])[-1]
-    ended = {"exitCode": 75, "message": words.to_message(), "finishedAt": cluster.now.strftime("%Y-%m-%dT%H:%M:%SZ")}
+    ended = {"exitCode": 75, "message": words.to_message(), "finishedAt": stamp(cluster.now)}
     set_state(pod, "Failed", {"terminated": ended})
 
 
@@ -164,6 +164,24 @@ def test_a_training_that_is_estimated_above_the_budget_takes_no_gpu() -> None:
     assert cost_of(cluster).estimate == estimate, "it stays beside what was used"
 
 
+def test_a_training_that_has_begun_is_stopped_by_what_it_used_not_by_its_estimate() -> None:
+    cluster = training(seconds=7200)
+    cluster.change(budget={"maxGpuHours": 1}).run()
+    assert cluster.condition("Ready") == ("True", "Serving")
+
+
+def test_the_server_is_not_the_runs() -> None:
+    cluster = training()
+    cluster.run()
+    before = cost_of(cluster)
+    pod = next(pod for pod in cluster.pods if pod["metadata"]["name"].startswith(TRAIN))
+    labels = {**pod["metadata"]["labels"], "finetune-operator.io/stage": "Serve"}
+    server = {**pod, "metadata": {**pod["metadata"], "name": "server", "labels": labels}, "status": {}}
+    set_state(server, "Running", {"running": {"startedAt": stamp(cluster.now)}})
+    cluster.pods.append(server)
+    assert cost_of(look(cluster, 3600)) == before
+
+
 def test_fewer_gpus_may_bring_the_estimate_within_the_budget() -> None:
     cluster = Cluster(make_job(compute=GPU, budget={"maxCost": "8"}), PRICED, answer=expects(7200)).run()
     assert cluster.condition("Stalled") == ("True", "BudgetExceeded")
@@ -233,7 +251,7 @@ def test_a_superseded_run_is_charged_until_its_pod_is_gone() -> None:
     before = record.cost.gpu_seconds
     assert before >= 2 * 600
     cluster.now += timedelta(seconds=40)
-    ended = {"exitCode": 75, "message": "", "finishedAt": cluster.now.strftime("%Y-%m-%dT%H:%M:%SZ")}
+    ended = {"exitCode": 75, "message": "", "finishedAt": stamp(cluster.now)}
     set_state(pods[0], "Failed", {"terminated": ended})
     cost = look(cluster).job.status.runs[0].cost
     assert cost is not None
