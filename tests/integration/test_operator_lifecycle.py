@@ -38,7 +38,17 @@ CHILDREN = [
     ("Job", "travel-r1-train"),
     ("Service", "travel-serve"),
 ]
-STORY = ["RunStarted", "DatasetChecked", "TrainingStarted", "TrainingFinished", "Evaluated", "Promoted", "Serving"]
+STORY = [
+    "RunStarted",
+    "Unschedulable",
+    "Resolved",
+    "DatasetChecked",
+    "TrainingStarted",
+    "TrainingFinished",
+    "Evaluated",
+    "Promoted",
+    "Serving",
+]
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +64,25 @@ def finish_all_stages(kubelet: Kubelet) -> None:
     for stage in ("Prepare", "Train", "Evaluate"):
         kubelet.end(stage_selector(stage), good_summary(stage, 1))
     kubelet.run(stage_selector("Serve"))
+
+
+def leave_unscheduled(plane: ControlPlane, namespace: str) -> None:
+    """No node for the first pod, until the job's status says so; then the scheduler finds one."""
+    name = Kubelet(plane, namespace).pod(stage_selector("Prepare"))["metadata"]["name"]
+
+    def scheduled(status: str, reason: str) -> None:
+        found = {"type": "PodScheduled", "status": status, "reason": reason, "message": "0/1 nodes are available"}
+        patch = json.dumps({"status": {"conditions": [found]}})
+        words = ("patch", "pod", name, "--subresource=status", "--type=merge", "-p", patch)
+        plane.kubectl(*words, namespace=namespace)
+
+    def waits() -> bool:
+        return condition(status_of(plane, namespace, "travel"), "Ready")[1] == "Unschedulable"
+
+    scheduled("False", "Unschedulable")
+    plane.kubectl.wait_until(waits, PATIENCE, "Unschedulable", namespace)
+    scheduled("True", "")
+    plane.kubectl.wait_until(lambda: not waits(), PATIENCE, "the end of the wait", namespace)
 
 
 def wait_ready(plane: ControlPlane, namespace: str, name: str = "travel") -> None:
@@ -102,6 +131,7 @@ def test_describe_tells_the_story_once_and_in_order_and_the_log_a_line_a_decisio
     variables = {"FINETUNE_WATCH_NAMESPACES": namespace, "FINETUNE_LOG_FORMAT": "json"}
     with running_operator(plane, tmp_path, **variables) as operator:
         plane.kubectl.apply(job_manifest("travel", namespace))
+        leave_unscheduled(plane, namespace)
         finish_all_stages(Kubelet(plane, namespace))
         wait_ready(plane, namespace)
         wait_idle(operator)
@@ -115,7 +145,7 @@ def test_describe_tells_the_story_once_and_in_order_and_the_log_a_line_a_decisio
     ours = [line for line in lines if line.get("job") == f"{namespace}/travel"]
     assert {verb: sum(len(line[verb].split(",")) for line in ours if verb in line) for verb in written} == written
     stages = [line["stage"] for line in ours if "created" in line]
-    assert stages == ["Prepare", "Train", "Evaluate", "Serve", "Serve"]
+    assert stages == ["Prepare", "Prepare", "Prepare", "Train", "Evaluate", "Serve", "Serve"]
     assert all(line["run"] == "1" and line["outcome"] for line in ours)
 
 

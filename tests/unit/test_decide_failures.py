@@ -243,6 +243,7 @@ def test_what_a_pod_waits_for_shows_while_it_waits(state: dict[str, Any], reason
     cluster.run()
     assert no_failure(cluster.job.status)
     assert cluster.condition("Ready") == ("True", "Serving")
+    assert [cluster.events().count(each) for each in (reason.value, "Resolved")] == [1, 1]
 
 
 def test_a_volume_that_cannot_be_mounted_shows_after_a_minute() -> None:

@@ -245,6 +245,6 @@ def test_a_rollback_is_counted_once() -> None:
     before, counter = cluster.job.status, RUNS.labels(RunResult.ROLLED_BACK)
     known = counter._value.get()
     falls_over(cluster)
-    count_outcomes(before, cluster.job.status)
-    count_outcomes(cluster.job.status, cluster.job.status)
+    count_outcomes("team-a", before, cluster.job.status)
+    count_outcomes("team-a", cluster.job.status, cluster.job.status)
     assert counter._value.get() == known + 1

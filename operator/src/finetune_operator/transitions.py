@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from finetune_api.conditions import ConditionType as Type
 from finetune_api.conditions import FailureReason, RunResult, Stage
+from finetune_api.failure import Failure
 from finetune_api.status import FineTuneJobStatus, RunStatus
 from finetune_operator.conditions import find, is_true, sentence, shorten
 from finetune_operator.plan import Event
@@ -96,6 +97,8 @@ def _trouble(old: FineTuneJobStatus, new: FineTuneJobStatus, same_run: bool) -> 
     failure = new.run.failure if new.run else None
     before = old.run.failure if old.run else None
     if failure is None:
+        if same_run and before is not None and before.waiting and not _is_told_otherwise(before):
+            yield _normal("Resolved", f"{before.reason} is over; run {new.run.number if new.run else 0} goes on.")
         return
     known = same_run and before is not None and (before.reason, before.waiting) == (failure.reason, failure.waiting)
     told = gate is not None and gate.reason == RunResult.ROLLED_BACK and failure.stage is Stage.SERVE
@@ -107,6 +110,11 @@ def _trouble(old: FineTuneJobStatus, new: FineTuneJobStatus, same_run: bool) -> 
             yield _normal(reason, text)
         else:
             yield Event("Warning", reason, shorten(text, EVENT_MESSAGE))
+
+
+def _is_told_otherwise(over: Failure) -> bool:
+    """Whether the end of this wait has an Event of its own: TrainingStarted, Resumed, Serving."""
+    return over.reason in IN_QUEUE or over.reason in HELD or over.stage is Stage.SERVE
 
 
 def _has_begun(status: FineTuneJobStatus, stage: Stage) -> bool:
