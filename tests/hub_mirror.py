@@ -81,8 +81,8 @@ def _listed(repository: Repository, folder: str, recursive: bool) -> list[dict[s
 
 
 @contextlib.contextmanager
-def serving(hub: Mirror) -> Iterator[Mirror]:
-    """The mirror on a port of this machine, while the block lasts; its address is in `hub.url`."""
+def serving(hub: Mirror, address: str = "127.0.0.1") -> Iterator[Mirror]:
+    """The mirror on a port of this machine's address, while the block lasts; its address is in `hub.url`."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -99,10 +99,10 @@ def serving(hub: Mirror) -> Iterator[Mirror]:
         def log_message(self, format: str, *args: Any) -> None:
             """Quiet."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server = ThreadingHTTPServer((address, 0), Handler)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
-    hub.url = f"http://127.0.0.1:{server.server_port}"
+    hub.url = f"http://{address}:{server.server_port}"
     try:
         yield hub
     finally:

@@ -16,6 +16,7 @@ import boto3
 from tests.cluster import binaries
 from tests.cluster.processes import Component, free_ports, start, wait_until
 
+LOOPBACK = "127.0.0.1"
 USER, PASSWORD = "publisher", "correct-horse-battery"
 HASHED = "$2b$04$6uxQjHknYFakRhacEaKSR.ouqefrrdDejSAFN0Ku7LKBQpTHpOfn."  # bcrypt
 S3_KEYS = {"AWS_ACCESS_KEY_ID": "test-key", "AWS_SECRET_ACCESS_KEY": "test-secret", "AWS_REGION": "us-east-1"}
@@ -39,8 +40,8 @@ class Server:
         return session.client("s3", endpoint_url=self.url)
 
 
-def _answers(port: int) -> bool:
-    with socket.create_connection(("127.0.0.1", port), timeout=1):
+def _answers(address: str, port: int) -> bool:
+    with socket.create_connection((address, port), timeout=1):
         return True
 
 
@@ -52,11 +53,12 @@ def _running(
     root: Path,
     scheme: str = "http",
     environment: dict[str, str] | None = None,
+    address: str = LOOPBACK,
 ) -> Iterator[Server]:
     component = start(name, command, root / "logs", env=environment)
     try:
-        wait_until(lambda: _answers(port), 120, name, component.tail)
-        yield Server(f"{scheme}://127.0.0.1:{port}", f"127.0.0.1:{port}", component)
+        wait_until(lambda: _answers(address, port), 120, name, component.tail)
+        yield Server(f"{scheme}://{address}:{port}", f"{address}:{port}", component)
     finally:
         component.end()
 
@@ -107,7 +109,9 @@ def mlflow_server(root: Path) -> Iterator[Server]:
 
 
 @contextmanager
-def registry(root: Path, certificate: tuple[Path, Path] | None = None, port: int | None = None) -> Iterator[Server]:
+def registry(
+    root: Path, certificate: tuple[Path, Path] | None = None, port: int | None = None, address: str = LOOPBACK
+) -> Iterator[Server]:
     """With basic authentication, and with TLS when `certificate` is (certificate, key)."""
     root.mkdir(parents=True, exist_ok=True)
     port = port or free_ports(1)[0]
@@ -118,10 +122,11 @@ def registry(root: Path, certificate: tuple[Path, Path] | None = None, port: int
 log: {{level: error}}
 storage: {{filesystem: {{rootdirectory: {root / "data"}}}}}
 http:
-  addr: 127.0.0.1:{port}{tls}
+  addr: {address}:{port}{tls}
 auth: {{htpasswd: {{realm: test, path: {root / "htpasswd"}}}}}
 """
     )
     command = [binaries.registry(), "serve", root / "config.yaml"]
-    with _running("registry", port, command, root, "https" if certificate else "http") as server:
+    scheme = "https" if certificate else "http"
+    with _running("registry", port, command, root, scheme, address=address) as server:
         yield server

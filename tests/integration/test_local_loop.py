@@ -17,6 +17,8 @@ from typing import Any
 import openai
 import pytest
 import yaml
+from tests.hub_mirror import Mirror, serving
+from tests.tiny_benchmarks import arc_easy
 from tests.tiny_models import make_tiny_chat_model
 
 FINETUNE = Path(sys.executable).parent / "finetune"
@@ -65,13 +67,19 @@ def manifest(name: str, lines: list[str], **spec: Any) -> str:
 
 @dataclass
 class Shell:
-    """Runs the command as a user would, in a home of its own."""
+    """Runs the command as a user would, in a home of its own, with a mirror of the hub."""
 
     folder: Path
+    hub: str
 
     @property
     def environment(self) -> dict[str, str]:
-        return {**os.environ, "FINETUNE_HOME": str(self.folder / "home"), "COLUMNS": "160", "OMP_NUM_THREADS": "1"}
+        places = {
+            "FINETUNE_HOME": str(self.folder / "home"),
+            "HF_HOME": str(self.folder / "hf"),
+            "HF_ENDPOINT": self.hub,
+        }
+        return {**os.environ, **places, "COLUMNS": "160", "OMP_NUM_THREADS": "1"}
 
     def __call__(self, *words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -119,12 +127,14 @@ def condition(job: dict[str, Any], kind: str) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def shell(tmp_path_factory: pytest.TempPathFactory) -> Shell:
+def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
     folder = tmp_path_factory.mktemp("laptop")
     make_tiny_chat_model(folder / "models" / "tiny")
-    (folder / "travel.yaml").write_text(manifest("travel", GOOD))
+    evaluation = {"sampleAnswers": 2, "benchmarks": [{"task": "arc_easy", "limit": 4}]}
+    (folder / "travel.yaml").write_text(manifest("travel", GOOD, evaluation=evaluation))
     (folder / "broken.yaml").write_text(manifest("broken", BAD, hyperparameters=BRIEF))
-    return Shell(folder)
+    with serving(Mirror({"datasets/allenai/ai2_arc": arc_easy()})) as hub:
+        yield Shell(folder, hub.url)
 
 
 @pytest.fixture(scope="module")
@@ -211,6 +221,15 @@ def test_the_same_command_goes_on_from_the_checkpoint(shell: Shell, finished: su
     assert "finetune chat travel" in finished.stdout
     logs = {path.name for path in (shell.folder / "home" / "logs" / "default" / "travel").iterdir()}
     assert {"r1-prepare-attempt1.log", "r1-train-attempt1.log", "r1-train-attempt2.log"} <= logs
+
+
+def test_a_benchmark_is_done_on_a_laptop_too(shell: Shell, finished: subprocess.CompletedProcess[str]) -> None:
+    assert "Benchmarks (lm-eval)" in finished.stdout
+    [found] = shell.status("travel")["status"]["run"]["evaluation"]["benchmarks"]
+    assert (found["task"], found["metric"], found["questions"]) == ("arc_easy", "acc", 4)
+    log = (shell.folder / "home/logs/default/travel/r1-evaluate-attempt1.log").read_text()
+    assert "benchmark=arc_easy questions=4" in log
+    assert "it/s]" not in log  # nor a bar of progress
 
 
 def test_status_prints_the_object(shell: Shell, finished: object) -> None:

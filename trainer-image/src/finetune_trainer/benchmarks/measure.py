@@ -73,6 +73,16 @@ def _language_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, 
             """Of tasks that do not say it: lm-eval's 256 tokens, or what leaves as much of a short context to read."""
             return min(int(super().max_gen_toks), context // 2)
 
+        # Without its bars of progress, which only these arguments leave out.
+        def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> Any:
+            return super().loglikelihood(requests, disable_tqdm=True)
+
+        def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = True) -> Any:
+            return super().loglikelihood_rolling(requests, disable_tqdm=True)
+
+        def generate_until(self, requests: Any, disable_tqdm: bool = True) -> Any:
+            return super().generate_until(requests, disable_tqdm=True)
+
     # A copy: the library gives a tokenizer without a padding token one.
     return Model(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=BATCH, max_length=context)
 
