@@ -109,3 +109,15 @@ def test_a_suspended_job_says_so_and_the_command_comes_back() -> None:
     assert at_rest(cluster.job.status) is Ending.HELD
     done = Cluster(make_job(serving={"replicas": 0})).run().change(suspend=True, serving={"replicas": 0}).run()
     assert at_rest(done.job.status) is Ending.READY, "there is nothing that it could go on with"
+
+
+def test_a_run_that_has_used_its_budget_is_held_not_failed() -> None:
+    """As on a machine with a GPU."""
+    job = Cluster(make_job("travel", compute={"gpus": 1}, budget={"maxGpuHours": "0.000001"})).run().job
+    state = state_of(job, driven=False)
+    assert state.word == "held"
+    assert state.why.startswith("BudgetExceeded: 0.00 GPU hours are used")
+    assert at_rest(job.status) is Ending.STALLED
+    console = Console(file=io.StringIO(), width=200)
+    objects.show_details(console, job, driven=False)
+    assert "Used: 0.00 GPU hours" in console.file.getvalue()  # type: ignore[attr-defined]

@@ -107,7 +107,7 @@ def test_a_run_that_has_used_its_budget_saves_and_goes_on_when_it_is_raised() ->
     assert cost_of(cluster).gpu_seconds == 2 * (3600 + 9)
     failure = run_of(cluster).failure
     assert failure is not None
-    assert failure.message == "Run 1 has used 2.01 GPU hours; budget.maxGpuHours is 2."
+    assert failure.message == "2.01 GPU hours are used; budget.maxGpuHours is 2."
     assert "from the checkpoint of step 70" in failure.advice
     assert cluster.job.status.runs == [], "the run is held, not ended"
     assert cluster.events().count("BudgetExceeded") == 1
@@ -142,8 +142,8 @@ def test_money_is_what_the_hours_cost() -> None:
     cluster.run()
     failure = run_of(cluster).failure
     assert failure is not None
-    assert failure.message.startswith("Run 1 has cost 3.6")
-    assert failure.message.endswith("EUR; budget.maxCost is 3.60.")
+    assert failure.message.startswith("3.6")
+    assert failure.message.endswith("EUR are spent; budget.maxCost is 3.60.")
     assert cluster.change(budget=None).run().condition("Ready") == ("True", "Serving")
     assert "WithinBudget" not in [each.type for each in cluster.job.status.conditions]
 

@@ -8,6 +8,7 @@ from finetune_api.conditions import ConditionType, Stage
 from finetune_api.job import FineTuneJob
 from finetune_operator.cli import words
 from finetune_operator.conditions import shorten
+from finetune_operator.stages.budget import HELD
 
 WHY_LENGTH = 160  # characters of a reason in a list; `finetune status NAME` has all of it
 
@@ -27,6 +28,8 @@ def state_of(job: FineTuneJob, *, driven: bool) -> State:
     if words.condition(job, ConditionType.STALLED) == "True":
         if failure is None:
             return State("not promoted", "yellow", _line(words.message(job)))
+        if failure.reason in HELD:  # not ended: it goes on when its budget is raised
+            return State("held", "yellow", _line(f"{failure.reason}: {failure.message}"))
         return State("FAILED", "red", _line(f"{failure.reason}: {failure.message}"))
     if driven:
         served = words.condition(job, ConditionType.SERVING) == "True"

@@ -64,9 +64,9 @@ def _findings(view: View, run: RunStatus, budget: BudgetSpec) -> Iterator[Findin
     yield from _unpriced(view, cost, budget)
     spent = cost.spent(currency)
     if budget.gpu_seconds is not None and cost.gpu_seconds >= budget.gpu_seconds:
-        yield _used(run, f"used {hours(cost.gpu_seconds)} GPU hours", "maxGpuHours", str(budget.max_gpu_hours))
+        yield _used(run, f"{hours(cost.gpu_seconds)} GPU hours are used", "maxGpuHours", str(budget.max_gpu_hours))
     if budget.cost is not None and spent >= budget.cost:
-        yield _used(run, f"cost {money(spent)} {currency}", "maxCost", str(budget.max_cost))
+        yield _used(run, f"{money(spent)} {currency} are spent", "maxCost", str(budget.max_cost))
     if stage_time(run, Stage.TRAIN) is None and cost.estimate is not None:
         yield from _expected(cost, budget)
 
@@ -97,10 +97,10 @@ def _expected(cost: CostStatus, budget: BudgetSpec) -> Iterator[Finding]:
 
 
 def _used(run: RunStatus, what: str, field: str, bound: str) -> Finding:
-    where = f", from the checkpoint of step {run.checkpoint.step}" if run.checkpoint else ""
+    where = f" from the checkpoint of step {run.checkpoint.step}" if run.checkpoint else ""
     return Finding(
         FailureReason.BUDGET_EXCEEDED,
-        f"Run {run.number} has {what}; budget.{field} is {bound}.",
+        f"{what}; budget.{field} is {bound}.",
         f"Raise budget.{field} to go on{where}, {LESS}.",
     )
 
