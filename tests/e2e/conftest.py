@@ -48,6 +48,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory, operator_image: str, trai
     operator, trainer = operator_image.rpartition(":"), trainer_image.rpartition(":")
     values = {
         "replicas": 1,
+        "settleSeconds": 5,  # tests edit one job after the other
         "image": {"repository": operator[0], "tag": operator[2]},
         "trainer": {"image": {"repository": trainer[0], "tag": trainer[2]}},
     }

@@ -179,6 +179,7 @@ def test_a_pass_that_is_cut_short_starts_no_second_run_for_its_occasion(writes: 
     occasions = [occasion for _, _, occasion in started(cluster)[1:]]
     assert occasions == sorted(set(occasions))
     assert len(trained(cluster)) == len(set(trained(cluster))) == len(started(cluster))
+    assert [number for number, _, _ in started(cluster)] == list(range(1, len(started(cluster)) + 1))
 
 
 def test_a_clock_far_ahead_does_not_put_the_schedule_off_for_ever() -> None:
