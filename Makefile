@@ -55,10 +55,11 @@ integration: setup ## Tests on a real API server and the local loop with real tr
 
 test: lint verify unit integration ## Everything that needs neither root nor a node
 
-soak: setup ## Property tests with new random cases, and the trainings that `test` leaves out
+soak: setup ## Property tests with new random cases, trainings that `test` leaves out, half an hour of faults (FINETUNE_SOAK_SECONDS)
 	@echo "==> property tests"; $(PYTEST) tests/unit $(PARALLEL) -m hypothesis --hypothesis-profile=search
 	@echo "==> trainings by several processes"; $(PYTEST) tests/integration -k distribution -m soak
 	@echo "==> estimates of all measured loads"; $(PYTEST) tests/unit/test_estimate_measured.py -m soak
+	@echo "==> random faults on a real API server"; $(BIN)/python -m tests.bench.soak
 
 e2e: setup ## The whole product on a real node: kubelet, containerd, images (root, Debian; or KUBECONFIG_E2E)
 	@echo "==> end-to-end tests on a real cluster"; $(PYTEST) tests/e2e --timeout=2400

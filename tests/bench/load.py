@@ -6,15 +6,26 @@ import asyncio
 import json
 import ssl
 import time
+from collections.abc import AsyncIterator, Container
 from dataclasses import dataclass, field
 from typing import Any
 
 import aiohttp
 
+from tests.bench.kubelet import Kubelets
 from tests.cluster.control_plane import ControlPlane
 from tests.operator_process import GROUP, job_manifest
 
 CREATORS = 16  # requests at the same time
+
+
+def session_to(plane: ControlPlane) -> aiohttp.ClientSession:
+    """The administrator's requests to an API server. To be made in a running event loop, and closed."""
+    context = ssl.create_default_context(cafile=str(plane.ca))
+    headers = {"Authorization": f"Bearer {plane.token}"}
+    connector = aiohttp.TCPConnector(ssl=context, limit=2 * CREATORS + 4)
+    timeout = aiohttp.ClientTimeout(total=30)
+    return aiohttp.ClientSession(plane.url, headers=headers, connector=connector, read_bufsize=2**21, timeout=timeout)
 
 
 @dataclass
@@ -23,10 +34,18 @@ class Seen:
 
     created: dict[str, float] = field(default_factory=dict)  # the API server had answered our POST
     first_job: dict[str, float] = field(default_factory=dict)  # the watch told of its first Job
+    pods: dict[str, dict[str, Any]] = field(default_factory=dict)  # the newest of each job
+    pod_said: dict[str, float] = field(default_factory=dict)  # the API server had answered our PATCH
+    status_said: dict[str, float] = field(default_factory=dict)  # the watch told of a status that says so
+    ready: set[str] = field(default_factory=set)
 
     def latencies(self) -> list[float]:
         """Seconds from the answer to the POST to the event of the first Job, sorted."""
         return sorted(self.first_job[name] - self.created[name] for name in self.created)
+
+    def answers(self) -> list[float]:
+        """Seconds from a pod's event to the status that tells of it, sorted."""
+        return sorted(self.status_said[name] - self.pod_said[name] for name in self.pod_said)
 
 
 class Load:
@@ -38,16 +57,17 @@ class Load:
         self.seen = Seen()
 
     async def __aenter__(self) -> Load:
-        context = ssl.create_default_context(cafile=str(self._plane.ca))
-        headers = {"Authorization": f"Bearer {self._plane.token}"}
-        connector = aiohttp.TCPConnector(ssl=context, limit=CREATORS + 2)
-        self._session = aiohttp.ClientSession(self._plane.url, headers=headers, connector=connector, read_bufsize=2**21)
-        self._watch = asyncio.create_task(self._watch_jobs())
+        self._session = session_to(self._plane)
+        self.kubelets = Kubelets(self._session, self._namespace)
+        self._watches = [
+            asyncio.create_task(watch()) for watch in (self._watch_jobs, self._watch_pods, self._watch_ours)
+        ]
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._watch.cancel()
-        await asyncio.gather(self._watch, return_exceptions=True)
+        for watch in self._watches:
+            watch.cancel()
+        await asyncio.gather(*self._watches, return_exceptions=True)
         await self._session.close()
 
     async def create(self, name: str) -> None:
@@ -70,21 +90,53 @@ class Load:
 
     async def wait_for_jobs(self, names: list[str], timeout: float) -> None:
         """Until each has its first Job. Raises RuntimeError when that takes too long."""
+        await self._wait(names, self.seen.first_job, timeout, "no Job")
+
+    async def wait_for_ready(self, names: list[str], timeout: float) -> None:
+        """Until each serves."""
+        await self._wait(names, self.seen.ready, timeout, "no server")
+
+    async def say_unschedulable(self, name: str, timeout: float) -> None:
+        """The scheduler says of the job's pod that it fits nowhere; returns when the status says so."""
+        await self._wait([name], self.seen.pods, timeout, "no pod")
+        condition = {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/1 nodes"}
+        await self.kubelets.patch(self.seen.pods[name], {"conditions": [condition]})
+        self.seen.pod_said[name] = time.monotonic()
+        await self._wait([name], self.seen.status_said, timeout, "no word of it")
+
+    async def _wait(self, names: list[str], found: Container[str], timeout: float, lack: str) -> None:
         deadline = time.monotonic() + timeout
-        while missing := [name for name in names if name not in self.seen.first_job]:
+        while missing := [name for name in names if name not in found]:
             if time.monotonic() > deadline:
-                raise RuntimeError(f"{len(missing)} of {len(names)} have no Job after {timeout:.0f} s")
-            if self._watch.done():
-                self._watch.result()
+                raise RuntimeError(f"{len(missing)} of {len(names)} have {lack} after {timeout:.0f} s")
+            for watch in self._watches:
+                if watch.done():
+                    watch.result()
             await asyncio.sleep(0.002)
 
     async def _watch_jobs(self) -> None:
-        path = f"/apis/batch/v1/namespaces/{self._namespace}/jobs"
-        params = {"watch": "true", "labelSelector": f"{GROUP}/stage=Prepare"}
+        async for kind, job in self._events("/apis/batch/v1", "jobs", f"{GROUP}/stage=Prepare"):
+            if kind == "ADDED":
+                self.seen.first_job.setdefault(job["metadata"]["ownerReferences"][0]["name"], time.monotonic())
+
+    async def _watch_pods(self) -> None:
+        async for _, pod in self._events("/api/v1", "pods", f"{GROUP}/job"):
+            self.seen.pods[pod["metadata"]["labels"][f"{GROUP}/job"]] = pod
+
+    async def _watch_ours(self) -> None:
+        async for _, job in self._events(f"/apis/{GROUP}/v1alpha1", "finetunejobs"):
+            name, status = job["metadata"]["name"], job.get("status") or {}
+            if ((status.get("run") or {}).get("failure") or {}).get("reason") == "Unschedulable":
+                self.seen.status_said.setdefault(name, time.monotonic())
+            if any(each["type"] == "Ready" and each["status"] == "True" for each in status.get("conditions") or ()):
+                self.seen.ready.add(name)
+
+    async def _events(self, root: str, plural: str, selector: str = "") -> AsyncIterator[tuple[str, dict[str, Any]]]:
+        """(kind, object) of a watch that begins now."""
+        params = {"watch": "true", **({"labelSelector": selector} if selector else {})}
         timeout = aiohttp.ClientTimeout(total=None)
+        path = f"{root}/namespaces/{self._namespace}/{plural}"
         async with self._session.get(path, params=params, timeout=timeout) as answer:
             async for line in answer.content:
-                event: dict[str, Any] = json.loads(line)
-                if event["type"] == "ADDED":
-                    owner = event["object"]["metadata"]["ownerReferences"][0]["name"]
-                    self.seen.first_job.setdefault(owner, time.monotonic())
+                event = json.loads(line)
+                yield event["type"], event["object"]

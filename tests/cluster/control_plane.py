@@ -118,6 +118,17 @@ class ControlPlane:
         """Ends the fault of pause_api_server."""
         self._signal_api_server(signal.SIGCONT)
 
+    def kill(self, name: str) -> None:
+        """Ends one of the programs by SIGKILL, as a fault."""
+        self._component(name).end(signal.SIGKILL)
+
+    def revive(self, name: str) -> None:
+        """Starts a program that was killed again, as it was; not waited for."""
+        old = self._component(name)
+        assert old.process
+        new = start(name, list(old.process.args), self.logs, die_with_parent=False, cwd=self.folder)  # type: ignore[arg-type]
+        self.components[self.components.index(old)] = new
+
     def stop(self) -> None:
         """Ends everything at once (the API server would drain for a minute) and removes the folder."""
         for component in reversed(self.components):
@@ -127,9 +138,12 @@ class ControlPlane:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def _signal_api_server(self, what: signal.Signals) -> None:
-        for component in self.components:
-            if component.name == "kube-apiserver" and component.process:
-                component.process.send_signal(what)
+        process = self._component("kube-apiserver").process
+        assert process
+        process.send_signal(what)
+
+    def _component(self, name: str) -> Component:
+        return next(each for each in self.components if each.name == name)
 
 
 def start_control_plane(
@@ -170,7 +184,7 @@ def start_control_plane(
     return plane
 
 
-def start_controller_manager(plane: ControlPlane, *, die_with_parent: bool = True) -> None:
+def start_controller_manager(plane: ControlPlane, *flags: str, die_with_parent: bool = True) -> None:
     """Starts the controllers and waits for the first thing that they make: the default service account."""
     plane.start_component(
         "kube-controller-manager",
@@ -180,6 +194,7 @@ def start_controller_manager(plane: ControlPlane, *, die_with_parent: bool = Tru
         "--use-service-account-credentials=true",
         "--leader-elect=false",
         "--secure-port=0",
+        *flags,
         die_with_parent=die_with_parent,
     )
     path = "/api/v1/namespaces/default/serviceaccounts/default"

@@ -23,6 +23,7 @@ from tests.operator_process import (
     prepared,
     running_operator,
     status_of,
+    wait_idle,
 )
 from tests.simulator import good_summary
 
@@ -197,3 +198,30 @@ def test_a_relist_prunes_what_vanished_unseen_and_asks_for_passes(plane: Control
         "children": None,
         "asked": {(namespace, "travel"), (namespace, "other")},
     }
+
+
+def test_an_upgrade_restarts_no_training(plane: ControlPlane, tmp_path: Path) -> None:
+    """Another trainer image of the chart reaches the stages that begin from then on; what runs, runs on.
+    And back again: a downgrade is an upgrade to the version before."""
+    namespace = make_namespace(plane, "upgraded")
+    kubelet = Kubelet(plane, namespace)
+    images = ["finetune-trainer:0.1.0", "finetune-trainer:0.2.0", "finetune-trainer:0.1.0"]
+    train, evaluate = (f"{GROUP}/job=travel,{GROUP}/stage={stage}" for stage in ("Train", "Evaluate"))
+    variables = {"FINETUNE_WATCH_NAMESPACES": namespace, "FINETUNE_PROGRESS_INTERVAL_SECONDS": "5"}
+    with running_operator(plane, tmp_path, name="old", **variables, FINETUNE_TRAINER_IMAGE=images[0]):
+        plane.kubectl.apply(job_manifest("travel", namespace))
+        kubelet.end(f"{GROUP}/job=travel,{GROUP}/stage=Prepare", good_summary("Prepare", 1))
+        running = kubelet.run(train)["metadata"]["uid"]
+        plane.kubectl.wait_until(lambda: len(children(plane, namespace)) == 3, PATIENCE, "the Job", namespace)
+    before = children(plane, namespace)
+    for number, image in enumerate(images[1:]):
+        with running_operator(plane, tmp_path, name=f"new-{number}", FINETUNE_TRAINER_IMAGE=image, **variables) as new:
+            new.wait_for_log("resync=done")
+            wait_idle(new)
+            assert new.writes() == 0
+            assert children(plane, namespace) == before
+            assert kubelet.pod(train)["metadata"]["uid"] == running
+    with running_operator(plane, tmp_path, name="newest", FINETUNE_TRAINER_IMAGE=images[1], **variables):
+        kubelet.end(train, good_summary("Train", 1))
+        assert kubelet.pod(evaluate)["spec"]["containers"][0]["image"] == images[1]
+    assert status_of(plane, namespace, "travel")["run"]["attempt"] == 1

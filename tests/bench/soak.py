@@ -1,0 +1,319 @@
+"""`python -m tests.bench.soak [--seconds 1800] [--seed 1]`: two replicas on a real API server, jobs that come, change
+and go, and a fault every few seconds. In the end all jobs have come to rest, and nothing is left or was done twice.
+
+Faults: a replica killed or frozen past its Lease, the API server frozen or away for up to a minute, etcd killed, pods
+deleted, failing or interrupted. In the second half no replica is killed, so that its memory can be compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from finetune_api.conditions import ExitCode
+from tests.bench.__main__ import QUICK, memory
+from tests.bench.kubelet import Kubelets, now
+from tests.bench.load import session_to
+from tests.bench.machine import machine
+from tests.cluster.control_plane import ControlPlane, start_control_plane, start_controller_manager
+from tests.operator_process import GROUP, HOME, OperatorProcess, install_crd, job_manifest, start_operator
+from tests.simulator import good_summary
+
+NAMESPACE = "soak"
+JOBS = 40
+AWAY = (1.0, 60.0)  # seconds for which the API server is away, at most a quarter of the whole
+REST = 420.0  # seconds after the last fault in which all must come to rest: longer than the longest delay of a pass
+WARM = 60.0  # seconds until the leader of the second half has seen everything
+GROWTH = 1.15  # of the leader's memory in the second half, at most
+LEASE_SECONDS = 5.0
+PATH = f"/apis/{GROUP}/v1alpha1/namespaces/{NAMESPACE}/finetunejobs"
+MERGE = {"Content-Type": "application/merge-patch+json"}
+MADE = ("/apis/batch/v1", "jobs"), ("/api/v1", "configmaps"), ("/apis/apps/v1", "deployments"), ("/api/v1", "services")
+
+
+class Fates(Kubelets):
+    """Pods that take their time, and do not all end well."""
+
+    def __init__(self, session: aiohttp.ClientSession, chance: random.Random) -> None:
+        super().__init__(session, NAMESPACE)
+        self._chance = chance
+        self.ended_well: Counter[tuple[str, str, str]] = Counter()  # (uid of the owner's Job, name, stage)
+        self.running: dict[str, str] = {}  # name -> stage
+
+    async def _live(self, pod: dict[str, Any]) -> None:
+        labels, name = pod["metadata"]["labels"], pod["metadata"]["name"]
+        stage, run = labels[f"{GROUP}/stage"], int(labels[f"{GROUP}/run"])
+        if not await self.say(pod, "Running", {"running": {"startedAt": now()}}, ready=True) or stage == "Serve":
+            return
+        self.running[name] = stage
+        await asyncio.sleep(self._chance.uniform(0.2, 4))
+        self.running.pop(name, None)
+        code = self._chance.choices([ExitCode.DONE, ExitCode.INTERRUPTED, 1], [90, 6, 4])[0]
+        message = "" if code else good_summary(stage, run)
+        ended = {"exitCode": code, "reason": "Error" if code else "Completed", "message": message, "finishedAt": now()}
+        state = {"terminated": {**ended, "startedAt": now()}}
+        if await self.say(pod, "Failed" if code else "Succeeded", state, ready=False) and not code:
+            owner = pod["metadata"]["ownerReferences"][0]
+            self.ended_well[owner["uid"], owner["name"], stage] += 1
+
+
+class Soak:
+    """The setting, and what may happen in it."""
+
+    def __init__(self, plane: ControlPlane, folder: Path, session: aiohttp.ClientSession, seed: int, seconds: float):
+        self._plane, self._folder, self._session, self._seconds = plane, folder, session, seconds
+        self._chance = random.Random(seed)
+        self.pods = Fates(session, random.Random(seed + 1))
+        self.replicas: list[OperatorProcess] = []
+        self.done: Counter[str] = Counter()
+        self._suspended: set[str] = set()  # their trainings may have ended as their Jobs were deleted
+        self._number = 0
+
+    def start(self) -> None:
+        """One more replica."""
+        self._number += 1
+        variables = {
+            "FINETUNE_LEASE_NAMESPACE": HOME,
+            "FINETUNE_LEASE_SECONDS": str(LEASE_SECONDS),
+            "FINETUNE_RESYNC_SECONDS": "60",
+            "FINETUNE_REQUEST_SECONDS": "5",
+        }
+        self.replicas.append(
+            start_operator(self._plane, self._folder, name=f"replica-{self._number}", user="admin", **variables)
+        )
+
+    async def go_on(self) -> dict[str, Any]:
+        """The whole soak; what was seen."""
+        for _ in range(2):
+            await asyncio.to_thread(self.start)
+        kubelets = asyncio.create_task(self.pods.run())
+        for _ in range(JOBS):
+            await self.create()
+        begin, half = time.monotonic(), None  # what the leader needs when no replica is killed any more
+        while (age := time.monotonic() - begin) < self._seconds:
+            await self._mend()
+            if half is None and age > self._seconds / 2 + WARM:
+                half = await self._memory()
+            await self._user_does_something()
+            await self._something_fails(first_half=age < self._seconds / 2)
+            await asyncio.sleep(self._chance.uniform(0.5, 6))
+        await self._mend()
+        result = await self._at_rest()
+        end = await self._memory()
+        kubelets.cancel()
+        return {
+            "seconds": round(time.monotonic() - begin),
+            "done": dict(self.done),
+            "memory_mib": [half, end],
+            **result,
+        }
+
+    async def create(self) -> None:
+        self.done["created"] += 1
+        name = f"job-{self.done['created']}"
+        await self._ask("POST", PATH, json=job_manifest(name, NAMESPACE))
+
+    async def _user_does_something(self) -> None:
+        names = [each["metadata"]["name"] for each in (await self._ask("GET", PATH))["items"]]
+        name = self._chance.choice(names)
+        what = self._chance.choice(["replaced", "rerun", "suspended", "resumed"])
+        self.done[what] += 1
+        if what == "replaced":
+            await self._ask("DELETE", f"{PATH}/{name}")
+            await self.create()
+            return
+        if what == "suspended":
+            self._suspended.add(name)
+        spec: dict[str, Any] = {"rerunToken": f"t{self.done['rerun']}"} if what == "rerun" else {}
+        await self._change(name, spec or {"suspend": what == "suspended"})
+
+    async def _change(self, name: str, spec: dict[str, Any]) -> None:
+        await self._ask("PATCH", f"{PATH}/{name}", data=json.dumps({"spec": spec}), headers=MERGE)
+
+    async def _something_fails(self, *, first_half: bool) -> None:
+        faults = [self._pod_deleted, self._api_server_frozen, self._etcd_killed, self._api_server_away]
+        weights = [5, 2, 1, 1]
+        if first_half:
+            faults += [self._replica_killed, self._replica_frozen]
+            weights += [3, 2]
+        fault = self._chance.choices(faults, weights)[0]
+        self.done[fault.__name__.strip("_")] += 1
+        await fault()
+
+    async def _pod_deleted(self) -> None:
+        if self.pods.running:
+            name = self._chance.choice(sorted(self.pods.running))
+            await self._ask("DELETE", f"/api/v1/namespaces/{NAMESPACE}/pods/{name}")
+
+    async def _api_server_frozen(self) -> None:
+        self._plane.pause_api_server()
+        await asyncio.sleep(self._chance.uniform(1, 12))
+        self._plane.resume_api_server()
+
+    async def _etcd_killed(self) -> None:
+        self._plane.kill("etcd")
+        await asyncio.sleep(self._chance.uniform(0, 5))
+        self._plane.revive("etcd")
+
+    async def _api_server_away(self) -> None:
+        self._plane.kill("kube-apiserver")
+        await asyncio.sleep(min(self._chance.uniform(*AWAY), self._seconds / 4))
+        self._plane.revive("kube-apiserver")
+
+    async def _replica_killed(self) -> None:
+        self._chance.choice(self.replicas).kill()
+
+    async def _replica_frozen(self) -> None:
+        replica = self._chance.choice(self.replicas)
+        replica.signal(signal.SIGSTOP)
+        await asyncio.sleep(2 * LEASE_SECONDS)
+        replica.signal(signal.SIGCONT)
+
+    async def _mend(self) -> None:
+        """What a cluster does about programs that have ended."""
+        await self._ask("GET", "/readyz")
+        for each in list(self._plane.components):
+            if not each.running():
+                self._plane.revive(each.name)
+        self.replicas = [each for each in self.replicas if each.component.running()]
+        while len(self.replicas) < 2:
+            await asyncio.to_thread(self.start)
+
+    async def _at_rest(self) -> dict[str, Any]:
+        """Resumes what is suspended and waits until every job serves or is stalled; what is not by then is named."""
+        for job in (await self._ask("GET", PATH))["items"]:
+            if job["spec"].get("suspend"):
+                await self._change(job["metadata"]["name"], {"suspend": False})
+        deadline = time.monotonic() + REST
+        while restless := sorted(_restless((await self._ask("GET", PATH))["items"])):
+            if time.monotonic() > deadline:
+                break
+            await self._mend()
+            await asyncio.sleep(1)
+        logs = [path.read_text(errors="replace") for path in self._folder.glob("replica-*.log")]
+        trained: Counter[str] = Counter()
+        for (_, name, stage), count in self.pods.ended_well.items():
+            trained[name] += count if stage == "Train" else 0
+        return {
+            "at_rest_after_seconds": round(time.monotonic() - deadline + REST),
+            "restless": restless,
+            "orphans": await self._orphans(),
+            "unexpected_errors": sum(log.count("error=unexpected") for log in logs),
+            "trained_twice": sorted(
+                name for name, count in trained.items() if count > 1 and not self._was_suspended(name)
+            ),
+            "trainings": trained.total(),
+        }
+
+    def _was_suspended(self, training: str) -> bool:
+        return training.rpartition("-r")[0] in self._suspended
+
+    async def _orphans(self) -> list[str]:
+        """Children of jobs that are gone, after the garbage collector has had its time."""
+        deadline = time.monotonic() + 90
+        while True:
+            owners = {each["metadata"]["uid"] for each in (await self._ask("GET", PATH))["items"]}
+            left = []
+            for root, plural in MADE:
+                path = f"{root}/namespaces/{NAMESPACE}/{plural}?labelSelector={GROUP}/job"
+                for each in (await self._ask("GET", path))["items"]:
+                    if each["metadata"]["ownerReferences"][0]["uid"] not in owners:
+                        left.append(f"{plural}/{each['metadata']['name']}")
+            if not left or time.monotonic() > deadline:
+                return left
+            await asyncio.sleep(2)
+
+    async def _memory(self) -> dict[str, float]:
+        """Of the leader, which is named by its process: MiB."""
+        for _ in range(120):
+            for replica in self.replicas:
+                with contextlib.suppress(OSError):
+                    if await asyncio.to_thread(replica.metric, "finetune_leader") == 1:
+                        return {"process": replica.component.pid, "mib": memory(replica)["resident_mib"]}
+            await asyncio.sleep(1)
+        raise RuntimeError("nobody leads")
+
+    async def _ask(self, method: str, path: str, **rest: Any) -> dict[str, Any]:
+        """A request of the user's, repeated while the API server is away."""
+        while True:
+            with contextlib.suppress(aiohttp.ClientError, TimeoutError):
+                async with self._session.request(method, path, **rest) as answer:
+                    text = await answer.text()
+                    if answer.status in (404, 409) and method != "GET":
+                        return {}
+                    if answer.status < 300:
+                        return json.loads(text) if text.startswith("{") else {}
+                    if answer.status in (400, 422):  # one that is coming up may say 401 or 403
+                        raise RuntimeError(text)
+            await asyncio.sleep(0.5)
+
+
+def _restless(jobs: list[dict[str, Any]]) -> list[str]:
+    for_sure = []
+    for job in jobs:
+        found = {each["type"]: each for each in job.get("status", {}).get("conditions", ())}
+        seen = job.get("status", {}).get("observedGeneration") == job["metadata"]["generation"]
+        rests = any(found.get(kind, {}).get("status") == "True" for kind in ("Ready", "Stalled"))
+        if not (seen and rests):
+            reason = found.get("Ready", {}).get("reason", "Unseen")
+            for_sure.append(f"{job['metadata']['name']}: {reason}")
+    return for_sure
+
+
+def problems(found: dict[str, Any]) -> list[str]:
+    """What should not have been seen."""
+    half, end = found["memory"]
+    same = half is not None and half["process"] == end["process"]
+    grown = [f"memory grew: {found['memory']}"] if same and end["mib"] > GROWTH * half["mib"] else []
+    wrong = [key for key in ("restless", "orphans", "unexpected_errors", "trained_twice") if found[key]]
+    return [*(f"{key}: {found[key]}" for key in wrong), *grown]
+
+
+async def soak(plane: ControlPlane, folder: Path, seed: int, seconds: float) -> dict[str, Any]:
+    async with session_to(plane) as session:
+        setting = Soak(plane, folder, session, seed, seconds)
+        try:
+            return await setting.go_on()
+        finally:
+            for replica in setting.replicas:
+                replica.kill()
+
+
+def main() -> None:
+    """Prints what was seen as JSON; exit code 1 when something of it should not have been."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.soak", description=__doc__)
+    seconds, seed = (os.environ.get(f"FINETUNE_SOAK_{name}") for name in ("SECONDS", "SEED"))
+    parser.add_argument("--seconds", type=float, default=float(seconds or 1800), help="(FINETUNE_SOAK_SECONDS)")
+    parser.add_argument("--seed", type=int, default=int(seed or time.time()), help="(FINETUNE_SOAK_SEED)")
+    arguments = parser.parse_args()
+    print(f"seed {arguments.seed}, {arguments.seconds:.0f} seconds", flush=True)
+    with tempfile.TemporaryDirectory(prefix="finetune-soak-") as folder:
+        plane = start_control_plane()
+        try:
+            start_controller_manager(plane, *QUICK)
+            install_crd(plane)
+            for name in (NAMESPACE, HOME):
+                plane.kubectl.make_namespace(name)
+            found = asyncio.run(soak(plane, Path(folder), arguments.seed, arguments.seconds))
+        finally:
+            plane.stop()
+    print(json.dumps({"machine": machine(), "seed": arguments.seed, **found}, indent=1))
+    if wrong := problems(found):
+        sys.exit("\n".join(wrong))
+
+
+if __name__ == "__main__":
+    main()
