@@ -1,7 +1,7 @@
 """Traces to an OpenTelemetry collector, over OTLP/HTTP. Imported only where they are switched on.
 
 Spans wait in a bounded queue for a thread that sends them. A collector that is slow or away costs spans and never a
-pass: what does not fit is dropped, oldest first, and `finetune_trace_spans_total` counts.
+pass: what does not fit is dropped, oldest first.
 """
 
 from __future__ import annotations
