@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import datasets
 import huggingface_hub.constants
@@ -225,6 +227,25 @@ def test_a_hub_that_is_away_is_tried_again(hub: Mirror, tmp_path: Path, monkeypa
         fetch(context)
     assert not isinstance(caught.value, UserInputError)
     assert caught.value.reason == "SourceUnavailable"
+
+
+def test_a_hub_that_fails_in_the_middle_is_tried_again(
+    hub: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is downloaded already stays in the library's cache: here there is none of it."""
+    context = make_run(tmp_path, evaluation={"benchmarks": [{"task": "arc_easy"}]})
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "empty"))
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # the library waits before it asks again
+    answer = Mirror.answer
+
+    def failing(self: Mirror, path: str, token: str) -> Any:
+        return (500, {}, b"") if path.endswith(".parquet") else answer(self, path, token)
+
+    monkeypatch.setattr(Mirror, "answer", failing)
+    with pytest.raises(TrainerError, match="could not be fetched") as caught:
+        fetch(context)
+    assert not isinstance(caught.value, UserInputError)
+    assert "it is tried again" in caught.value.advice
 
 
 def test_what_was_fetched_is_not_fetched_again_and_what_was_cut_short_is(hub: Mirror, tmp_path: Path) -> None:

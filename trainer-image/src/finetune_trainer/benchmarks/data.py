@@ -10,6 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from datasets import DatasetBuilder, DatasetDict, load_dataset_builder, load_from_disk
+from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError is that of the HTTP library it uses
+    HTTPError,
+    LocalEntryNotFoundError,
+)
 
 from finetune_api.benchmarks import BenchmarkSpec
 from finetune_api.conditions import FailureReason
@@ -70,7 +74,8 @@ def _fetch(wanted: BenchmarkSpec, folder: Path, scratch: Path, policy: SourcePol
     except TrainerError:
         raise
     except Exception as error:  # the task's own code, on data of another form than it expects
-        raise _unusable(wanted, f"lm-eval cannot make its questions of {found[-1]}: {_words(error)}") from error
+        of = found[-1] if found else "its data"
+        raise _unusable(wanted, f"lm-eval cannot make its questions of {of}: {_words(error)}") from error
     if wanted.metric and (wanted.metric.partition(",")[0] not in task.aggregation()):
         raise refused(wanted, f"it has no metric {wanted.metric}, but {', '.join(task.aggregation())}")
     making = folder.with_name(f".{folder.name}")
@@ -98,9 +103,12 @@ def _download(
         found = builder.as_dataset()
     except TrainerError:
         raise
-    except (ValueError, RuntimeError, FileNotFoundError) as error:  # no such configuration; a script; a broken file
-        raise _unusable(wanted, f"{repository.told} cannot be read: {_words(error)}") from error
-    except OSError as error:  # all of the network, and a full disk
+    except Exception as error:
+        # No such configuration, a script, a broken file; but a file that did not come is not found, too.
+        if isinstance(error, ValueError | RuntimeError | FileNotFoundError) and not _did_not_come(error):
+            raise _unusable(wanted, f"{repository.told} cannot be read: {_words(error)}") from error
+        if not isinstance(error, OSError | HTTPError):
+            raise
         raise TrainerError(
             f"evaluation.benchmarks, {wanted.task}: {repository.told} could not be fetched: {_words(error)}",
             advice="it is tried again; see that the hub can be reached from the prepare pod",
@@ -108,6 +116,11 @@ def _download(
         ) from error
     assert isinstance(found, DatasetDict)
     return found
+
+
+def _did_not_come(error: BaseException | None) -> bool:
+    """Whether the hub did not answer for a file: the library wraps that in an error of its own."""
+    return isinstance(error, LocalEntryNotFoundError) or (error is not None and _did_not_come(error.__cause__))
 
 
 def _files(builder: DatasetBuilder) -> Iterable[str]:
