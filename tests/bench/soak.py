@@ -117,7 +117,7 @@ class Soak:
         return {
             "seconds": round(time.monotonic() - begin),
             "done": dict(self.done),
-            "memory_mib": [half, end],
+            "memory": [half, end],
             **result,
         }
 

@@ -58,9 +58,11 @@ class Lease:
         logger.info("lease=%s/%s identity=%s leading", self._names.namespace, self._names.name, self._identity)
 
     async def hold(self) -> None:
-        """Renews for ever. Raises LeaseLostError."""
+        """Renews for ever, at once where the last answer was long in coming. Raises LeaseLostError."""
+        tried = self._renewed
         while True:
-            await asyncio.sleep(self._names.retry_seconds)
+            await asyncio.sleep(max(0.0, tried + self._names.retry_seconds - self._clock()))
+            tried = self._clock()
             if not self.valid():
                 raise LeaseLostError("not renewed in time")
             await self._renew()

@@ -98,6 +98,14 @@ class Operator:
         stack.push_async_callback(_cancel, [watch])
 
     async def _lead(self, stop: asyncio.Event) -> None:
+        # From the first moment on: the first list of everything may take longer than the Lease lasts.
+        holding = [asyncio.create_task(self._lease.hold())] if self._lease else []
+        try:
+            await self._act(stop, holding)
+        finally:
+            await _cancel(holding)
+
+    async def _act(self, stop: asyncio.Event, holding: list[asyncio.Task[None]]) -> None:
         watched = await watched_kinds(self._api)
         resync = Resync(
             self._api,
@@ -113,9 +121,7 @@ class Operator:
                 return
             self._health.resync = resync
             work = asyncio.create_task(self._queue.run(self._reconciler, self._environment.concurrency))
-            others = [asyncio.create_task(resync.forever())]
-            if self._lease:
-                others.append(asyncio.create_task(self._lease.hold()))
+            others = [asyncio.create_task(resync.forever()), *holding]
             try:
                 await _first_of(stop, [work, *others, *self._watch_tasks])
             finally:
