@@ -276,6 +276,11 @@ class Kubelet:
         }
         self._patch(pod, "Failed" if exit_code else "Succeeded", state, ready=False)
 
+    def falls(self, selector: str, message: str) -> None:
+        """The pod's container ended with this message and is about to be started again."""
+        ended = {"exitCode": 13, "reason": "Error", "message": message, "startedAt": _now(), "finishedAt": _now()}
+        self._patch(self.pod(selector), "Running", {"terminated": ended}, ready=False)
+
     def _patch(self, pod: dict[str, Any], phase: str, state: dict[str, Any], *, ready: bool) -> None:
         container = pod["spec"]["containers"][0]
         status = {

@@ -127,6 +127,7 @@ class Cluster:
             services=of("Service"),
             progress=self.progress,
             origin=origin(self.job, self.others.get),
+            dependents=tuple(self.others.values()),
             former_pods=[slim(pod) for pod in self.former],
             refusals=dict(self.refusals),
             workloads={name: slim(workload) for name, workload in self.workloads.items()},
@@ -315,7 +316,8 @@ class Cluster:
             moves = self.moves()
             if not moves:
                 plan = self.plan()
-                if (plan.requeue_after or PATIENCE) >= PATIENCE and plan.status == self.job.status:
+                idle = (plan.requeue_after or PATIENCE) >= PATIENCE and not (plan.apply or plan.delete)
+                if idle and plan.status == self.job.status:
                     return self
                 self.now += timedelta(seconds=15)
                 continue

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tests.e2e.manifests import pod_spec, travel_job
-from tests.e2e.product import Product, Tenant, condition, run_of, status
+from tests.e2e.product import Job, Product, Tenant, condition, run_of, status
 
 # A line for each answer and, after the first one, for each failure: until then the node's network may not have heard
 # of the Service yet (kube-proxy writes its rules at most once a second), which is not what is measured.
@@ -82,10 +82,39 @@ def test_second_run_failed_gate_and_rollback(product: Product, tenant: Tenant) -
     assert status(failed)["model"]["run"] == 2
 
     with asking(tenant) as failures:
-        third["spec"]["serving"]["run"] = 1
+        third["spec"]["serving"] |= {"run": 1, "smokeTest": {"prompt": "What is in Lisbon?", "contains": "zyzzyva"}}
+        tenant.apply(third)
+        back = tenant.wait_for("travel", lambda job: result_of(job, 1) == "RolledBack", 240, "run 1 to be rolled back")
+        assert status(back)["endpoint"]["run"] == 2
+        assert condition(back, "Serving") == "True", "run 2 never stopped answering"
+        assert condition(back, "Stalled") == "True"
+        assert "does not contain 'zyzzyva'" in run_of(back)["failure"]["message"]
+        del third["spec"]["serving"]["smokeTest"]
         tenant.apply(third)
         tenant.wait_for("travel", lambda job: status(job)["endpoint"]["run"] == 1, 240, "run 1 back in service")
     assert failures == []
+
+    third["spec"]["output"]["retention"] = {"keepRuns": 1}
+    tenant.apply(third)
+    tidy = tenant.wait_for(
+        "travel", lambda job: all(checkpoints_of(job, run) == "Removed" for run in (1, 2, 3)), 120, "no checkpoints"
+    )
+    assert [record["files"]["state"] for record in status(tidy)["runs"]] == ["Kept"] * 3, "pinned, promoted, present"
+    kept = tenant.cluster.files(tenant.name, "models")
+    assert not [file for file in kept if "/checkpoints/" in file]
+    for run in (1, 2, 3):
+        assert any(re.search(rf"/travel/runs/{run}-[0-9a-f]+/model/adapter_model", file) for file in kept), kept
+
+
+def checkpoints_of(job: Job, number: int) -> str:
+    """What became of the run's checkpoints."""
+    files = next((record.get("files") or {} for record in status(job)["runs"] if record["number"] == number), {})
+    return str(files.get("checkpoints"))
+
+
+def result_of(job: Job, number: int) -> str:
+    """How the run ended."""
+    return next(str(record["result"]) for record in status(job)["runs"] if record["number"] == number)
 
 
 def test_delete_uninstall_reinstall(product: Product, tenant: Tenant) -> None:

@@ -25,6 +25,8 @@ THEIRS = (
     Bad(
         "an empty smoke test", "serving: {smokeTest: {prompt: ''}}", "serving.smokeTest.prompt", "at least 1 chars long"
     ),
+    Bad("no run kept", "output: {retention: {keepRuns: 0}}", "output.retention.keepRuns", "or equal to 1"),
+    Bad("no age", "output: {retention: {maxAgeDays: 0}}", "output.retention.maxAgeDays", "or equal to 1"),
     Bad("no time for servers", "serving: {progressDeadlineSeconds: 5}", "progressDeadlineSeconds", "or equal to 60"),
     Bad("an unknown metric", "evaluation: {gate: {rules: [{metric: f1, max: '1'}]}}", "rules[0].metric", '"loss"'),
     Bad("packing as a switch", "hyperparameters: {packing: true}", "packing", 'must be of type string: "boolean"'),

@@ -1,10 +1,16 @@
-"""Smoke tests that cannot be asked: a part of the table of bad manifests."""
+"""Smoke tests that cannot be asked, retention that means nothing: a part of the table of bad manifests."""
 
 from __future__ import annotations
 
 from tests.integration.bad_manifests import Bad
 
 SERVING_RULES = (
+    Bad(
+        "a retention that removes nothing",
+        "output: {retention: {checkpoints: Keep}}",
+        "spec.output.retention",
+        "output.retention: it removes nothing; set keepRuns or maxAgeDays, or remove it",
+    ),
     Bad(
         "an expected answer to no question",
         "serving: {smokeTest: {contains: Lisbon}}",

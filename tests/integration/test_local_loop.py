@@ -297,3 +297,17 @@ def test_an_export_that_is_added_is_made_without_training(shell: Shell, finished
     assert condition(job, "Packaged")["status"] == condition(job, "Ready")["status"] == "True"
     assert job["status"]["run"]["package"]["exports"][0]["uri"].startswith("pvc://models/default/travel/runs/1-")
     assert trained.stat().st_mtime_ns == written
+
+
+def test_checkpoints_go_when_the_job_says_so_and_the_model_stays(shell: Shell, finished: object) -> None:
+    assert shell.of_run("travel", "checkpoints").exists()
+    output = {"claimName": "models", "retention": {"keepRuns": 3}}
+    (shell.folder / "travel.yaml").write_text(manifest("travel", GOOD, output=output, evaluation=NO_GATE))
+    done = shell(*shell.run("travel"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not shell.of_run("travel", "checkpoints").exists()
+    assert shell.of_run("travel", "model/manifest.json").exists()
+    [record] = shell.status("travel")["status"]["runs"]
+    assert record["files"] == {"state": "Kept", "checkpoints": "Removed", "message": "kept, because it is in service"}
+    assert "Run 1: files kept, because it is in service; no checkpoints" in shell("status", "travel").stdout
+    assert "run 1, " in shell("delete", "travel", "--artifacts", "--yes").stdout

@@ -14,8 +14,10 @@ from tests.simulator import make_job
 from finetune_api.conditions import Stage, Trigger
 from finetune_api.job import FineTuneJob, run_hash
 from finetune_api.package import PackageStatus
+from finetune_api.retention import RemovalOrder
 from finetune_api.status import ModelStatus, RunStatus
 from finetune_operator.builders.gang import peers_service
+from finetune_operator.builders.removal_job import removal_job
 from finetune_operator.builders.run_config_map import run_config, run_config_map
 from finetune_operator.builders.server import server_deployment, server_service
 from finetune_operator.builders.stage_job import stage_job
@@ -102,6 +104,8 @@ def manifests() -> Iterator[tuple[str, Manifest]]:
     exported = make_job(**GPU_SPEC, output=EXPORTS, tracking=TRACKING)
     promoted = run_of(exported).model_copy(update={"package": PackageStatus(promoted=True)})
     yield "job-package", stage_job(exported, promoted, Stage.PACKAGE, PLATFORM)
+    order = {"runs": "team-a/travel/runs", "removals": [{"run": 1, "folder": "1-0123abcd"}]}
+    yield "job-remove", removal_job(cpu, "models", RemovalOrder.model_validate(order), PLATFORM)
     queued = make_job(**{**GPU_SPEC, "compute": {**GPU_SPEC["compute"], **QUEUE}})
     yield "job-train-queued", stage_job(queued, run_of(queued), Stage.TRAIN, PLATFORM)
     for name, job, kind, settings in (
@@ -110,7 +114,10 @@ def manifests() -> Iterator[tuple[str, Manifest]]:
         ("vllm-model", gpu, "Model", PLATFORM),
     ):
         config = run_config(job, run_of(job), settings)
-        yield f"deployment-{name}", server_deployment(job, model_of(kind), config, settings)
+        yield (
+            f"deployment-{name}",
+            server_deployment(job, model_of(kind), config, settings, job.spec.serving.smoke_test),
+        )
     yield "service", server_service(cpu)
 
 

@@ -206,6 +206,20 @@ def test_a_server_that_says_nothing_and_is_never_ready_is_rolled_back() -> None:
     assert "not ready within 1800 seconds" in cluster.job.status.runs[-1].message
 
 
+def test_another_smoke_test_is_for_the_next_run_and_leaves_the_servers_alone() -> None:
+    cluster = Cluster(make_job()).run()
+    before = cluster.objects[SERVE]
+    cluster.change(serving={"smokeTest": {"prompt": "Hi", "contains": "Ho"}}).run()
+    assert cluster.objects[SERVE] == before
+    assert cluster.condition("Ready") == ("True", "Serving")
+    template = before["spec"]["template"]
+    cluster.change(rerunToken="b").run(until=lambda c: served(c) == 2)
+    assert "FINETUNE_SMOKE" in str(cluster.objects[SERVE])
+    falls_over(cluster)
+    assert cluster.objects[SERVE]["spec"]["template"] == template, "its servers are the ones that never stopped"
+    assert settle(cluster).condition("Stalled") == ("True", "SmokeFailed")
+
+
 def test_a_first_run_has_nothing_to_go_back_to() -> None:
     cluster = Cluster(make_job()).run(until=lambda c: SERVE in c.objects)
     falls_over(cluster, run=1)

@@ -109,7 +109,7 @@ def test_the_server_listens_on_this_machine_only(tmp_path: Path, places: pods.Pl
     job = make_job()
     run = RunStatus(number=1, hash=run_hash(job.spec), trigger="Created")
     model = ModelStatus(run=1, uri="pvc://models/a/b", name="travel", kind="Adapter")
-    manifest = server_deployment(job, model, run_config(job, run, PROGRESS), PROGRESS)
+    manifest = server_deployment(job, model, run_config(job, run, PROGRESS), PROGRESS, job.spec.serving.smoke_test)
     words = pods.launch(manifest["spec"]["template"]["spec"], tmp_path / "root", places, port=4711).arguments
     assert words[words.index("--host") + 1] == "127.0.0.1"
     assert words[words.index("--port") + 1] == "4711"

@@ -37,6 +37,7 @@ from finetune_api.method import MethodSpec as MethodSpec
 from finetune_api.placement import Placement as Placement
 from finetune_api.placement import Resources as Resources
 from finetune_api.promotion import PromotionSpec as PromotionSpec
+from finetune_api.retention import RetentionSpec as RetentionSpec
 from finetune_api.rollout import SmokeTest as SmokeTest
 from finetune_api.tasks import DECODERS, TASKS
 from finetune_api.tasks import MethodType as MethodType
@@ -121,6 +122,11 @@ class OutputSpec(ApiModel):
         default=[],
         description="What is made of each promoted run beside serving it. A change packages the model that is there "
         "and trains nothing; a failed export never stops serving.",
+    )
+    retention: RetentionSpec | None = Field(
+        default=None,
+        description="What is removed of finished runs. Absent: nothing. The run in service, a pinned one, one that "
+        "waits for approval, and one that another job goes on from always stay.",
     )
     rules: ClassVar = (ONE_EXPORT_A_TAG,)
 

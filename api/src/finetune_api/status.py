@@ -27,7 +27,9 @@ from finetune_api.measured import Interval as Interval
 from finetune_api.measured import Scores as Scores
 from finetune_api.package import PackageStatus as PackageStatus
 from finetune_api.resolved import ResolvedValues as ResolvedValues
+from finetune_api.retention import RunFiles
 from finetune_api.rollout import Rollback as Rollback
+from finetune_api.rollout import SmokeTest
 from finetune_api.triggers import ScheduleStatus as ScheduleStatus
 
 
@@ -211,6 +213,8 @@ class RunRecord(StatusModel):
         default=None, description="The proof, so that the gate can be judged again when the run is taken up again."
     )
     rollback: Rollback | None = Field(default=None, description="Why its servers did not take over.")
+    claim_name: Word | None = Field(default=None, description="PersistentVolumeClaim that its files are on.")
+    files: RunFiles | None = Field(default=None, description="What becomes of its files, by output.retention.")
 
 
 class EndpointStatus(StatusModel):
@@ -221,6 +225,9 @@ class EndpointStatus(StatusModel):
     base_model: Word = Field(description="Name of the base model.")
     run: Count = Field(description="Run that answers now.")
     ready_replicas: Count = Field(default=0, description="Servers that are ready.")
+    smoke_test: SmokeTest = Field(
+        default=SmokeTest(), description="What its servers answered when they took over; another one is for later runs."
+    )
 
 
 class FineTuneJobStatus(StatusModel):

@@ -6,6 +6,7 @@ pass too many, or events in another order end in the same place.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime
 
 from finetune_api.conditions import RunResult, Stage
@@ -27,6 +28,7 @@ from finetune_operator.stages.measurement import measures_otherwise, with_measur
 from finetune_operator.stages.package import package
 from finetune_operator.stages.pipeline import STAGES, stages_of
 from finetune_operator.stages.promote import Promotion, promote, put_back
+from finetune_operator.stages.retention import retain
 from finetune_operator.stages.serve import Serving, serve
 from finetune_operator.stages.suspension import Pause
 from finetune_operator.stages.view import Step, View, is_deleting, own_children, reference
@@ -49,17 +51,20 @@ def decide(job: FineTuneJob, observed: Observed, now: datetime, settings: Settin
     promotion, serving = _take_over(view, step.run, records)
     packaging = package(view, promotion) if step.done else Step(promotion.run, done=True)
     run = _with_trouble(view, packaging.run, promotion, serving)
+    served = [model.run for model in (serving.model, promotion.wanted) if model]
+    retained = retain(view, run, promotion.records, served)
     if step.done and serving.settled and not packaging.done:
         stage = Stage.PACKAGE
     pause = packaging.pause if stage is Stage.PACKAGE else step.pause
-    status = settled(job.status, _status(view, run, (stage, pause), promotion, serving, agenda))
+    known = replace(promotion, records=retained.records)
+    status = settled(job.status, _status(view, run, (stage, pause), known, serving, agenda))
     return Plan(
         status=status,
-        apply=_once(step.apply + serving.apply + packaging.apply),
-        delete=step.delete + serving.delete + packaging.delete + _leftovers(view, run, status),
+        apply=_once(step.apply + serving.apply + packaging.apply + retained.apply),
+        delete=step.delete + serving.delete + packaging.delete + retained.delete + _leftovers(view, run, status),
         events=events(job.status, status),
         requeue_after=soonest(
-            *(each.requeue_after for each in (step, serving, packaging, agenda)), used_up_after(view, run)
+            *(each.requeue_after for each in (step, serving, packaging, retained, agenda)), used_up_after(view, run)
         ),
     )
 
@@ -127,7 +132,6 @@ def _status(
     )
     said = [*judgements(outcome), *agenda.judgements]
     conditions = merge(job.status.conditions, said, view.time, job.metadata.generation)
-    keep = [spec.serving.run, *(model.run for model in (serving.model, promotion.wanted) if model)]
     return FineTuneJobStatus(
         observed_generation=job.metadata.generation,
         conditions=conditions,
@@ -138,7 +142,7 @@ def _status(
         model=serving.model,
         endpoint=serving.endpoint,
         schedule=agenda.status,
-        runs=list(runs.trim(promotion.records, view.settings.run_history_limit, keep)),
+        runs=list(promotion.records),
     )
 
 

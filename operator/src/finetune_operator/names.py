@@ -35,6 +35,8 @@ ANNOTATION_EVALUATION_HASH = f"{GROUP}/evaluation-hash"
 ANNOTATION_PACKAGE_HASH = f"{GROUP}/package-hash"
 # Of a server's pod: tells the servers of the present Deployment from those that it replaces, of the same run, too.
 ANNOTATION_TEMPLATE_HASH = f"{GROUP}/template-hash"
+# What a removal Job was told.
+ANNOTATION_REMOVE = f"{GROUP}/remove"
 # The claim that a Job writes to, where the run's own claim is read when the status was lost.
 ANNOTATION_CLAIM = f"{GROUP}/claim"
 
@@ -76,6 +78,11 @@ def stage_name(job: str, run: int, stage: Stage, members: int = 1) -> str:
     """The Job of a stage. Where it has many pods, their host names, which are labels, too, have an index behind it."""
     room = len(f"-{members - 1}") if members > 1 else 0
     return _suffixed(job, f"-r{run}-{stage.value.lower()}", MAX_LENGTH - room)
+
+
+def removal_name(job: str) -> str:
+    """The Job that removes files of finished runs."""
+    return _suffixed(job, "-remove")
 
 
 def peers_name(job: str) -> str:
@@ -161,7 +168,17 @@ def tuned_name(job: str, spec: FineTuneJobSpec, continued: ContinuedFrom | None 
 
 def run_folder(namespace: str, job: str, run: int, run_hash: str) -> str:
     """The run's folder on the artifact volume. The hash keeps a re-created job apart from its predecessor."""
-    return f"{namespace}/{job}/runs/{run}-{run_hash[:8]}"
+    return f"{runs_folder(namespace, job)}/{folder_of_run(run, run_hash)}"
+
+
+def runs_folder(namespace: str, job: str) -> str:
+    """Where all of a job's runs are."""
+    return f"{namespace}/{job}/runs"
+
+
+def folder_of_run(run: int, run_hash: str) -> str:
+    """The last part of a run's folder."""
+    return f"{run}-{run_hash[:8]}"
 
 
 def models_folder(namespace: str) -> str:

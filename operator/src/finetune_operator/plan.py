@@ -62,6 +62,8 @@ class Observed:
     progress: ProgressReport | None = None
     origin: Origin = field(default_factory=Origin)
     apply_failure: ApplyFailure | None = None
+    # Jobs that name this one in baseModel.fineTuneJob, as far as it has a rule of retention; None: unreadable.
+    dependents: Sequence[FineTuneJob | None] = ()
     # Pods with the job's label that a Job made which is gone: of a deleted FineTuneJob of this name, or of our own
     # Job that somebody deleted without waiting for its pods.
     former_pods: Sequence[Manifest] = ()

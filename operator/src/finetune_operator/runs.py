@@ -114,6 +114,8 @@ def remember(
         cost=run.cost,
         evaluation=evaluation,
         rollback=old.rollback if old else None,
+        claim_name=run.claim_name,
+        files=old.files if old else None,
     )
     others = [other for other in records if other.number != run.number]
     return tuple(sorted([*others, record], key=lambda entry: entry.number))
@@ -124,9 +126,14 @@ def forget(records: tuple[RunRecord, ...], number: int) -> tuple[RunRecord, ...]
     return tuple(record for record in records if record.number != number)
 
 
-def trim(records: tuple[RunRecord, ...], limit: int, keep: Iterable[int | None]) -> tuple[RunRecord, ...]:
-    """The newest records, at most `limit`, and those in `keep` whatever their age. Superseded runs are forgotten first:
-    ten edits in a row must not push out what was measured."""
+def trim(
+    records: tuple[RunRecord, ...], limit: int, keep: Iterable[int | None], besides: Iterable[int] = ()
+) -> tuple[RunRecord, ...]:
+    """The newest records, at most `limit`, and those in `keep` whatever their age; those in `besides` take no room.
+    Superseded runs are forgotten first: ten edits in a row must not push out what was measured."""
+    extra = set(besides)
+    aside = tuple(record for record in records if record.number in extra)
+    records = tuple(record for record in records if record.number not in extra)
     limit = max(1, min(limit, STATUS_RECORDS))
     needed = set(keep)
     kept = [record for record in records if record.number in needed]
@@ -135,7 +142,8 @@ def trim(records: tuple[RunRecord, ...], limit: int, keep: Iterable[int | None])
         (record for record in records if record.number not in needed),
         key=lambda record: (record.result is not RunResult.SUPERSEDED, record.number),
     )
-    return tuple(sorted([*kept, *(others[-room:] if room else [])], key=lambda record: record.number))
+    found = [*aside, *kept, *(others[-room:] if room else [])]
+    return tuple(sorted(found, key=lambda record: record.number))[-STATUS_RECORDS:]
 
 
 def model_of(job: FineTuneJob, records: Iterable[RunRecord], run: RunStatus, number: int) -> ModelStatus | None:

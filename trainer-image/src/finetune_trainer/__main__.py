@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from finetune_api.conditions import Stage
-from finetune_trainer import frame
+from finetune_trainer import frame, removal
 from finetune_trainer.context import StageContext
 from finetune_trainer.distribution.environment import GANG, end_with_launcher, place
 from finetune_trainer.errors import TrainerError
 
-KUBELET_LOG = Path("/dev/termination-log")
-REPORT = "report"
+KUBELET_LOG, ARTIFACTS = Path("/dev/termination-log"), Path("/artifacts")
+REPORT, REMOVE = "report", "remove"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,8 +23,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     if options.stage == REPORT:
         return _print_report(options)
+    if options.stage == REMOVE:
+        frame.set_up_log(REMOVE)
+        return removal.run(os.environ, options.artifacts, options.termination_log or _kubelet_log())
     stage = Stage(options.stage.capitalize())
-    termination_log = options.termination_log or (KUBELET_LOG if KUBELET_LOG.exists() else None)
+    termination_log = options.termination_log or _kubelet_log()
     frame.set_up_log(stage)
     try:
         snapshot = frame.load_config(options.config)
@@ -42,6 +45,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         end_with_launcher()
         return frame.run_process(stage, context, Path(folder), rank)
     return frame.run_stage(stage, context, termination_log)
+
+
+def _kubelet_log() -> Path | None:
+    return KUBELET_LOG if KUBELET_LOG.exists() else None
 
 
 def _print_report(options: argparse.Namespace) -> int:
@@ -79,12 +86,17 @@ def _parser() -> argparse.ArgumentParser:
     report = stages.add_parser(REPORT, help="print the run's report", description="Print the run's report (HTML).")
     report.add_argument("--card", action="store_true", help="the model card (Markdown) in its place")
     _add_places(report)
+    remove = stages.add_parser(
+        REMOVE, help="remove what FINETUNE_REMOVE names of finished runs", description="Remove files of finished runs."
+    )
+    remove.add_argument("--artifacts", type=Path, default=ARTIFACTS, help="root of the artifact volume")
+    remove.add_argument("--termination-log", type=Path, help=f"where the result goes (default {KUBELET_LOG})")
     return parser
 
 
 def _add_places(part: argparse.ArgumentParser) -> None:
     part.add_argument("--config", type=Path, default=Path("/etc/finetune/run.json"), help="run.json of the run")
-    part.add_argument("--artifacts", type=Path, default=Path("/artifacts"), help="root of the artifact volume")
+    part.add_argument("--artifacts", type=Path, default=ARTIFACTS, help="root of the artifact volume")
 
 
 if __name__ == "__main__":

@@ -191,7 +191,7 @@ class _LogFormat(logging.Formatter):
         return redact(super().format(record))
 
 
-def set_up_log(stage: Stage, config: RunConfig | None = None, rank: int = 0) -> None:
+def set_up_log(stage: str, config: RunConfig | None = None, rank: int = 0) -> None:
     """Send our own progress lines and the libraries' warnings to standard error, each with job, run and stage. Of
     several processes the first one tells the progress; the others, by their rank, what is worth a warning."""
     for library in ("HF_HUB", "HF_DATASETS"):  # their progress bars would make one endless line of the pod's log

@@ -66,10 +66,12 @@ def endpoint_url(job: FineTuneJob) -> str:
     return f"http://{names.serve_name(job.metadata.name)}.{job.metadata.namespace}.svc:{names.PORT}/v1"
 
 
-def server_deployment(job: FineTuneJob, model: ModelStatus, config: RunConfig, settings: Settings) -> Manifest:
-    """The servers of one run. A new one must be ready before an old one goes."""
+def server_deployment(
+    job: FineTuneJob, model: ModelStatus, config: RunConfig, settings: Settings, smoke: SmokeTest
+) -> Manifest:
+    """The servers of one run. A new one must be ready, and so have answered `smoke`, before an old one goes."""
     labels = names.labels(job.metadata.name, model.run, Stage.SERVE, 1)
-    made = _pod(job, model, config, settings)
+    made = _pod(job, model, config, settings, smoke)
     marks = {names.ANNOTATION_TEMPLATE_HASH: digest(made)}
     spec: dict[str, Any] = {
         "replicas": job.spec.serving.replicas,
@@ -96,18 +98,20 @@ def server_service(job: FineTuneJob) -> Manifest:
     return sealed({"apiVersion": "v1", "kind": "Service", "metadata": metadata(job, name, labels), "spec": spec})
 
 
-def _pod(job: FineTuneJob, model: ModelStatus, config: RunConfig, settings: Settings) -> dict[str, Any]:
+def _pod(
+    job: FineTuneJob, model: ModelStatus, config: RunConfig, settings: Settings, smoke: SmokeTest
+) -> dict[str, Any]:
     spec = job.spec
     vllm = engine(spec) is Engine.VLLM
     container = {
         "name": names.CONTAINER,
         "imagePullPolicy": settings.image_pull_policy,
-        **(_vllm(model, config, settings) if vllm else _native(spec, settings)),
+        **(_vllm(model, config, settings) if vllm else _native(settings, smoke)),
         "ports": [{"name": "http", "containerPort": names.PORT, "protocol": "TCP"}],
         "resources": pod.resources(spec.serving.resources, REQUESTS, _gpus(spec)),
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "lifecycle": {"preStop": {"sleep": {"seconds": PRE_STOP_SECONDS}}},
-        **(_vllm_probes(spec, model, config) if vllm else _probes(spec, "/readyz", "/healthz")),
+        **(_vllm_probes(spec, model, config, smoke) if vllm else _probes(spec, "/readyz", "/healthz")),
         "volumeMounts": [
             pod.mount("config", pod.CONFIG_PATH, read_only=True),
             pod.mount("artifacts", pod.ARTIFACTS_PATH, read_only=True),
@@ -130,8 +134,7 @@ def _pod(job: FineTuneJob, model: ModelStatus, config: RunConfig, settings: Sett
     )
 
 
-def _native(spec: FineTuneJobSpec, settings: Settings) -> dict[str, Any]:
-    smoke = spec.serving.smoke_test
+def _native(settings: Settings, smoke: SmokeTest) -> dict[str, Any]:
     asked = {} if smoke == SmokeTest() else {"FINETUNE_SMOKE": canonical(smoke.to_wire())}
     return {
         "image": settings.trainer_image,
@@ -158,9 +161,9 @@ def _vllm(model: ModelStatus, config: RunConfig, settings: Settings) -> dict[str
     }
 
 
-def _vllm_probes(spec: FineTuneJobSpec, model: ModelStatus, config: RunConfig) -> dict[str, Any]:
+def _vllm_probes(spec: FineTuneJobSpec, model: ModelStatus, config: RunConfig, smoke: SmokeTest) -> dict[str, Any]:
     """vLLM's own, but for the first: it is ready when it has answered the smoke test."""
-    smoke, route = spec.serving.smoke_test, TASKS[config.task].route
+    route = TASKS[config.task].route
     wanted = {
         "url": f"http://127.0.0.1:{names.PORT}{route}",
         "chat": route.endswith("/chat/completions"),

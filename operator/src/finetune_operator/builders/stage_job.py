@@ -181,10 +181,11 @@ def _amounts(job: FineTuneJob, stage: Stage) -> Resources:
     """What the user gives the stage. Who only fetches needs no GPU machine's CPUs and memory, but a quota of scratch
     space asks each pod for an amount."""
     given = job.spec.compute.resources
-    return _scratch_only(given) if SHAPES[stage].fetches or SHAPES[stage].judges else given
+    return scratch_only(given) if SHAPES[stage].fetches or SHAPES[stage].judges else given
 
 
-def _scratch_only(given: Resources) -> Resources:
+def scratch_only(given: Resources) -> Resources:
+    """What a quota of scratch space asks of each pod, without a GPU machine's CPUs and memory."""
     requests, limits = (
         ResourceList(ephemeral_storage=part.ephemeral_storage) if part and part.ephemeral_storage else None
         for part in (given.requests, given.limits)

@@ -306,6 +306,9 @@ def delete(name: str, namespace: str | None, *, artifacts: bool, yes: bool) -> N
         for path in paths:
             console.print(f"removes {escape(str(path))}", highlight=False, soft_wrap=True)
         kept = store.artifacts / job.metadata.namespace / name
+        for run_folder in sorted((kept / "runs").glob("*-*")) if artifacts else ():
+            amount = words.size(sum(path.lstat().st_size for path in run_folder.rglob("*") if not path.is_dir()))
+            console.print(f"        run {run_folder.name.partition('-')[0]}, {amount}", highlight=False)
         if kept.exists() and not artifacts:
             console.print(f"keeps   {escape(str(kept))} (--artifacts removes it, too)", highlight=False, soft_wrap=True)
         if artifacts and not yes and console.input("Remove them? [y/N] ").strip() != "y":

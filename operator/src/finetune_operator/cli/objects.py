@@ -78,6 +78,9 @@ def show_details(console: Console, job: FineTuneJob, *, driven: bool) -> None:
         console.print(f"Training: {words.training(run)}", highlight=False)
     if run and run.cost:
         console.print(f"Used: {words.cost(run.cost)}", highlight=False)
+    for record in job.status.runs:
+        if record.files:
+            console.print(f"Run {record.number}: {words.files(record.files)}", highlight=False, soft_wrap=True)
     if run and run.evaluation:
         report.show_scores(console, run.evaluation)
     if endpoint:

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from finetune_api.conditions import ConditionType, FailureReason, Stage
 from finetune_api.cost import CostStatus
 from finetune_api.job import FineTuneJob
+from finetune_api.retention import FilesState, RunFiles
 from finetune_api.status import RunStatus
 from finetune_operator.conditions import find
 from finetune_operator.times import parse_time
@@ -68,6 +69,13 @@ def size(amount: float) -> str:
             return f"{amount:.0f} {unit}"
         amount /= 1024
     return f"{amount:.1f} GiB"
+
+
+def files(kept: RunFiles) -> str:
+    """What becomes of a run's files, in a line."""
+    gone = "; no checkpoints" if kept.checkpoints is FilesState.REMOVED else ""
+    text = kept.message if kept.message.startswith(("its files", "removed")) else f"files {kept.message or 'kept'}"
+    return text + (gone if kept.state is FilesState.KEPT else "")
 
 
 def age(since: str | None) -> str:

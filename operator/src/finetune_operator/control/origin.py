@@ -19,6 +19,14 @@ def origin_in_cache(cache: Cache, job: FineTuneJob) -> Origin:
     return origin(job, partial(_cached, cache, job.metadata.namespace))
 
 
+def dependents_in_cache(cache: Cache, job: FineTuneJob) -> tuple[FineTuneJob | None, ...]:
+    """Jobs that go on from a run of this one, where it matters: None for one that cannot be read."""
+    if job.spec.output.retention is None:
+        return ()
+    own = (job.metadata.namespace, job.metadata.name)
+    return tuple(_cached(cache, *name) for name in sorted(cache.dependents(own)) if name != own)
+
+
 def _cached(cache: Cache, namespace: str, name: str) -> FineTuneJob | None:
     body = cache.get(FINE_TUNE_JOB, (namespace, name))
     if body is None or body["metadata"].get("deletionTimestamp"):

@@ -18,7 +18,7 @@ from finetune_operator.control.apply import Applier, GoneError, StaleError
 from finetune_operator.control.cache import Cache, Name
 from finetune_operator.control.metrics import RECONCILE_SECONDS, UNREADABLE
 from finetune_operator.control.observe import observe
-from finetune_operator.control.origin import origin_in_cache
+from finetune_operator.control.origin import dependents_in_cache, origin_in_cache
 from finetune_operator.control.outcomes import count_outcomes
 from finetune_operator.control.passes import Pass, current_pass, following
 from finetune_operator.control.resources import FINE_TUNE_JOB
@@ -177,7 +177,8 @@ class Reconciler:
     def _observe(self, job: FineTuneJob, refused: ApplyFailure | None) -> Observed:
         name = (job.metadata.namespace, job.metadata.name)
         seen = observe(self._cache, job.metadata.uid, self._progress.report(name), refused)
-        return replace(seen, origin=origin_in_cache(self._cache, job))
+        dependents = dependents_in_cache(self._cache, job)
+        return replace(seen, origin=origin_in_cache(self._cache, job), dependents=dependents)
 
     def _last_refused(self, job: FineTuneJob) -> ApplyFailure | None:
         """Of this very job, not of a former one of its name."""

@@ -15,6 +15,7 @@ from types import FrameType
 from finetune_api.conditions import ConditionType, RunResult
 from finetune_api.job import FineTuneJob
 from finetune_api.reports import ProgressFile
+from finetune_api.retention import FilesState
 from finetune_api.run_config import SourcePolicy
 from finetune_api.status import Checkpoint, FineTuneJobStatus, Progress
 from finetune_operator import names
@@ -75,6 +76,10 @@ def stop_on_signals() -> Iterator[Stop]:
 
 def at_rest(status: FineTuneJobStatus) -> Ending | None:
     """Ready, Stalled, suspended or unapproved: nothing more happens by itself."""
+    if any(
+        record.files and FilesState.REMOVING in (record.files.state, record.files.checkpoints) for record in status.runs
+    ):
+        return None
     if is_true(status.conditions, ConditionType.STALLED):
         return Ending.STALLED
     if is_true(status.conditions, ConditionType.READY):
@@ -131,7 +136,8 @@ class Loop:
     def _decide(self, job: FineTuneJob) -> tuple[FineTuneJob, Plan]:
         observed = self.backend.observe(self._progress(job))
         look = partial(self.backend.store.load, job.metadata.namespace)
-        observed = replace(observed, origin=origin(job, look))
+        others = [other for other in self.backend.store.jobs(job.metadata.namespace) if other.key != job.key]
+        observed = replace(observed, origin=origin(job, look), dependents=others)
         plan = decide(job, observed, datetime.now(UTC), SETTINGS)
         status = localised(plan.status, self.backend.port)
         return job.model_copy(update={"status": status}), plan

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from finetune_api.conditions import FailureReason, Stage
+from finetune_api.rollout import SmokeTest
 from finetune_api.run_config import RunConfig
 from finetune_api.status import EndpointStatus, ModelStatus, RunStatus
 from finetune_operator import names
@@ -56,7 +57,7 @@ def serve(view: View, run: RunStatus, wanted: ModelStatus | None) -> Serving:
     config = _config_of(view, run, wanted)
     if isinstance(config, Finding):
         return _observe(view, wanted, None, (), config)
-    deployment = server_deployment(view.job, wanted, config, view.settings)
+    deployment = server_deployment(view.job, wanted, config, view.settings, _smoke(view, wanted))
     return _observe(view, wanted, deployment, _writes(view, run, wanted, deployment), None)
 
 
@@ -106,6 +107,15 @@ def _config_of(view: View, run: RunStatus, wanted: ModelStatus) -> RunConfig | F
         return run_config(view.job, run, view.settings)
     advice = "Restore it, or go back to the commit of that run, from which it is made anew."
     return Finding(FailureReason.CONFIG_MISSING, f"The ConfigMap {name} of run {wanted.run} is gone.", advice)
+
+
+def _smoke(view: View, model: ModelStatus) -> SmokeTest:
+    """What new servers are asked. Those of the run in service what it has answered: another test is for the run that
+    would take over, and must not keep out a server that only replaces a lost one."""
+    endpoint = view.job.status.endpoint
+    if endpoint is not None and endpoint.run == model.run:
+        return endpoint.smoke_test
+    return view.job.spec.serving.smoke_test
 
 
 def _writes(view: View, run: RunStatus, wanted: ModelStatus, deployment: Manifest) -> tuple[Manifest, ...]:
@@ -194,6 +204,7 @@ def _endpoint(view: View, model: ModelStatus, deployment: Manifest) -> EndpointS
         base_model=_base_name(view, model) if answers_for_base(spec, model) else "",
         run=model.run,
         ready_replicas=_count(deployment, "readyReplicas"),
+        smoke_test=_smoke(view, model),
     )
 
 
