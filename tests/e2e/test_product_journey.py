@@ -2,15 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import openai
 import pytest
 
+from tests.cluster.network import GATEWAY
 from tests.e2e.manifests import SHARED_TRAVEL, travel_job
 from tests.e2e.product import Job, Product, Tenant, condition, run_of, status
+from tests.hub_mirror import Mirror, serving
+from tests.tiny_benchmarks import arc_easy
+
+HUB = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "hub"}}
 
 
-def test_travel_job_reaches_an_answer(product: Product, tenant: Tenant) -> None:
-    tenant.apply(travel_job("travel"))
+@pytest.fixture
+def benchmarks(product: Product, tenant: Tenant) -> Iterator[dict[str, Any]]:
+    """Fields of a spec with a benchmark, whose data a mirror of the hub has that only our own node's pods reach."""
+    if not tenant.cluster.is_local:
+        yield {}
+        return
+    with serving(Mirror({"datasets/allenai/ai2_arc": arc_easy()}), GATEWAY) as hub:
+        tenant.apply({**HUB, "stringData": {"HF_ENDPOINT": hub.url}})
+        yield {
+            "baseModel": {"source": "pvc://sources/tiny-base", "secretRef": {"name": "hub"}},
+            "evaluation": travel_job("any")["spec"]["evaluation"] | {"benchmarks": [{"task": "arc_easy", "limit": 4}]},
+        }
+
+
+def test_travel_job_reaches_an_answer(product: Product, tenant: Tenant, benchmarks: dict[str, Any]) -> None:
+    tenant.apply(travel_job("travel", **benchmarks))
     seen: set[int] = set()
 
     def watch(job: Job) -> bool:
@@ -23,6 +45,9 @@ def test_travel_job_reaches_an_answer(product: Product, tenant: Tenant) -> None:
     job = tenant.wait_ready("travel")
     scores = run_of(job)["evaluation"]
     assert scores["tuned"]["loss"] < scores["base"]["loss"]
+    assert [(each["task"], each["questions"]) for each in scores["benchmarks"]] == (
+        [("arc_easy", 4)] if benchmarks else []
+    )
     assert run_of(job)["gate"]["verdict"] == "Passed"
     for kind in ("DatasetValid", "Trained", "Evaluated", "Promoted", "Serving"):
         assert condition(job, kind) == "True", kind
