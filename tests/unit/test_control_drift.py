@@ -57,7 +57,7 @@ def test_only_our_fields_count(wanted: Any, found: Any, same: bool) -> None:
     [
         (("spec", "replicas"), 3, True),
         (("spec", "template", "spec", "containers", 0, "image"), "example.com/other:1", True),
-        (("spec", "template", "metadata", "annotations"), {"kubectl.kubernetes.io/restartedAt": "now"}, False),
+        (("spec", "template", "metadata", "annotations", "kubectl.kubernetes.io/restartedAt"), "now", False),
         (("spec", "paused"), True, False),
         (("metadata", "labels", "theirs"), "x", False),
         (("metadata", "labels", "finetune-operator.io/job"), "x", True),
