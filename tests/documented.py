@@ -66,6 +66,7 @@ ONLY_NAMED = {
     "finetune serve",
     "finetune delete --artifacts",
     "python -m finetune_trainer prepare",
+    "helm rollback finetune-operator --namespace finetune-system",
 }
 STANDS_FOR = {"FILE": "job.yaml", "FOLDER": "examples/travel"}
 
