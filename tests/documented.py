@@ -65,6 +65,7 @@ ONLY_NAMED = {
     "finetune chat",
     "finetune serve",
     "finetune delete --artifacts",
+    "finetune delete NAME --artifacts",
     "python -m finetune_trainer prepare",
     "helm rollback finetune-operator --namespace finetune-system",
 }
