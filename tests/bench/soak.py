@@ -50,7 +50,8 @@ class Fates(Kubelets):
     def __init__(self, session: aiohttp.ClientSession, chance: random.Random) -> None:
         super().__init__(session, NAMESPACE)
         self._chance = chance
-        self.ended_well: Counter[tuple[str, str, str]] = Counter()  # (uid of the owner's Job, name, stage)
+        self.trained: dict[str, list[str]] = {}  # name of a Job that trains -> its pods that ended well
+        self.deleted: set[str] = set()
         self.running: dict[str, str] = {}  # name -> stage
 
     async def _live(self, pod: dict[str, Any]) -> None:
@@ -65,9 +66,9 @@ class Fates(Kubelets):
         message = "" if code else good_summary(stage, run)
         ended = {"exitCode": code, "reason": "Error" if code else "Completed", "message": message, "finishedAt": now()}
         state = {"terminated": {**ended, "startedAt": now()}}
-        if await self.say(pod, "Failed" if code else "Succeeded", state, ready=False) and not code:
-            owner = pod["metadata"]["ownerReferences"][0]
-            self.ended_well[owner["uid"], owner["name"], stage] += 1
+        said = await self.say(pod, "Failed" if code else "Succeeded", state, ready=False)
+        if said and not code and stage == "Train":
+            self.trained.setdefault(pod["metadata"]["ownerReferences"][0]["name"], []).append(name)
 
 
 class Soak:
@@ -156,6 +157,7 @@ class Soak:
     async def _pod_deleted(self) -> None:
         if self.pods.running:
             name = self._chance.choice(sorted(self.pods.running))
+            self.pods.deleted.add(name)
             await self._ask("DELETE", f"/api/v1/namespaces/{NAMESPACE}/pods/{name}")
 
     async def _api_server_frozen(self) -> None:
@@ -204,22 +206,28 @@ class Soak:
             await self._mend()
             await asyncio.sleep(1)
         logs = [path.read_text(errors="replace") for path in self._folder.glob("replica-*.log")]
-        trained: Counter[str] = Counter()
-        for (_, name, stage), count in self.pods.ended_well.items():
-            trained[name] += count if stage == "Train" else 0
         return {
             "at_rest_after_seconds": round(time.monotonic() - deadline + REST),
             "restless": restless,
             "orphans": await self._orphans(),
             "unexpected_errors": sum(log.count("error=unexpected") for log in logs),
-            "trained_twice": sorted(
-                name for name, count in trained.items() if count > 1 and not self._was_suspended(name)
-            ),
-            "trainings": trained.total(),
+            "trained_twice": self._trained_twice(),
+            "trainings": sum(map(len, self.pods.trained.values())),
         }
 
-    def _was_suspended(self, training: str) -> bool:
-        return training.rpartition("-r")[0] in self._suspended
+    def _trained_twice(self) -> dict[str, list[str]]:
+        """Trainings of which a second pod ended well, though the first one's words were there to be read.
+
+        They were not when the job was suspended, or the pod deleted, in the moment in which it ended: the trainer
+        finds its report on the volume then, and says it again.
+        """
+        return {
+            name: pods
+            for name, pods in self.pods.trained.items()
+            if len(pods) > 1
+            and name.rpartition("-r")[0] not in self._suspended
+            and not self.pods.deleted.issuperset(pods[:-1])
+        }
 
     async def _orphans(self) -> list[str]:
         """Children of jobs that are gone, after the garbage collector has had its time."""
