@@ -30,7 +30,7 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Shell:
     """Tuned on chats; then on pairs, by its adapter (auto) and on the merged model."""
     folder = tmp_path_factory.mktemp("laptop")
     make_tiny_chat_model(folder / "models" / "tiny")
-    made = Shell(folder)
+    made = Shell(folder, "http://127.0.0.1:1")  # nothing is fetched
     common: dict[str, Any] = {"evaluation": NO_GATE, "hyperparameters": BRIEF}
     pairs = {**common, "task": "Preference"}
     jobs = {
