@@ -300,6 +300,7 @@ def _fail(view: View, run: RunStatus, stage: JobStage, job: Manifest) -> Step:
         return Step(run, requeue_after=GRACE_SECONDS)
     if _inputs_changed(view, job):
         return replace_job(view, run, job)
+    run = with_time(run, stage.stage, start=view.time)  # it began and failed while nobody looked
     summary = last_summary(pods)
     if summary is not None and stage.salvage is not None:
         run = stage.salvage(view, run, summary)
