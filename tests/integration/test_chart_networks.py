@@ -109,7 +109,9 @@ def test_notes_tell_where_policies_are_and_the_api_server_has_them(release: Rele
         assert "fenced in, in the namespaces team-a, team-b; nowhere else" in notes
         for namespace in ("team-a", "team-b"):
             items = release.plane.kubectl.json("get", "networkpolicies", namespace=namespace)["items"]
-            assert {each["metadata"]["name"] for each in items} == {f"{NAME}-{part}" for part in (*STAGES, "gang", "remove")}
+            assert {each["metadata"]["name"] for each in items} == {
+                f"{NAME}-{part}" for part in (*STAGES, "gang", "remove")
+            }
         open_notes = release.install("networkPolicy.enabled=false")
         assert "pods of jobs: NONE" in open_notes
         assert "networkPolicy.enabled=false" in open_notes
