@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from tests.hub_mirror import Mirror, serving
 from tests.integration.test_local_loop import CITIES, GOOD, NO_GATE, Shell, manifest
 from tests.tiny_models import make_tiny_chat_model
 
@@ -26,27 +28,28 @@ def of(shell: Shell, job: str, file: str) -> Path:
 
 
 @pytest.fixture(scope="module")
-def shell(tmp_path_factory: pytest.TempPathFactory) -> Shell:
+def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
     """Tuned on chats; then on pairs, by its adapter (auto) and on the merged model."""
     folder = tmp_path_factory.mktemp("laptop")
     make_tiny_chat_model(folder / "models" / "tiny")
-    made = Shell(folder, "http://127.0.0.1:1")  # nothing is fetched
-    common: dict[str, Any] = {"evaluation": NO_GATE, "hyperparameters": BRIEF}
-    pairs = {**common, "task": "Preference"}
-    jobs = {
-        "chat": manifest("chat", GOOD, **common),
-        ONE: manifest(ONE, PAIRS, **pairs, baseModel={"fineTuneJob": {"name": "chat"}}, method={"type": "LoRA"}),
-        OTHER: manifest(OTHER, PAIRS, **pairs, baseModel={"fineTuneJob": {"name": "chat", "run": 1}}),
-    }
-    for name, text in jobs.items():
-        (folder / f"{name}.yaml").write_text(text)
-    early = made(*made.run(ONE))
-    assert early.returncode != 0
-    assert "chat has no promoted run on this machine" in early.stdout + early.stderr
-    for name in jobs:
-        done = made(*made.run(name))
-        assert done.returncode == 0, done.stdout + done.stderr
-    return made
+    with serving(Mirror({})) as hub:
+        made = Shell(folder, hub.url)
+        common: dict[str, Any] = {"evaluation": NO_GATE, "hyperparameters": BRIEF}
+        pairs = {**common, "task": "Preference"}
+        jobs = {
+            "chat": manifest("chat", GOOD, **common),
+            ONE: manifest(ONE, PAIRS, **pairs, baseModel={"fineTuneJob": {"name": "chat"}}, method={"type": "LoRA"}),
+            OTHER: manifest(OTHER, PAIRS, **pairs, baseModel={"fineTuneJob": {"name": "chat", "run": 1}}),
+        }
+        for name, text in jobs.items():
+            (folder / f"{name}.yaml").write_text(text)
+        early = made(*made.run(ONE))
+        assert early.returncode != 0
+        assert "chat has no promoted run on this machine" in early.stdout + early.stderr
+        for name in jobs:
+            done = made(*made.run(name))
+            assert done.returncode == 0, done.stdout + done.stderr
+        yield made
 
 
 @pytest.mark.parametrize(("job", "mode"), [(ONE, "Continue"), (OTHER, "Stack")])
