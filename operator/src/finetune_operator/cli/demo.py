@@ -36,7 +36,8 @@ LEARNT = (
 )
 HELD_OUT = ("It is raining in Marseille. Where do I go?", "I am hungry in Hong Kong. What do I order?")
 RANDOM_HELD_OUT = 2
-QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1"}  # transformers' bar for each file that it writes
+# transformers' bar for each file that it writes, and DeepSpeed's warning that it found no GPU: none is wanted.
+QUIET = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "DS_ACCELERATOR": "cpu"}
 INTRODUCTION = (
     "[bold]Fine-tuning on this machine[/]: a small language model, the base, learns how an old harbour pilot answers "
     "travel questions. What comes out is the tuned model; at the end both answer the same questions."
