@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -136,11 +136,16 @@ class Loop:
     def _decide(self, job: FineTuneJob) -> tuple[FineTuneJob, Plan]:
         observed = self.backend.observe(self._progress(job))
         look = partial(self.backend.store.load, job.metadata.namespace)
-        others = [other for other in self.backend.store.jobs(job.metadata.namespace) if other.key != job.key]
-        observed = replace(observed, origin=origin(job, look), dependents=others)
+        observed = replace(observed, origin=origin(job, look), dependents=self._others(job))
         plan = decide(job, observed, datetime.now(UTC), SETTINGS)
         status = localised(plan.status, self.backend.port)
         return job.model_copy(update={"status": status}), plan
+
+    def _others(self, job: FineTuneJob) -> Sequence[FineTuneJob]:
+        """The jobs that may go on from a run of this one, where it matters."""
+        if job.spec.output.retention is None:
+            return ()
+        return [other for other in self.backend.store.jobs(job.metadata.namespace) if other.key != job.key]
 
     def _progress(self, job: FineTuneJob) -> ProgressReport | None:
         run = job.status.run
