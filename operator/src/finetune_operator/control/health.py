@@ -54,10 +54,7 @@ class Health:
         """Brings the gauges up to date. Series of jobs that are gone or done go away."""
         metrics.QUEUE_DEPTH.set(self._queue.depth)
         metrics.QUEUE_OLDEST_SECONDS.set(self._queue.oldest_seconds())
-        for gauge in (
-            *(metrics.JOBS, metrics.WAITING, metrics.STALLED),
-            *(metrics.PERCENT, metrics.LOSS, metrics.GPUS_HELD),
-        ):
+        for gauge in metrics.OF_JOBS:
             gauge.clear()
         counts: Counter[tuple[str, str]] = Counter()
         for body in self._cache.objects(FINE_TUNE_JOB):

@@ -57,6 +57,7 @@ GPUS_HELD = Gauge("finetune_gpus_held", "GPUs that runs hold now.", ["namespace"
 TRAINING = ["namespace", "name", "run"]
 PERCENT = Gauge("finetune_training_percent", "Progress of running trainings.", TRAINING, registry=REGISTRY)
 LOSS = Gauge("finetune_training_loss", "Last training loss of running trainings.", TRAINING, registry=REGISTRY)
+OF_JOBS = (JOBS, WAITING, STALLED, PERCENT, LOSS, GPUS_HELD)  # made anew from what the jobs are now
 EVENTS_SEEN = Counter("finetune_watch_events_total", "Watch events, by resource.", ["resource"], registry=REGISTRY)
 WATCH_MISSED = Counter(
     "finetune_watch_missed_total",
