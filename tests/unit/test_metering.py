@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from decimal import Decimal
 
 import pytest
@@ -9,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune_api.cost import MOST_KINDS, CostStatus, GpuUse
-from finetune_operator.metering import STALE_SECONDS, Hold, estimated, hours, metered, moment, stamp
+from finetune_operator.metering import STALE_SECONDS, Hold, estimated, hours, metered, moment
 from finetune_operator.prices import Price, Prices
+from finetune_operator.times import stamp
 
 START = 1_767_225_600
 PRICE = Price("nvidia.com/gpu", Decimal("2.50"))
@@ -131,7 +133,7 @@ def test_hours_without_a_price_are_said_beside_an_amount() -> None:
 def test_rows_are_bounded_and_lose_no_time() -> None:
     cost = CostStatus(
         usage=[GpuUse(gpu="g", price=str(n), currency="EUR", gpu_seconds=1) for n in range(MOST_KINDS)],
-        time=stamp(START),
+        time=stamp(datetime.fromtimestamp(START, UTC)),
     )
     after = metered(cost, [hold(0, None)], START + 10, "EUR")
     assert after is not None
@@ -144,7 +146,7 @@ def test_figures_for_people() -> None:
     assert (estimate.gpu_hours, estimate.amount, estimate.currency) == ("12.00", "30.00", "EUR")
     assert estimated(60, 1, Price("x"), "EUR").amount is None
     assert hours(18) == "0.01"
-    assert moment(stamp(START)) == START
+    assert moment(stamp(datetime.fromtimestamp(START, UTC))) == START
 
 
 def test_the_price_of_a_pod_is_that_of_the_nodes_it_selects() -> None:

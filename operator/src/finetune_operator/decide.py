@@ -162,7 +162,7 @@ def _leftovers(view: View, run: RunStatus, status: FineTuneJobStatus) -> tuple[O
     namespace = view.job.metadata.namespace
     result = []
     for job in view.observed.jobs.values():
-        number = names.number(names.label(job, names.LABEL_RUN))
+        number = names.run_of(job)
         if number is None or is_deleting(job):
             continue
         if number == run.number:
@@ -176,7 +176,7 @@ def _leftovers(view: View, run: RunStatus, status: FineTuneJobStatus) -> tuple[O
         if unwanted and not is_deleting(service):
             result.append(reference({"apiVersion": "v1", "kind": "Service", **service}, namespace))
     for config_map in view.observed.config_maps.values():
-        number = names.number(names.label(config_map, names.LABEL_RUN))
+        number = names.run_of(config_map)
         if number is not None and number not in known and not is_deleting(config_map):
             result.append(reference({"apiVersion": "v1", "kind": "ConfigMap", **config_map}, namespace))
     return tuple(result)

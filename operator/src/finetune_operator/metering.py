@@ -14,6 +14,7 @@ from decimal import ROUND_HALF_UP, Decimal
 
 from finetune_api.cost import MOST_KINDS, CostStatus, CostSum, GpuUse
 from finetune_operator.prices import Price
+from finetune_operator.times import stamp
 
 CENT = Decimal("0.01")
 # A meter that is wrong by more is read in any case, although that costs a write.
@@ -67,7 +68,10 @@ def metered(cost: CostStatus | None, holds: Sequence[Hold], now: int, currency: 
     usage = [GpuUse(gpu=g, price=p, currency=c, gpu_seconds=s) for (g, p, c), s in used.items()]
     if (usage, held) == (before.usage, before.gpus):
         return cost  # nothing was held meanwhile
-    return summed(before.model_copy(update={"usage": usage, "gpus": held, "time": stamp(until)}), currency)
+    return summed(
+        before.model_copy(update={"usage": usage, "gpus": held, "time": stamp(datetime.fromtimestamp(until, UTC))}),
+        currency,
+    )
 
 
 def summed(cost: CostStatus, currency: str | None) -> CostStatus:
@@ -106,11 +110,6 @@ def money(amount: Decimal) -> str:
 def moment(time: str | None) -> int:
     """Unix seconds of a time as Kubernetes writes it; 0 without one."""
     return int(datetime.fromisoformat(time).timestamp()) if time else 0
-
-
-def stamp(seconds: int) -> str:
-    """Unix seconds as Kubernetes writes a time."""
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _vanished(before: CostStatus, holds: Sequence[Hold], now: int) -> list[tuple[Price, int]]:

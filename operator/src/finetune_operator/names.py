@@ -43,9 +43,9 @@ ANNOTATION_CLAIM = f"{GROUP}/claim"
 # Kueue's own, on the Jobs that wait in a queue.
 LABEL_QUEUE = "kueue.x-k8s.io/queue-name"
 LABEL_QUEUE_PRIORITY = "kueue.x-k8s.io/priority-class"
-# Seconds between SIGTERM and SIGKILL of a Job's pods: the rest of its spec is not kept in memory.
 # Which release made a child: namespace and name of its Lease.
 ANNOTATION_OPERATOR = f"{GROUP}/operator"
+# Seconds between SIGTERM and SIGKILL of a Job's pods: the rest of its spec is not kept in memory.
 ANNOTATION_GRACE = f"{GROUP}/grace-seconds"
 
 CONTAINER = "main"
@@ -127,6 +127,11 @@ def serve_selector(job: str) -> dict[str, str]:
 def number(value: str | None) -> int | None:
     """The number in a label, or None where there is none."""
     return int(value) if value and value.isascii() and value.isdigit() else None
+
+
+def run_of(manifest: Mapping[str, object]) -> int | None:
+    """The number of the run that a child, or a pod of one, belongs to."""
+    return number(label(manifest, LABEL_RUN))
 
 
 def label(manifest: Mapping[str, object], key: str) -> str | None:

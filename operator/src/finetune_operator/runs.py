@@ -14,7 +14,8 @@ from finetune_operator.plan import Manifest, Observed
 
 STATUS_RECORDS = 20  # status.runs' own bound
 RECORD_MESSAGE = 512
-FINISHED = (RunResult.PROMOTED, RunResult.ROLLED_BACK, RunResult.GATE_FAILED, RunResult.AWAITING_APPROVAL)
+ALLOWED = (RunResult.PROMOTED, RunResult.ROLLED_BACK)  # passed their gate, and might answer
+FINISHED = (*ALLOWED, RunResult.GATE_FAILED, RunResult.AWAITING_APPROVAL)
 JOB_STAGES = tuple(stage for stage in Stage if stage is not Stage.SERVE)
 BESIDE = (Stage.PACKAGE, Stage.SERVE)  # what goes on after a run is judged
 
@@ -230,7 +231,7 @@ def _begun_with(observed: Observed, wanted: str, above: int) -> tuple[int, Occas
     children: list[Mapping[str, Manifest]] = [observed.config_maps, observed.jobs]
     for manifests in children:
         for manifest in manifests.values():
-            number = names.number(names.label(manifest, names.LABEL_RUN))
+            number = names.run_of(manifest)
             occasion = _made_for(manifest)
             identity = occasion_hash(wanted, occasion.trigger, occasion.text) if occasion else wanted
             same = names.annotation(manifest, names.ANNOTATION_RUN_HASH) == identity
@@ -257,7 +258,7 @@ def _highest(job: FineTuneJob, observed: Observed) -> int:
     seen = [_highest_known(job)]
     for manifests in (observed.config_maps, observed.jobs, observed.deployments):
         for manifest in manifests.values():
-            seen.append(names.number(names.label(manifest, names.LABEL_RUN)) or 0)
+            seen.append(names.run_of(manifest) or 0)
     return max(seen)
 
 

@@ -15,6 +15,7 @@ from finetune_api.status import Checkpoint, Progress
 from finetune_operator.control.cache import Name
 from finetune_operator.control.workqueue import WorkQueue
 from finetune_operator.plan import ProgressReport
+from finetune_operator.times import stamp
 
 MAX_METRICS = 256  # KEP-2779's own bound
 LARGEST_COUNT = 2**53  # what JSON numbers hold exactly
@@ -168,7 +169,7 @@ class ProgressReports:
             self._queue.add_after(name, wait)
 
     def _time(self) -> str:
-        return self._clock().strftime("%Y-%m-%dT%H:%M:%SZ")
+        return stamp(self._clock())
 
 
 def remaining_seconds(step: int, total: int, first: tuple[int, float], now: float) -> int | None:

@@ -25,6 +25,7 @@ from finetune_operator.control.resources import FINE_TUNE_JOB
 from finetune_operator.control.workqueue import WorkQueue
 from finetune_operator.plan import ApplyFailure, Event, Manifest, Observed, Plan, ProgressReport
 from finetune_operator.settings import Settings
+from finetune_operator.times import stamp
 
 logger = logging.getLogger(__name__)
 
@@ -274,7 +275,7 @@ def invalid_status(body: Manifest, error: ValidationError, now: datetime) -> dic
             "status": value,
             "reason": str(FailureReason.SPEC_INVALID),
             "message": message,
-            "lastTransitionTime": since or now.strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "lastTransitionTime": since or stamp(now),
             "observedGeneration": generation,
         }
     return {**stored, "observedGeneration": generation, "conditions": list(kept.values())}

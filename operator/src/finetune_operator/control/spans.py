@@ -14,10 +14,10 @@ from datetime import datetime, timedelta
 
 from finetune_api.conditions import RunResult, Stage
 from finetune_api.job import FineTuneJob
-from finetune_api.status import FineTuneJobStatus, RunRecord, RunStatus
+from finetune_api.status import FineTuneJobStatus, RunStatus
 from finetune_operator.conditions import shorten
 from finetune_operator.control.passes import Pass
-from finetune_operator.runs import ended_with_failure, is_done, stage_time
+from finetune_operator.runs import ended_with_failure, is_done, record_of, stage_time
 from finetune_operator.times import parse_time
 
 ERROR_LENGTH = 1024
@@ -120,8 +120,8 @@ def _whole(
     job: FineTuneJob, before: FineTuneJobStatus, after: FineTuneJobStatus, run: RunStatus, now: datetime
 ) -> Iterator[Span]:
     """The run itself, when its result is recorded for the first time."""
-    record = _record(after, run.number)
-    if record is None or _record(before, run.number) or not run.start_time:
+    record = record_of(after.runs, run.number)
+    if record is None or record_of(before.runs, run.number) or not run.start_time:
         return
     trace, span = run_ids(job.metadata.uid, run.number)
     losses = {"finetune.loss": record.loss, "finetune.base_loss": record.base_loss}
@@ -150,15 +150,11 @@ def _into_service(
 ) -> Iterator[Span]:
     """From promotion until its servers had taken over."""
     run, model = after.run, after.model
-    record = _record(after, run.number) if run else None
+    record = record_of(after.runs, run.number) if run else None
     if run is None or record is None or not run.start_time or model is None or after.endpoint is None:
         return
     if model.run == run.number and not (before.model and before.model.run == run.number):
         yield _stage(job, run, Stage.SERVE, record.completion_time or run.start_time, now)
-
-
-def _record(status: FineTuneJobStatus, run: int) -> RunRecord | None:
-    return next((record for record in status.runs if record.number == run), None)
 
 
 def _of_run(job: FineTuneJob, run: RunStatus) -> dict[str, Value]:

@@ -20,7 +20,7 @@ from finetune_operator.local import kubelet, pods, processes
 from finetune_operator.local.children import Children
 from finetune_operator.local.store import Store, timestamp
 from finetune_operator.plan import Manifest, ObjectRef, Observed, Plan, ProgressReport
-from finetune_operator.times import parse_time
+from finetune_operator.times import parse_time, stamp
 
 TERMINATION_LOG = "termination-log"
 LOG_TAIL = 2048  # bytes of the log that stand in for a summary (FallbackToLogsOnError)
@@ -190,7 +190,7 @@ class Backend:
         """When a process that is gone wrote last. It may be days ago, and did not hold its GPU since."""
         files = [path for path in (self.log_path(pod), self._folder(pod) / TERMINATION_LOG) if path.exists()]
         written = max((path.stat().st_mtime for path in files), default=None)
-        return None if written is None else datetime.fromtimestamp(written, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        return None if written is None else stamp(datetime.fromtimestamp(written, UTC))
 
     def _judged(self, job: Manifest) -> Manifest:
         mine = self.children.pods_of(job)

@@ -26,6 +26,7 @@ from finetune_api.job import FineTuneJob
 from finetune_operator import names
 from finetune_operator.local.errors import BadInput, Busy
 from finetune_operator.local.suggestions import meant
+from finetune_operator.times import stamp
 
 FOLDER = ".finetune"
 LONGEST_STEM = 200
@@ -43,7 +44,7 @@ def find_home(environment: Mapping[str, str], start: Path) -> Path:
 
 def timestamp() -> str:
     """Now as Kubernetes writes it."""
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return stamp(datetime.now(UTC))
 
 
 @dataclass(frozen=True, slots=True)

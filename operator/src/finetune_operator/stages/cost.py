@@ -99,7 +99,7 @@ def _holds(view: View, pods: Iterable[Manifest], number: int) -> list[Hold]:
 
 def _is_of(pod: Manifest, number: int) -> bool:
     stage = names.label(pod, names.LABEL_STAGE)
-    return names.number(names.label(pod, names.LABEL_RUN)) == number and stage != Stage.SERVE.value
+    return names.run_of(pod) == number and stage != Stage.SERVE.value
 
 
 def _hold(view: View, pod: Manifest) -> Hold | None:

@@ -37,7 +37,7 @@ from finetune_operator.stages.cost import with_estimate
 from finetune_operator.stages.measurement import measures_otherwise
 from finetune_operator.stages.settling import settled_after
 from finetune_operator.stages.suspension import Pause
-from finetune_operator.stages.view import Step, View, is_deleting, reference
+from finetune_operator.stages.view import Step, View, is_deleting, owner_uids, reference
 from finetune_operator.times import parse_time
 
 # Jobs and pods come over different watches: the Job's end may be seen before its pod's. So long the pod is waited for.
@@ -153,7 +153,7 @@ def pods_of(view: View, job: Manifest) -> list[Manifest]:
     run, stage = names.label(job, names.LABEL_RUN), names.label(job, names.LABEL_STAGE)
     result = []
     for pod in view.observed.pods:
-        owners = [owner.get("uid") for owner in pod["metadata"].get("ownerReferences") or () if owner.get("uid")]
+        owners = owner_uids(pod)
         if owners and uid and uid not in owners:
             continue
         if (names.label(pod, names.LABEL_RUN), names.label(pod, names.LABEL_STAGE)) == (run, stage):
@@ -237,7 +237,7 @@ def _former_pod(view: View, run: RunStatus) -> Finding | None:
     left = [
         pod["metadata"]["name"]
         for pod in view.observed.former_pods
-        if names.number(names.label(pod, names.LABEL_RUN)) == run.number and not is_over(pod)
+        if names.run_of(pod) == run.number and not is_over(pod)
     ]
     if not left:
         return None

@@ -60,7 +60,7 @@ def put_back(view: View, promotion: Promotion, finding: Finding) -> Promotion | 
 def _newest(view: View, run: RunStatus, records: tuple[RunRecord, ...]) -> ModelStatus | None:
     if run.model is not None and runs.is_promoted(records, run.number):
         return run.model  # also when it is an old one: the user went back to its commit
-    allowed = [record for record in records if record.result in (RunResult.PROMOTED, RunResult.ROLLED_BACK)]
+    allowed = [record for record in records if record.result in runs.ALLOWED]
     if allowed and allowed[-1].rollback is not None and view.job.status.model is not None:
         return view.job.status.model  # not an older run that was promoted and never got into service
     return runs.newest_promoted(records) or view.job.status.model
@@ -86,7 +86,7 @@ def _recorded(view: View, run: RunStatus, records: tuple[RunRecord, ...]) -> tup
     reasons = "; ".join(run.gate.reasons)
     if run.gate.verdict is GateVerdict.PASSED:
         old = runs.record_of(records, run.number)
-        allowed = old is not None and old.result in (RunResult.PROMOTED, RunResult.ROLLED_BACK)
+        allowed = old is not None and old.result in runs.ALLOWED
         result = old.result if old is not None and allowed else RunResult.AWAITING_APPROVAL
         return runs.remember(records, run, result, reasons, view.time)
     if runs.is_promoted(records, run.number):

@@ -18,13 +18,12 @@ from finetune_operator import names, runs
 from finetune_operator.builders.removal_job import order_of, removal_job
 from finetune_operator.diagnose import is_over, job_condition, job_failure, pod_trouble
 from finetune_operator.plan import Manifest, ObjectRef
-from finetune_operator.stages.view import View, is_deleting, reference
-from finetune_operator.times import parse_time
+from finetune_operator.stages.view import View, is_deleting, owner_uids, reference
+from finetune_operator.times import parse_time, stamp
 
 RETRY_SECONDS = 3600.0
 WRITTEN_SECONDS = 1.0
 GOING = frozenset({FilesState.REMOVING, FilesState.REMOVAL_FAILED})
-MADE = frozenset({RunResult.PROMOTED, RunResult.ROLLED_BACK, RunResult.GATE_FAILED, RunResult.AWAITING_APPROVAL})
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +40,9 @@ def retain(view: View, run: RunStatus, records: tuple[RunRecord, ...], served: S
     """One look. `served`: runs that are or shall be in service."""
     job = view.observed.jobs.get(names.removal_name(view.job.metadata.name))
     rule = view.job.spec.output.retention
-    needed = _needed(view, run, records, served)
+    needed = _needed(view, run, records, served) if rule else {}
     # A run whose files are kept for somebody is not forgotten, for nothing would ever remove them then.
-    history = [view.job.spec.serving.run, *served, *(needed if rule else ())]
+    history = [view.job.spec.serving.run, *served, *needed]
     staying = {record.number for record in _trimmed(view, records, history)}
     judged = tuple(_judged(view, rule, records, record, needed, staying) for record in records)
     judged = _trimmed(view, judged, history)
@@ -110,11 +109,14 @@ def _wanted_by(job: FineTuneJob, other: FineTuneJob, newest: ModelStatus | None)
 
 
 def _with_pods(view: View) -> Iterator[int]:
-    living = [pod for pod in (*view.observed.pods, *view.observed.former_pods) if not is_over(pod)]
-    for manifest in (*living, *view.observed.deployments.values()):
-        number = names.number(names.label(manifest, names.LABEL_RUN))
+    for manifest in (*_living(view), *view.observed.deployments.values()):
+        number = names.run_of(manifest)
         if number is not None:
             yield number
+
+
+def _living(view: View) -> list[Manifest]:
+    return [pod for pod in (*view.observed.pods, *view.observed.former_pods) if not is_over(pod)]
 
 
 def _judged(
@@ -144,7 +146,7 @@ def _judged(
     if why is not None:
         going = RunFiles(state=FilesState.REMOVING, message=f"removed, because {why}")
         return record.model_copy(update={"files": going, "model": None, "claim_name": _claim(record)})
-    until = end.strftime("%Y-%m-%dT%H:%M:%SZ") if end else None
+    until = stamp(end) if end else None
     most = min(rule.keep_runs or view.settings.run_history_limit, view.settings.run_history_limit)
     text = f"until {max(1, most - later)} more runs have ended" + (f", or {until}" if until else "")
     return _told(record, kept.model_copy(update={"until": until}), text)
@@ -171,18 +173,14 @@ def _due(
 def _checkpoints(view: View, rule: RetentionSpec, record: RunRecord) -> FilesState | None:
     """Of a run that made its model they are of no use, and nothing goes on with those of a run that is not in hand."""
     current = view.job.status.run is not None and view.job.status.run.number == record.number
-    useless = record.result in MADE or not current
-    pods = record.number in set(_training(view))
-    if rule.checkpoints is CheckpointRetention.REMOVE and useless and not pods and _claim(record) is not None:
+    useless = record.result in runs.FINISHED or not current
+    trains = any(
+        names.run_of(pod) == record.number and names.label(pod, names.LABEL_STAGE) == Stage.TRAIN.value
+        for pod in _living(view)
+    )
+    if rule.checkpoints is CheckpointRetention.REMOVE and useless and not trains and _claim(record) is not None:
         return FilesState.REMOVING
     return None
-
-
-def _training(view: View) -> Iterator[int]:
-    for pod in (*view.observed.pods, *view.observed.former_pods):
-        number = names.number(names.label(pod, names.LABEL_RUN))
-        if number is not None and names.label(pod, names.LABEL_STAGE) == Stage.TRAIN.value and not is_over(pod):
-            yield number
 
 
 def _claim(record: RunRecord) -> str | None:
@@ -221,7 +219,7 @@ def _heard(view: View, judged: tuple[RunRecord, ...], job: Manifest) -> Retained
     if job_condition(job, "Complete") or job_condition(job, "SuccessCriteriaMet"):
         return Retained(tuple(_removed(record, told) for record in judged), delete=gone)
     uid = job["metadata"].get("uid")
-    pods = [pod for pod in view.observed.pods if uid in _owners(pod)]
+    pods = [pod for pod in view.observed.pods if uid in owner_uids(pod)]
     failed = job_condition(job, "Failed")
     if failed:
         left = RETRY_SECONDS - (view.now - parse_time(failed.get("lastTransitionTime"), view.now)).total_seconds()
@@ -231,10 +229,6 @@ def _heard(view: View, judged: tuple[RunRecord, ...], job: Manifest) -> Retained
     trouble = pod_trouble(pods, view.now)
     text = f"being removed; it waits: {trouble.message}" if trouble else "being removed"
     return Retained(tuple(_worded(record, told, text) for record in judged))
-
-
-def _owners(pod: Manifest) -> list[str]:
-    return [owner["uid"] for owner in pod["metadata"].get("ownerReferences") or () if owner.get("uid")]
 
 
 def _removed(record: RunRecord, told: set[tuple[int, bool]]) -> RunRecord:

@@ -106,7 +106,7 @@ def _judged(view: View, record: RunRecord) -> RunRecord:
         return record.model_copy(update={"rollback": None, **promoted})
     pinned = rollback.pinned and view.job.spec.serving.run == record.number
     update: dict[str, object] = {"rollback": rollback.model_copy(update={"pinned": pinned})}
-    if record.result in (RunResult.PROMOTED, RunResult.ROLLED_BACK):
+    if record.result in runs.ALLOWED:
         message = shorten(f"{rollback.reason}: {rollback.message}", runs.RECORD_MESSAGE)
         update |= {"result": RunResult.ROLLED_BACK, "message": message}
     return record.model_copy(update=update)

@@ -190,7 +190,7 @@ def _pods(view: View, wanted: ModelStatus, manifest: Manifest | None) -> list[Ma
         pod
         for pod in view.observed.pods
         if names.label(pod, names.LABEL_STAGE) == Stage.SERVE.value
-        and names.number(names.label(pod, names.LABEL_RUN)) == wanted.run
+        and names.run_of(pod) == wanted.run
         and names.annotation(pod, key) in (None, names.annotation(template, key))
         and not is_deleting(pod)
     ]

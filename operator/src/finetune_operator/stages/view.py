@@ -74,6 +74,11 @@ def is_owned(job: FineTuneJob, manifest: Manifest) -> bool:
     return True
 
 
+def owner_uids(manifest: Manifest) -> list[str]:
+    """The uids of the object's owners, as far as they are known."""
+    return [owner["uid"] for owner in manifest["metadata"].get("ownerReferences") or () if owner.get("uid")]
+
+
 def is_deleting(manifest: Manifest) -> bool:
     """Whether the object is on its way out; its end comes as an event."""
     return bool(manifest["metadata"].get("deletionTimestamp"))
