@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -23,19 +22,11 @@ from tests.operator_process import (
     status_of,
 )
 from tests.simulator import good_summary
+from tests.single_life import look
 
 from finetune_api.conditions import FailureReason, Stage
 from finetune_api.reports import StageFailure, Summary
 from finetune_api.status import Checkpoint, Estimate
-from finetune_operator.control.api_client import Api, load_configuration
-from finetune_operator.control.apply import Applier
-from finetune_operator.control.cache import Cache, Name
-from finetune_operator.control.progress import ProgressReports
-from finetune_operator.control.reconcile import Reconciler
-from finetune_operator.control.resources import WATCHED
-from finetune_operator.control.resync import Resync
-from finetune_operator.control.workqueue import WorkQueue
-from finetune_operator.decide import decide
 from finetune_operator.prices import Prices
 from finetune_operator.settings import Settings
 
@@ -49,49 +40,16 @@ def plane(control_plane_with_controllers: ControlPlane) -> ControlPlane:
     return prepared(control_plane_with_controllers)
 
 
-def look(plane: ControlPlane, namespace: str, later: timedelta = timedelta(), settings: Settings = PRICED) -> int:
-    """An operator starts, reads everything, passes over the job until it has nothing to write, and is gone. Its clock
-    is ahead of the cluster's by `later`. Returns its writes."""
-
-    async def live() -> int:
-        writes = 0
-
-        class Counting(Api):
-            async def request(self, method: str, path: str, label: str, **rest: Any) -> dict[str, Any]:
-                nonlocal writes
-                writes += method != "GET"
-                return await super().request(method, path, label, **rest)
-
-        api = Counting(await load_configuration(str(plane.kubeconfig_of("operator"))), concurrency=4, timeout=20)
-        cache, queue = Cache(), WorkQueue[Name]()
-        reconcile = Reconciler(
-            cache=cache,
-            queue=queue,
-            applier=Applier(api, cache, "test"),
-            decide=decide,
-            settings=settings,
-            progress=ProgressReports(queue, 10),
-            clock=lambda: datetime.now(UTC) + later,
-        )
-        try:
-            await Resync(api, cache, queue.add, watched=WATCHED, namespaces=[namespace], seconds=300).once(first=True)
-            before = -1
-            while writes > before:
-                before = writes
-                await reconcile((namespace, "travel"))
-            return writes
-        finally:
-            queue.close()
-            await api.close()
-
-    return asyncio.run(live())
+def look_later(plane: ControlPlane, namespace: str, later: timedelta = timedelta(), settings: Settings = PRICED) -> int:
+    """An operator that has just started passes over the job. Its clock is ahead of the cluster's by `later`."""
+    return look(plane, namespace, settings=settings, clock=lambda: datetime.now(UTC) + later)
 
 
 def until(plane: ControlPlane, namespace: str, wanted: Callable[[], bool], later: timedelta = timedelta()) -> None:
     """Looks again and again: what the controllers do takes its time."""
 
     def seen() -> bool:
-        look(plane, namespace, later)
+        look_later(plane, namespace, later)
         return wanted()
 
     plane.kubectl.wait_until(seen, PATIENCE, "what the operator decides", namespace)
@@ -99,7 +57,7 @@ def until(plane: ControlPlane, namespace: str, wanted: Callable[[], bool], later
 
 def prepare_ends(plane: ControlPlane, namespace: str, seconds: int) -> None:
     """Prepare estimates so many seconds of training."""
-    look(plane, namespace)
+    look_later(plane, namespace)
     summary = Summary.model_validate_json(good_summary("Prepare", 1))
     summary = summary.model_copy(update={"estimate": Estimate(train_seconds=seconds)})
     Kubelet(plane, namespace).end(f"{GROUP}/job=travel,{GROUP}/stage=Prepare", summary.to_message())
@@ -130,15 +88,15 @@ def test_a_run_passes_its_budget_is_held_and_goes_on_when_it_is_raised(plane: Co
     kubelet = Kubelet(plane, namespace)
     plane.kubectl.apply(job_manifest("travel", namespace, compute={"gpus": 2}, budget={"maxGpuHours": 4}))
     prepare_ends(plane, namespace, 3600)
-    look(plane, namespace)
+    look_later(plane, namespace)
     kubelet.run(TRAIN)
-    look(plane, namespace)
+    look_later(plane, namespace)
     assert cost_of(plane, namespace)["gpus"] == 2
     assert cost_of(plane, namespace)["estimate"] == {"gpuHours": "2.00", "amount": "5.00", "currency": "EUR"}
-    assert look(plane, namespace) == 0, "a meter that goes on is no reason to write"
+    assert look_later(plane, namespace) == 0, "a meter that goes on is no reason to write"
 
     # Nobody looks for an hour and a half: the time is in the pod.
-    look(plane, namespace, 1.5 * HOUR)
+    look_later(plane, namespace, 1.5 * HOUR)
     assert 3 * 3600 <= seconds_of(plane, namespace) < 3 * 3600 + 300
     words = Summary(
         stage=Stage.TRAIN,
@@ -147,7 +105,7 @@ def test_a_run_passes_its_budget_is_held_and_goes_on_when_it_is_raised(plane: Co
         failure=StageFailure(reason=FailureReason.INTERRUPTED, message="asked to stop"),
         checkpoint=Checkpoint(step=30),
     )
-    look(plane, namespace, 2 * HOUR)
+    look_later(plane, namespace, 2 * HOUR)
     held = ("True", "BudgetExceeded")
     until(plane, namespace, is_(plane, namespace, "Stalled", held), 2 * HOUR)
     assert "Job/travel-r1-train" not in [f"{kind}/{name}" for kind, name, _ in children(plane, namespace)]
@@ -156,17 +114,17 @@ def test_a_run_passes_its_budget_is_held_and_goes_on_when_it_is_raised(plane: Co
     assert "Raise budget.maxGpuHours" in status["run"]["failure"]["advice"]
     used = seconds_of(plane, namespace)
     assert 4 * 3600 <= used < 4 * 3600 + 600
-    assert look(plane, namespace, 50 * HOUR) == 0, "nothing is held, nothing is counted, nothing is written"
+    assert look_later(plane, namespace, 50 * HOUR) == 0, "nothing is held, nothing is counted, nothing is written"
     assert "runs" not in status or status["runs"] == []
 
     set_budget(plane, namespace, {"maxGpuHours": 6, "maxCost": "15"})
-    look(plane, namespace, 2 * HOUR)
+    look_later(plane, namespace, 2 * HOUR)
     kubelet.run(TRAIN)
-    look(plane, namespace, 2 * HOUR)
+    look_later(plane, namespace, 2 * HOUR)
     assert cost_of(plane, namespace)["gpus"] == 2
     kubelet.end(TRAIN, words.to_message(), 75)  # a preemption on the way
     kubelet.run(TRAIN)
-    look(plane, namespace, 2.5 * HOUR)
+    look_later(plane, namespace, 2.5 * HOUR)
     assert status_of(plane, namespace, "travel")["run"]["attempt"] >= 2
     kubelet.end(TRAIN, good_summary("Train", 1))
     until(plane, namespace, lambda: plane.kubectl.get("job", "travel-r1-evaluate", namespace) is not None, 2.5 * HOUR)
@@ -185,7 +143,7 @@ def test_a_run_passes_its_budget_is_held_and_goes_on_when_it_is_raised(plane: Co
 def test_an_estimate_above_the_budget_makes_no_training_and_no_price_makes_nothing(plane: ControlPlane) -> None:
     namespace = make_namespace(plane, "estimates")
     plane.kubectl.apply(job_manifest("travel", namespace, compute={"gpus": 1}, budget={"maxCost": 2}))
-    look(plane, namespace, settings=Settings())
+    look_later(plane, namespace, settings=Settings())
     assert is_(plane, namespace, "Stalled", ("True", "PriceMissing"))()
     assert children(plane, namespace) == []
     prepare_ends(plane, namespace, 7200)

@@ -27,18 +27,11 @@ from tests.operator_process import (
     wait_idle,
 )
 from tests.simulator import good_summary
+from tests.single_life import living
 
 from finetune_operator.control import apply, metrics
-from finetune_operator.control.api_client import Api, ApiError, load_configuration
-from finetune_operator.control.apply import CORRECTIONS_AT_ONCE, Applier
-from finetune_operator.control.cache import Cache, Name
-from finetune_operator.control.progress import ProgressReports
-from finetune_operator.control.reconcile import Reconciler
-from finetune_operator.control.resources import WATCHED
-from finetune_operator.control.resync import Resync
-from finetune_operator.control.workqueue import WorkQueue
-from finetune_operator.decide import decide
-from finetune_operator.settings import Settings
+from finetune_operator.control.api_client import Api, ApiError
+from finetune_operator.control.apply import CORRECTIONS_AT_ONCE
 
 SERVER = f"{GROUP}/job=travel,{GROUP}/stage=Serve"
 
@@ -193,33 +186,19 @@ def passes(plane: ControlPlane, namespace: str, image: str, disturb: Sequence[st
     else sets and another pass. Admission sets `image`."""
 
     async def live() -> list[tuple[str, str]]:
-        api = Admission(await load_configuration(str(plane.kubeconfig_of("operator"))), concurrency=4, timeout=20)
-        api.image = image
-        cache, queue = Cache(), WorkQueue[Name]()
-        reconcile = Reconciler(
-            cache=cache,
-            queue=queue,
-            applier=Applier(api, cache, "test"),
-            decide=decide,
-            settings=Settings(),
-            progress=ProgressReports(queue, 10),
-        )
-        resync = Resync(api, cache, queue.add, watched=WATCHED, namespaces=[namespace], seconds=300)
         seen = []
-        try:
+        async with living(plane, namespace, Admission) as life:
+            life.api.image = image
             for other in ("", *disturb):
                 if other:
                     await asyncio.to_thread(set_image, plane, namespace, other)
                 conflicts = -1
-                while api.conflicts > conflicts:  # the Deployment controller wrote between our list and our write
-                    conflicts = api.conflicts
-                    await resync.once(first=True)
-                    await reconcile((namespace, "travel"))
+                while life.api.conflicts > conflicts:  # the Deployment controller wrote between our list and our write
+                    conflicts = life.api.conflicts
+                    await life.read()
+                    await life.pass_over()
                 ready = condition(status_of(plane, namespace, "travel"), "Ready")[1]
                 seen.append((image_of(plane, namespace), ready))
-        finally:
-            queue.close()
-            await api.close()
         return seen
 
     return asyncio.run(live())

@@ -6,9 +6,9 @@ And a relist finds what no watch told.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 from tests.cluster.control_plane import ControlPlane
@@ -26,19 +26,13 @@ from tests.operator_process import (
     wait_idle,
 )
 from tests.simulator import good_summary
+from tests.single_life import living, look
 
-from finetune_operator.control.api_client import Api, load_configuration
-from finetune_operator.control.apply import Applier
+from finetune_operator.control.api_client import Api
 from finetune_operator.control.cache import Cache, Name
-from finetune_operator.control.progress import ProgressReports
-from finetune_operator.control.reconcile import Reconciler
 from finetune_operator.control.resources import FINE_TUNE_JOB, JOB, WATCHED
 from finetune_operator.control.resync import Resync
-from finetune_operator.control.workqueue import WorkQueue
-from finetune_operator.decide import decide
-from finetune_operator.settings import Settings
 
-Result = TypeVar("Result")
 CHILDREN = [
     ("ConfigMap", "travel-r1"),
     ("Deployment", "travel-serve"),
@@ -49,71 +43,9 @@ CHILDREN = [
 ]
 
 
-class Death(BaseException):
-    """SIGKILL, as far as the process itself can tell."""
-
-
-class MortalApi(Api):
-    """Dies right after the API server took a number of writes, before anybody hears of the last one."""
-
-    writes_left: float = float("inf")
-    writes = 0
-
-    async def request(self, method: str, path: str, label: str, **rest: Any) -> dict[str, Any]:
-        answer = await super().request(method, path, label, **rest)
-        if method != "GET":
-            self.writes += 1
-            self.writes_left -= 1
-            if self.writes_left <= 0:
-                raise Death
-        return answer
-
-
 @pytest.fixture(scope="module")
 def plane(control_plane_with_controllers: ControlPlane) -> ControlPlane:
     return prepared(control_plane_with_controllers)
-
-
-def incarnate(plane: ControlPlane, body: Callable[[MortalApi, Cache, WorkQueue[Name]], Awaitable[Result]]) -> Result:
-    """A process of the operator without its watches: `body` says what it lives to do."""
-
-    async def live() -> Result:
-        configuration = await load_configuration(str(plane.kubeconfig_of("operator")))
-        api = MortalApi(configuration, concurrency=4, timeout=20)
-        try:
-            return await body(api, Cache(), WorkQueue())
-        finally:
-            await api.close()
-
-    return asyncio.run(live())
-
-
-def one_life(plane: ControlPlane, namespace: str, writes: float) -> int:
-    """Reads everything, passes over the job until nothing more is written or it dies. Returns the writes."""
-
-    async def body(api: MortalApi, cache: Cache, queue: WorkQueue[Name]) -> int:
-        api.writes_left = writes
-        reconcile = Reconciler(
-            cache=cache,
-            queue=queue,
-            applier=Applier(api, cache, "test"),
-            decide=decide,
-            settings=Settings(),
-            progress=ProgressReports(queue, 10),
-        )
-        await Resync(api, cache, queue.add, watched=WATCHED, namespaces=[namespace], seconds=300).once(first=True)
-        try:
-            before = -1
-            while api.writes > before:
-                before = api.writes
-                await reconcile((namespace, "travel"))
-        except Death:
-            pass
-        finally:
-            queue.close()
-        return api.writes
-
-    return incarnate(plane, body)
 
 
 @pytest.mark.parametrize("writes", [1, 2, 3])
@@ -124,7 +56,7 @@ def test_an_operator_that_dies_after_every_few_writes_makes_everything_once(plan
     seen: dict[tuple[str, str], str] = {}
     for stage in ("Prepare", "Train", "Evaluate", "Serve"):
         lives = 0
-        while one_life(plane, namespace, writes):
+        while look(plane, namespace, writes=writes):
             lives += 1
             assert lives < 30, "it writes for ever"
         for kind, name, uid in children(plane, namespace):
@@ -138,7 +70,7 @@ def test_an_operator_that_dies_after_every_few_writes_makes_everything_once(plan
             plane.kubectl("wait", "--for=condition=Complete", f"job/{name}", "--timeout=60s", namespace=namespace)
 
     def ready() -> bool:
-        one_life(plane, namespace, writes)
+        look(plane, namespace, writes=writes)
         return condition(status_of(plane, namespace, "travel"), "Ready")[0] == "True"
 
     plane.kubectl.wait_until(ready, PATIENCE, "Ready", namespace)
@@ -168,9 +100,9 @@ def test_a_process_that_is_killed_goes_on_where_it_was(plane: ControlPlane, tmp_
 def test_a_relist_prunes_what_vanished_unseen_and_asks_for_passes(plane: ControlPlane) -> None:
     namespace = make_namespace(plane, "relist")
     plane.kubectl.apply(job_manifest("travel", namespace), job_manifest("other", namespace))
-    assert one_life(plane, namespace, float("inf")) > 0
+    assert look(plane, namespace) > 0
 
-    async def body(api: MortalApi, cache: Cache, queue: WorkQueue[Name]) -> Mapping[str, Any]:
+    async def relist(cache: Cache, api: Api) -> Mapping[str, Any]:
         asked: list[Name] = []
         resync = Resync(api, cache, asked.append, watched=WATCHED, namespaces=[namespace], seconds=300)
         await resync.once(first=True)
@@ -192,8 +124,11 @@ def test_a_relist_prunes_what_vanished_unseen_and_asks_for_passes(plane: Control
             "asked": set(asked),
         }
 
-    found = incarnate(plane, body)
-    assert found == {
+    async def live() -> Mapping[str, Any]:
+        async with living(plane, namespace, Api) as life:
+            return await relist(life.cache, life.api)
+
+    assert asyncio.run(live()) == {
         "jobs": [(namespace, "travel")],
         "children": None,
         "asked": {(namespace, "travel"), (namespace, "other")},

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from tests.cluster.control_plane import ControlPlane
-from tests.integration.test_operator_restart import Death, MortalApi
 from tests.operator_process import (
     GROUP,
     Kubelet,
@@ -19,16 +17,8 @@ from tests.operator_process import (
     status_of,
 )
 from tests.simulator import good_summary
+from tests.single_life import FOR_EVER, look
 
-from finetune_operator.control.api_client import load_configuration
-from finetune_operator.control.apply import Applier
-from finetune_operator.control.cache import Cache, Name
-from finetune_operator.control.progress import ProgressReports
-from finetune_operator.control.reconcile import Reconciler
-from finetune_operator.control.resources import WATCHED
-from finetune_operator.control.resync import Resync
-from finetune_operator.control.workqueue import WorkQueue
-from finetune_operator.decide import decide
 from finetune_operator.settings import Settings
 
 NOON = datetime(2026, 3, 28, 12, tzinfo=UTC)  # the day before clocks go forward in Berlin
@@ -40,37 +30,11 @@ def plane(control_plane_with_controllers: ControlPlane) -> ControlPlane:
     return prepared(control_plane_with_controllers)
 
 
-def look(
-    plane: ControlPlane, namespace: str, now: datetime, writes: float = float("inf"), settle_seconds: float = 0
+def look_at(
+    plane: ControlPlane, namespace: str, now: datetime, writes: float = FOR_EVER, settle_seconds: float = 0
 ) -> None:
-    """A leader of its own reads everything and passes over the job until nothing changes, or dies after `writes`."""
-
-    async def live() -> None:
-        api = MortalApi(await load_configuration(str(plane.kubeconfig_of("operator"))), concurrency=4, timeout=20)
-        api.writes_left = writes
-        cache, queue = Cache(), WorkQueue[Name]()
-        reconcile = Reconciler(
-            cache=cache,
-            queue=queue,
-            applier=Applier(api, cache, "test"),
-            decide=decide,
-            settings=Settings(settle_seconds=settle_seconds),
-            progress=ProgressReports(queue, 10),
-            clock=lambda: now,
-        )
-        try:
-            await Resync(api, cache, queue.add, watched=WATCHED, namespaces=[namespace], seconds=300).once(first=True)
-            before = -1
-            while api.writes > before:
-                before = api.writes
-                await reconcile((namespace, "travel"))
-        except Death:
-            pass
-        finally:
-            queue.close()
-            await api.close()
-
-    asyncio.run(live())
+    """A leader of its own looks at this time, and dies after `writes`."""
+    look(plane, namespace, writes=writes, settings=Settings(settle_seconds=settle_seconds), clock=lambda: now)
 
 
 def events(plane: ControlPlane, namespace: str) -> list[tuple[str, str]]:
@@ -81,12 +45,12 @@ def events(plane: ControlPlane, namespace: str) -> list[tuple[str, str]]:
 def test_an_occasion_is_one_run_whoever_makes_it(plane: ControlPlane) -> None:
     namespace = make_namespace(plane, "schedule")
     plane.kubectl.apply(job_manifest("travel", namespace, triggers={"schedule": NIGHTLY}))
-    look(plane, namespace, NOON)
+    look_at(plane, namespace, NOON)
     after_the_gap = NOON.replace(day=29, hour=1)  # 02:30 does not exist that night
-    look(plane, namespace, after_the_gap, writes=1)  # dies with the ConfigMap made
-    look(plane, namespace, after_the_gap + timedelta(seconds=9), writes=1)  # with the Job, before the status knows
-    look(plane, namespace, after_the_gap + timedelta(minutes=1))
-    look(plane, namespace, after_the_gap - timedelta(minutes=1))  # another one, whose clock is behind
+    look_at(plane, namespace, after_the_gap, writes=1)  # dies with the ConfigMap made
+    look_at(plane, namespace, after_the_gap + timedelta(seconds=9), writes=1)  # with the Job, before the status knows
+    look_at(plane, namespace, after_the_gap + timedelta(minutes=1))
+    look_at(plane, namespace, after_the_gap - timedelta(minutes=1))  # another one, whose clock is behind
     status = status_of(plane, namespace, "travel")
     run = status["run"]
     assert (run["number"], run["trigger"], run["occasion"]) == (2, "Schedule", "2026-03-29T01:00:00Z")
@@ -107,7 +71,7 @@ def test_what_only_the_operator_can_tell_is_a_condition(plane: ControlPlane) -> 
     plane.kubectl.apply(
         job_manifest("travel", namespace, triggers={"schedule": {**NIGHTLY, "timeZone": "Europe/Atlantis"}})
     )
-    look(plane, namespace, NOON)
+    look_at(plane, namespace, NOON)
     status = status_of(plane, namespace, "travel")
     assert condition(status, "Scheduled") == ("False", "ScheduleInvalid")
     assert condition(status, "Reconciling") == ("True", "Preparing")
@@ -122,15 +86,15 @@ def test_ten_edits_within_a_minute_train_once(plane: ControlPlane) -> None:
         knobs = {"epochs": edit + 1, "seed": 7}
         plane.kubectl.apply(job_manifest("travel", namespace, hyperparameters=knobs))
         now = NOON + timedelta(seconds=6 * edit)
-        look(plane, namespace, now, settle_seconds=30)
+        look_at(plane, namespace, now, settle_seconds=30)
         if edit in (1, 8, 9):
             kubelet.end(f"{GROUP}/run={edit + 1},{GROUP}/stage=Prepare", good_summary("Prepare", edit + 1))
             job = f"travel-r{edit + 1}-prepare"
             plane.kubectl("wait", f"job/{job}", "--for=condition=Complete", "--timeout=60s", namespace=namespace)
-            look(plane, namespace, now + timedelta(seconds=1), settle_seconds=30)
+            look_at(plane, namespace, now + timedelta(seconds=1), settle_seconds=30)
             assert condition(status_of(plane, namespace, "travel"), "Reconciling") == ("True", "Settling")
     assert trainings(plane, namespace) == []
-    look(plane, namespace, NOON + timedelta(seconds=6 * 9 + 31), settle_seconds=30)
+    look_at(plane, namespace, NOON + timedelta(seconds=6 * 9 + 31), settle_seconds=30)
     assert trainings(plane, namespace) == ["travel-r10-train"]
 
 
