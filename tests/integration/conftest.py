@@ -15,6 +15,7 @@ import pytest
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.fixtures import control_plane, control_plane_with_controllers
 from tests.integration.bad_manifests import GOOD
+from tests.operator_process import prepared
 
 __all__ = ["control_plane", "control_plane_with_controllers"]
 
@@ -67,6 +68,12 @@ class JobApi:
         """Creates a job, or only asks whether it could be."""
         namespace = manifest["metadata"].get("namespace", "default")
         return self.send("POST", self.collection(namespace) + ("?dryRun=All" if dry_run else ""), manifest)
+
+
+@pytest.fixture(scope="module")
+def plane(control_plane_with_controllers: ControlPlane) -> ControlPlane:
+    """The API server with its controllers, as an operator needs it."""
+    return prepared(control_plane_with_controllers)
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,6 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
-import pytest
 from tests.cluster.control_plane import ControlPlane
 from tests.operator_process import (
     GROUP,
@@ -18,7 +17,6 @@ from tests.operator_process import (
     condition,
     job_manifest,
     make_namespace,
-    prepared,
     status_of,
 )
 from tests.simulator import good_summary
@@ -33,11 +31,6 @@ from finetune_operator.settings import Settings
 PRICED = Settings(prices=Prices("EUR", {"default": Decimal("2.50")}))
 TRAIN = f"{GROUP}/job=travel,{GROUP}/stage=Train"
 HOUR = timedelta(hours=1)
-
-
-@pytest.fixture(scope="module")
-def plane(control_plane_with_controllers: ControlPlane) -> ControlPlane:
-    return prepared(control_plane_with_controllers)
 
 
 def look_later(plane: ControlPlane, namespace: str, later: timedelta = timedelta(), settings: Settings = PRICED) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 from tests.cluster.control_plane import ControlPlane
 from tests.integration.test_operator_lifecycle import stage_selector, wait_ready
 from tests.operator_process import (
@@ -14,18 +13,12 @@ from tests.operator_process import (
     condition,
     job_manifest,
     make_namespace,
-    prepared,
     running_operator,
     status_of,
 )
 from tests.simulator import good_summary
 
 STAGES = ("Prepare", "Train", "Evaluate")
-
-
-@pytest.fixture(scope="module")
-def plane(control_plane_with_controllers: ControlPlane) -> ControlPlane:
-    return prepared(control_plane_with_controllers)
 
 
 def test_the_second_job_begins_when_the_first_is_promoted(plane: ControlPlane, tmp_path: Path) -> None:

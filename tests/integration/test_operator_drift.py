@@ -21,7 +21,6 @@ from tests.operator_process import (
     condition,
     job_manifest,
     make_namespace,
-    prepared,
     running_operator,
     status_of,
     wait_idle,
@@ -58,11 +57,6 @@ class Serving:
 
     def ready(self) -> bool:
         return condition(status_of(self.plane, self.namespace, "travel"), "Ready")[0] == "True"
-
-
-@pytest.fixture(scope="module")
-def plane(control_plane_with_controllers: ControlPlane) -> ControlPlane:
-    return prepared(control_plane_with_controllers)
 
 
 def variables(namespace: str) -> dict[str, str]:

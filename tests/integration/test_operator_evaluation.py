@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pytest
 from tests.cluster.control_plane import ControlPlane
 from tests.operator_process import (
     GROUP,
@@ -14,16 +13,10 @@ from tests.operator_process import (
     condition,
     job_manifest,
     make_namespace,
-    prepared,
     running_operator,
     status_of,
 )
 from tests.simulator import good_summary
-
-
-@pytest.fixture(scope="module")
-def plane(control_plane_with_controllers: ControlPlane) -> ControlPlane:
-    return prepared(control_plane_with_controllers)
 
 
 def uid(plane: ControlPlane, namespace: str, stage: str) -> str:

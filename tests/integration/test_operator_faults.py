@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.processes import wait_until
 from tests.operator_process import (
@@ -25,11 +24,6 @@ from tests.operator_process import (
     status_of,
 )
 from tests.simulator import good_summary
-
-
-@pytest.fixture(scope="module")
-def plane(control_plane_with_controllers: ControlPlane) -> ControlPlane:
-    return prepared(control_plane_with_controllers)
 
 
 def failure(plane: ControlPlane, namespace: str) -> dict[str, str]:

@@ -19,16 +19,10 @@ from tests.operator_process import (
     condition,
     job_manifest,
     make_namespace,
-    prepared,
     start_operator,
     status_of,
 )
 from tests.simulator import good_summary
-
-
-@pytest.fixture(scope="module")
-def plane(control_plane_with_controllers: ControlPlane) -> ControlPlane:
-    return prepared(control_plane_with_controllers)
 
 
 @pytest.fixture

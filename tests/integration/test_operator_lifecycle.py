@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import pytest
 from tests.cluster.control_plane import ControlPlane
 from tests.cluster.processes import wait_until
 from tests.operator_process import (
@@ -20,7 +19,6 @@ from tests.operator_process import (
     condition,
     job_manifest,
     make_namespace,
-    prepared,
     running_operator,
     start_operator,
     status_of,
@@ -49,11 +47,6 @@ STORY = [
     "Promoted",
     "Serving",
 ]
-
-
-@pytest.fixture(scope="module")
-def plane(control_plane_with_controllers: ControlPlane) -> ControlPlane:
-    return prepared(control_plane_with_controllers)
 
 
 def stage_selector(stage: str, job: str = "travel") -> str:

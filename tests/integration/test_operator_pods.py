@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 from tests.cluster.control_plane import ControlPlane
 from tests.operator_process import (
     GROUP,
@@ -14,17 +13,11 @@ from tests.operator_process import (
     condition,
     job_manifest,
     make_namespace,
-    prepared,
     running_operator,
     status_of,
 )
 
 HOLD = "example.com/hold"
-
-
-@pytest.fixture(scope="module")
-def plane(control_plane_with_controllers: ControlPlane) -> ControlPlane:
-    return prepared(control_plane_with_controllers)
 
 
 def failure(plane: ControlPlane, namespace: str) -> dict[str, str]:

@@ -20,7 +20,6 @@ from tests.operator_process import (
     condition,
     job_manifest,
     make_namespace,
-    prepared,
     running_operator,
     status_of,
     wait_idle,
@@ -41,11 +40,6 @@ CHILDREN = [
     ("Job", "travel-r1-train"),
     ("Service", "travel-serve"),
 ]
-
-
-@pytest.fixture(scope="module")
-def plane(control_plane_with_controllers: ControlPlane) -> ControlPlane:
-    return prepared(control_plane_with_controllers)
 
 
 @pytest.mark.parametrize("writes", [1, 2, 3])

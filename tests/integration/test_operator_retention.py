@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pytest
 from tests.cluster.control_plane import ControlPlane
 from tests.integration.test_operator_lifecycle import finish_all_stages, stage_selector, wait_ready
 from tests.operator_process import (
@@ -15,7 +14,6 @@ from tests.operator_process import (
     condition,
     job_manifest,
     make_namespace,
-    prepared,
     running_operator,
     status_of,
     wait_idle,
@@ -24,11 +22,6 @@ from tests.simulator import good_summary
 
 from finetune_api.conditions import FailureReason, Stage
 from finetune_api.reports import StageFailure, Summary
-
-
-@pytest.fixture(scope="module")
-def plane(control_plane_with_controllers: ControlPlane) -> ControlPlane:
-    return prepared(control_plane_with_controllers)
 
 
 def files_of(plane: ControlPlane, namespace: str) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-import pytest
 from tests.cluster.control_plane import ControlPlane
 from tests.operator_process import (
     GROUP,
@@ -13,7 +12,6 @@ from tests.operator_process import (
     condition,
     job_manifest,
     make_namespace,
-    prepared,
     status_of,
 )
 from tests.simulator import good_summary
@@ -23,11 +21,6 @@ from finetune_operator.settings import Settings
 
 NOON = datetime(2026, 3, 28, 12, tzinfo=UTC)  # the day before clocks go forward in Berlin
 NIGHTLY = {"cron": "30 2 * * *", "timeZone": "Europe/Berlin", "concurrencyPolicy": "Replace"}
-
-
-@pytest.fixture(scope="module")
-def plane(control_plane_with_controllers: ControlPlane) -> ControlPlane:
-    return prepared(control_plane_with_controllers)
 
 
 def look_at(

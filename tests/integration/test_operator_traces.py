@@ -14,7 +14,6 @@ from tests.operator_process import (
     condition,
     job_manifest,
     make_namespace,
-    prepared,
     running_operator,
     start_operator,
     status_of,
@@ -27,11 +26,6 @@ from finetune_operator.control.spans import run_ids
 
 PASSWORD = "not-for-the-log"
 STAGES = ["Prepare", "Train", "Evaluate", "Serve"]
-
-
-@pytest.fixture(scope="module")
-def plane(control_plane_with_controllers: ControlPlane) -> ControlPlane:
-    return prepared(control_plane_with_controllers)
 
 
 def end(kubelet: Kubelet, *stages: str) -> None:
