@@ -36,6 +36,7 @@ from finetune_trainer.errors import (
 )
 from finetune_trainer.explanation import explain as explain
 from finetune_trainer.explanation import redact as redact
+from finetune_trainer.variables import read_part
 
 log = logging.getLogger(__name__)
 
@@ -66,17 +67,8 @@ def load_config(path: Path) -> RunConfig:
 def with_present_evaluation(config: RunConfig, environment: Mapping[str, str]) -> RunConfig:
     """The configuration with the settings of the Evaluate Job: a run's snapshot may be older than `evaluation`, which
     is no part of a run. Raises UserInputError (SpecInvalid) that names the variable."""
-    text = environment.get(EVALUATION_VARIABLE)
-    if text is None:
-        return config
-    try:
-        return config.model_copy(update={"evaluation": EvaluationSpec.from_record(text)})
-    except ValueError as error:
-        raise UserInputError(
-            f"{EVALUATION_VARIABLE} cannot be read as evaluation settings: {error}",
-            advice="write spec.evaluation as JSON, or leave the variable away",
-            reason=FailureReason.SPEC_INVALID,
-        ) from error
+    given = read_part(environment, EVALUATION_VARIABLE, EvaluationSpec, "evaluation settings", "spec.evaluation")
+    return config if given is None else config.model_copy(update={"evaluation": given})
 
 
 def run_stage(stage: Stage, context: StageContext, termination_log: Path | None) -> int:

@@ -7,18 +7,19 @@ import os
 from collections.abc import Mapping
 from typing import Literal
 
-from finetune_api.conditions import FailureReason, Stage
+from finetune_api.conditions import Stage
 from finetune_api.reports import EvaluateReport, Summary
 from finetune_api.rollout import SmokeTest
 from finetune_api.status import ResolvedValues
 from finetune_trainer import artifacts
 from finetune_trainer.context import StageContext
-from finetune_trainer.errors import ArtifactInvalidError, UserInputError
+from finetune_trainer.errors import ArtifactInvalidError
 from finetune_trainer.methods import proof
 from finetune_trainer.serving import ServerConfig, serve
 from finetune_trainer.tasks.kind import Facts
 from finetune_trainer.training.device import limit_threads
 from finetune_trainer.training.inputs import FACTS
+from finetune_trainer.variables import read_part
 
 log = logging.getLogger(__name__)
 SMOKE_VARIABLE = "FINETUNE_SMOKE"
@@ -57,15 +58,9 @@ def server_config(context: StageContext, host: str, port: int) -> ServerConfig:
 
 def smoke_test(environment: Mapping[str, str]) -> SmokeTest:
     """What `serving.smokeTest` says. Raises UserInputError (SpecInvalid) that names the variable."""
-    text = environment.get(SMOKE_VARIABLE)
-    try:
-        return SmokeTest.from_record(text) if text else SmokeTest()
-    except ValueError as error:
-        raise UserInputError(
-            f"{SMOKE_VARIABLE} cannot be read as a smoke test: {error}",
-            advice="write spec.serving.smokeTest as JSON, or leave the variable away",
-            reason=FailureReason.SPEC_INVALID,
-        ) from error
+    if not environment.get(SMOKE_VARIABLE):
+        return SmokeTest()
+    return read_part(environment, SMOKE_VARIABLE, SmokeTest, "a smoke test", "spec.serving.smokeTest") or SmokeTest()
 
 
 def _held_out(context: StageContext) -> str:
