@@ -11,6 +11,7 @@ from tests.integration.bad_evaluation import EVALUATION
 from tests.integration.bad_exports import EXPORT_RULES
 from tests.integration.bad_hyperparameters import HYPERPARAMETER_RULES
 from tests.integration.bad_manifests import GOOD, OURS, Bad
+from tests.integration.bad_placement import PLACEMENT
 from tests.integration.bad_schema import THEIRS
 from tests.integration.bad_serving import SERVING_RULES
 from tests.integration.bad_tasks import TASK_RULES
@@ -21,6 +22,7 @@ from finetune_api.job import FineTuneJob
 
 RULES = (
     *OURS,
+    *PLACEMENT,
     *TASK_RULES,
     *EXPORT_RULES,
     *EVALUATION,
