@@ -15,7 +15,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 TASK_PAGES = sorted((ROOT / "docs" / "tasks").glob("*.md"))
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")), *TASK_PAGES]
+CHART_PAGE = ROOT / "charts" / "finetune-operator" / "README.md"
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md")), *TASK_PAGES, CHART_PAGE]
+LOOKS = "docs/troubleshooting.md"  # where to look first, for each reason; a log needs a node
 FENCE = re.compile(r"^ *```(\w*)")
 ANSWER_BELOW = re.compile(r"(^```console\n(?:(?!```).*\n)+)```\n```json\n", re.MULTILINE)
 PROGRAMS = r"(?:\.venv/bin/)?(?:make|finetune|kubectl|helm|git|python3?|pip|curl|docker|source|export|cd)"
@@ -26,6 +28,7 @@ SUBCOMMAND = re.compile(
 DURATION = re.compile(r"(?:\d+[smhd])+")
 
 LOCAL, CLUSTER, CI, NODE, TASKS, GITOPS, TENANCY = "local", "cluster", "CI", "node", "tasks", "gitops", "tenancy"
+API_SERVER = "API server"
 # The file that runs the commands of each kind, one by one, word for word.
 RUNNERS = {
     LOCAL: "tests/integration/test_documented_local.py",
@@ -34,8 +37,10 @@ RUNNERS = {
     TASKS: "tests/integration/test_documented_tasks.py",
     GITOPS: "tests/integration/test_gitops.py",
     TENANCY: "tests/integration/test_tenancy.py",
+    API_SERVER: "tests/integration/test_documented_api_server.py",
     CI: ".ci/run",
 }
+RELEASE = "finetune-operator charts/finetune-operator --namespace finetune-system"
 BY_PROGRAM = {"finetune": LOCAL, "source": LOCAL, "export": LOCAL, "kubectl": CLUSTER, "helm": CLUSTER, "curl": CLUSTER}
 # Commands of other programs. Those of CI are lines of .ci/run, or a part of what these make.
 BY_TEXT = {
@@ -57,6 +62,13 @@ BY_TEXT = {
     "kubectl create namespace team-a": GITOPS,
     "kubectl apply --server-side -k examples/gitops": GITOPS,
     "kubectl auth can-i create finetunejobs --namespace team-a": TENANCY,
+    f"helm install {RELEASE} --create-namespace": API_SERVER,
+    f"helm upgrade {RELEASE} --reuse-values": API_SERVER,
+    f'helm template {RELEASE} --validate --set "networkPolicy.jobNamespaces={{team-a}}" '
+    "--show-only templates/job-network-policies.yaml | kubectl apply -f -": API_SERVER,
+    "kubectl get finetunejobs -A": API_SERVER,
+    "kubectl -n finetune-system rollout restart deployment/finetune-operator": API_SERVER,
+    "kubectl -n argocd patch configmap argocd-cm --patch-file examples/gitops/argocd/argocd-cm.yaml": API_SERVER,
 }
 # Named in a sentence, not to be typed as they stand.
 ONLY_NAMED = {
@@ -83,9 +95,11 @@ class Command:
 
     @property
     def kind(self) -> str | None:
-        """LOCAL, CLUSTER, NODE, TASKS or CI; None when no test runs it."""
+        """A key of RUNNERS; None when no test runs it."""
         if self.text.startswith("curl ") and ROOT / self.page in TASK_PAGES:
             return TASKS
+        if self.page == LOOKS and self.text.startswith("kubectl ") and not self.text.startswith("kubectl logs "):
+            return API_SERVER
         return BY_TEXT.get(self.text) or BY_PROGRAM.get(self.text.split()[0])
 
     def meant(self, **names: str) -> Command:
@@ -157,7 +171,7 @@ def _whole(command: str) -> bool:
 
 def blocks(text: str, *languages: str) -> list[str]:
     """What stands in a page's blocks of these languages. What a command answers is the command's: see Command.shown."""
-    found = re.findall(r"^```(\w+)\n(.*?)^```$", ANSWER_BELOW.sub(r"\1", text), re.MULTILINE | re.DOTALL)
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", ANSWER_BELOW.sub(r"\1", text), re.MULTILINE | re.DOTALL)
     return [content for language, content in found if language in languages]
 
 

@@ -106,6 +106,7 @@ class Cluster:
         self.refusals: dict[str, PodRefusal] = {}
         self.workloads: dict[str, Manifest] = {}  # Kueue's, by name of the Job
         self.progress: ProgressReport | None = None
+        self.rolling = 0  # other jobs whose servers are being replaced
         self.others: dict[str, FineTuneJob] = {}  # the namespace's other jobs, by name
         self.plans: list[Plan] = []
         self.created: list[str] = []
@@ -131,6 +132,7 @@ class Cluster:
             former_pods=[slim(pod) for pod in self.former],
             refusals=dict(self.refusals),
             workloads={name: slim(workload) for name, workload in self.workloads.items()},
+            rolling=self.rolling,
         )
 
     def plan(self) -> Plan:

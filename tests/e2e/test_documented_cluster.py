@@ -37,6 +37,8 @@ TELLS = {
     "kubectl exec deployment/NAME-serve -- finetune-trainer report >": "",
     "kubectl exec deployment/NAME-serve -- finetune-trainer report --card": "library_name: ",
     "kubectl -n NAMESPACE get lease": "finetune-operator",
+    "kubectl -n finetune-system logs": "/travel-assistant",
+    "kubectl logs": "",
 }
 
 

@@ -9,6 +9,7 @@ import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,11 @@ from tests.integration.conftest import CRD_NAME, ROOT
 
 from finetune_operator.control.environment import read_environment
 from finetune_operator.prices import Prices
+from finetune_operator.times import stamp
 
 __all__ = ["release"]  # the fixture
 
+DAY = timedelta(days=1)
 HOST = f"{NAME}.{HOME}.svc"
 TLS_FOLDER = "/etc/finetune-operator/tls"
 COLLECTOR = "http://collector.observability:4318"
@@ -159,6 +162,35 @@ def test_upgrade_keeps_certificate_and_takes_new_values(installed: Release) -> N
     deployment = installed.get("deployment")
     assert deployment["spec"]["replicas"] == 3
     assert variables(deployment)["FINETUNE_LOG_LEVEL"] == "DEBUG"
+
+
+def test_upgrade_renews_a_certificate_in_the_last_third_of_its_life(installed: Release) -> None:
+    secret, mark = f"{NAME}-progress-tls", "finetune-operator.io/renew-after"
+    before = installed.get("secret", secret)
+    made = datetime.fromisoformat(before["metadata"]["creationTimestamp"])
+    assert (
+        abs(datetime.fromisoformat(before["metadata"]["annotations"][mark]) - made - timedelta(days=3650 * 2 / 3)) < DAY
+    )
+
+    installed.plane.kubectl("annotate", "secret", secret, f"{mark}-", namespace=HOME)  # as an earlier version made it
+    installed.install()
+    kept = installed.get("secret", secret)
+    assert (kept["data"], kept["metadata"]["annotations"][mark][:10]) == (
+        before["data"],
+        before["metadata"]["annotations"][mark][:10],
+    )
+
+    passed = f"{mark}={stamp(made - DAY)}"
+    installed.plane.kubectl("annotate", "--overwrite", "secret", secret, passed, namespace=HOME)
+    installed.install()
+    renewed = installed.get("secret", secret)
+    assert renewed["data"].keys() == before["data"].keys()
+    assert all(renewed["data"][part] != before["data"][part] for part in before["data"])
+    assert datetime.fromisoformat(renewed["metadata"]["annotations"][mark]) > made + 2000 * DAY
+    certificate, authority = (
+        x509.load_pem_x509_certificate(base64.b64decode(renewed["data"][part])) for part in ("tls.crt", "ca.crt")
+    )
+    certificate.verify_directly_issued_by(authority)
 
 
 def test_rollback_brings_the_former_values_and_neither_another_certificate_nor_another_definition(
@@ -305,6 +337,7 @@ def test_notes_name_the_next_command(release: Release) -> None:
         ("progress.tls.secret=x", "tls"),
         ("runHistoryLimit=21", "runHistoryLimit"),
         ("settleSeconds=-1", "settleSeconds"),
+        ("serverRollouts=-1", "serverRollouts"),
         ("prices.gpuHour.default=2.5", "currency"),
         ("prices.currency=Euro", "currency"),
         ("prices.gpuHours.default=2.5", "gpuHours"),

@@ -108,6 +108,14 @@ def test_a_job_becomes_ready_and_then_nothing_is_written_or_read(plane: ControlP
         wait_until(lambda: operator.passes() > before[2], PATIENCE, "a pass after the annotation")
         wait_idle(operator)
         assert (operator.writes(), operator.reads()) == before[:2]
+        managed = plane.kubectl.json("get", "finetunejob", "travel", "--show-managed-fields", namespace=namespace)
+        ours = [each for each in managed["metadata"]["managedFields"] if each["manager"] == "finetune-operator"]
+        assert [each["subresource"] for each in ours] == ["status"], "no field of the spec is ever ours"
+        again = ("apply", "--server-side", "--field-manager=argocd-controller", "-f", "-")
+        plane.kubectl(*again, input=json.dumps(job_manifest("travel", namespace)))
+        assert plane.kubectl.get("finetunejob", "travel", namespace)["metadata"]["generation"] == 1
+        wait_idle(operator)
+        assert (operator.writes(), operator.reads()) == before[:2]
         assert operator.get("/healthz") == (200, "ok\n")
         assert operator.metric("finetune_jobs", stage="Serve", ready="True") == 1
         assert operator.metric("finetune_runs_total", result="Promoted") == 1

@@ -108,6 +108,23 @@ def test_a_priority_class_that_is_missing_is_named_until_it_is_there(plane: Cont
             plane.kubectl("delete", "priorityclass", "batch")
 
 
+def test_a_trainer_whose_job_was_taken_away_from_over_it_is_waited_for(plane: ControlPlane, tmp_path: Path) -> None:
+    """`kubectl delete job --cascade=orphan`: two of them must not write to one folder."""
+    namespace = make_namespace(plane, "orphaned")
+    stage = f"{GROUP}/job=travel,{GROUP}/stage=Prepare"
+    with running_operator(plane, tmp_path, FINETUNE_WATCH_NAMESPACES=namespace):
+        plane.kubectl.apply(job_manifest("travel", namespace))
+        pod = Kubelet(plane, namespace).run(stage)["metadata"]["name"]
+        plane.kubectl("delete", "job", "travel-r1-prepare", "--cascade=orphan", namespace=namespace)
+        found = wait_failure(plane, namespace, "FormerPod")
+        assert pod in found["message"]
+        assert "kubectl delete pod" in found["advice"]
+        assert kinds(plane, namespace) == ["ConfigMap"]
+        plane.kubectl("delete", "pod", pod, "--now", namespace=namespace)
+        plane.kubectl.wait_until(lambda: kinds(plane, namespace) == ["ConfigMap", "Job"], PATIENCE, "Job", namespace)
+        wait_no_failure(plane, namespace)
+
+
 def test_a_job_applied_again_waits_for_the_trainer_of_the_former_one(plane: ControlPlane, tmp_path: Path) -> None:
     """The pod saves its checkpoint for two minutes after the job was deleted; a finalizer stands for that here."""
     namespace = make_namespace(plane, "again")

@@ -8,7 +8,7 @@ from finetune_operator.control.cache import Cache
 from finetune_operator.control.handlers import kopf_settings, take_event
 from finetune_operator.control.observe import observe
 from finetune_operator.control.resources import FINE_TUNE_JOB, JOB, POD, POD_REFUSAL, WATCHED, Resource
-from finetune_operator.names import LABEL_JOB
+from finetune_operator.names import LABEL_JOB, LABEL_STAGE
 
 TEAM = "team-a"
 
@@ -83,6 +83,19 @@ def test_pods_that_a_job_left_are_seen_though_the_job_has_no_children_yet() -> N
     observed = observe(cache, "T")
     assert [pod["metadata"]["name"] for pod in observed.pods] == ["own", "server"]
     assert [pod["metadata"]["name"] for pod in observed.former_pods] == ["left"]
+
+
+def test_a_pod_without_an_owner_is_what_a_job_left_and_a_server_without_one_is_nobodys() -> None:
+    """`kubectl delete job --cascade=orphan` leaves a trainer that goes on writing. Labels can be anybody's."""
+    cache = filled()
+    orphan, server = made(POD, "orphan", "P1"), made(POD, "server", "P2")
+    orphan["metadata"]["labels"] |= {LABEL_STAGE: "Train"}
+    server["metadata"]["labels"] |= {LABEL_STAGE: "Serve"}
+    for pod in (orphan, server):
+        cache.store(POD, pod)
+    observed = observe(cache, "T")
+    assert observed.pods == []
+    assert [pod["metadata"]["name"] for pod in observed.former_pods] == ["orphan"]
 
 
 def test_the_server_sends_no_other_events() -> None:

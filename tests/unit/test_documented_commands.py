@@ -87,6 +87,8 @@ def test_commands_to_type_stand_in_console_blocks_after_a_dollar(page: object) -
     text = ROOT.joinpath(str(page)).read_text()
     assert not re.search(r"^ *```(bash|sh|shell|zsh)$", text, re.MULTILINE)
     assert not re.search(r"\n\n(?: {4}|\t)(?:\$|make|finetune|kubectl|helm|git|python|pip|curl) ", text)
+    for block in documented.blocks(text, ""):
+        assert not re.search(rf"^(?:\$ )?{documented.PROGRAMS} ", block, re.MULTILINE), block
 
 
 @pytest.mark.parametrize(

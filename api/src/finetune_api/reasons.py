@@ -224,8 +224,8 @@ REASONS: dict[Reason, ReasonFacts] = {
     Reason.FORMER_POD: ReasonFacts(
         Blame.CLUSTER,
         "A pod that an earlier Job left still runs and may write to the run's folder.",
-        "It has its grace period to save a checkpoint. If its node is lost for good, remove it: kubectl delete pod "
-        "NAME --force --grace-period=0.",
+        "It has its grace period to save a checkpoint; one whose Job was deleted with --cascade=orphan runs to its end "
+        "or until kubectl delete pod NAME. If its node is lost for good, add --force --grace-period=0.",
         waits=True,
     ),
     Reason.NOT_READY: ReasonFacts(

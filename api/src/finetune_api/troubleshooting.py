@@ -235,7 +235,7 @@ def troubleshooting_page() -> str:
 def _part(reason: Reason, facts: ReasonFacts, trouble: Trouble) -> str:
     return (
         f"### {reason}\n\n{facts.meaning} {trouble.course or _course(facts)}\n\n"
-        f"**Mostly.** {trouble.causes}\n\n```\n{trouble.look}\n```\n\n**What to do.** {facts.advice}\n\n"
+        f"**Mostly.** {trouble.causes}\n\n```console\n$ {trouble.look}\n```\n\n**What to do.** {facts.advice}\n\n"
     )
 
 

@@ -32,6 +32,8 @@
   value: {{ .Values.runHistoryLimit | quote }}
 - name: FINETUNE_SETTLE_SECONDS
   value: {{ .Values.settleSeconds | quote }}
+- name: FINETUNE_SERVER_ROLLOUTS
+  value: {{ .Values.serverRollouts | quote }}
 {{- if .Values.prices.gpuHour }}
 - name: FINETUNE_PRICES
   value: {{ toJson .Values.prices | quote }}

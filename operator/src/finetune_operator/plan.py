@@ -69,6 +69,7 @@ class Observed:
     former_pods: Sequence[Manifest] = ()
     refusals: Mapping[str, PodRefusal] = field(default_factory=dict)  # by name of the Job
     workloads: Mapping[str, Manifest] = field(default_factory=dict)  # Kueue's, by name of the Job
+    rolling: int = 0  # other jobs whose servers are being replaced now
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,3 +101,4 @@ class Plan:
     delete: tuple[ObjectRef, ...] = ()
     events: tuple[Event, ...] = ()
     requeue_after: float | None = None  # seconds
+    awaits_turn: bool = False  # its servers shall be replaced as soon as those of fewer other jobs are

@@ -34,4 +34,6 @@ class Settings:
     train_grace_seconds: int = 120
     serve_grace_seconds: int = 60
     run_as_user: int = 65532
+    # After an upgrade the servers of so many jobs are replaced at the same time. 0: of all.
+    server_rollouts: int = 10
     prices: Prices = field(default_factory=Prices)

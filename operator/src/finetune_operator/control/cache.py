@@ -29,7 +29,7 @@ from finetune_operator.control.resources import (
     Resource,
     controller_uid,
 )
-from finetune_operator.diagnose.facts import charged_for
+from finetune_operator.diagnose.facts import charged_for, is_rolling
 from finetune_operator.drift import AUTOSCALERS
 from finetune_operator.plan import Manifest
 
@@ -139,6 +139,7 @@ class Cache:
         self._specs: dict[Name, bytes] = {}  # of Deployments, packed
         # Where admission changes what we write: what it made of a spec, and that spec.
         self._admitted: dict[Name, tuple[bytes, bytes]] = {}
+        self._rolling: set[Name] = set()  # Deployments whose servers are being replaced
         self._relists: dict[str, list[Relist]] = defaultdict(list)
         self.told: Counter[str] = Counter()  # plural -> events that its watch has told
 
@@ -169,6 +170,11 @@ class Cache:
     def dependents(self, name: Name) -> Collection[Name]:
         """The jobs that name this one in `baseModel.fineTuneJob`."""
         return list(self._dependents.get(name, ()))
+
+    def rolling(self) -> set[Name]:
+        """The jobs whose servers are being replaced."""
+        deployments = self._objects[DEPLOYMENT.kind]
+        return {job for name in self._rolling if (job := self.job_of(deployments[name])) is not None}
 
     def job_of(self, body: Manifest) -> Name | None:
         """The FineTuneJob that an object concerns: that of its owner, else the one whose name its label has.
@@ -278,6 +284,7 @@ class Cache:
         self._objects[resource.kind][name] = body
         if resource is DEPLOYMENT:
             self._specs[name] = self._as_written(name, _pack(body.pop("spec", None)))
+            (self._rolling.add if is_rolling(body) else self._rolling.discard)(name)
         if resource is FINE_TUNE_JOB:
             self._job_names[body["metadata"]["uid"]] = name
             if origin := names_origin(body):
@@ -294,6 +301,7 @@ class Cache:
         label = (name[0], (body["metadata"].get("labels") or {}).get(names.LABEL_JOB, ""))
         if resource is DEPLOYMENT:
             self._specs.pop(name, None)
+            self._rolling.discard(name)
         if resource is FINE_TUNE_JOB:
             self._job_names.pop(body["metadata"]["uid"], None)
             if origin := names_origin(body):

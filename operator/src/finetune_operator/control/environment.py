@@ -157,6 +157,7 @@ def _settings(values: Mapping[str, str], tls: Tls | None) -> Settings:
         ),
         settle_seconds=_number(values, "FINETUNE_SETTLE_SECONDS", default.settle_seconds, 0, 3600),
         run_history_limit=int(_number(values, "FINETUNE_RUN_HISTORY_LIMIT", default.run_history_limit, 1, 20)),
+        server_rollouts=int(_number(values, "FINETUNE_SERVER_ROLLOUTS", default.server_rollouts, 0, 10000)),
         prices=_prices(values, "FINETUNE_PRICES"),
     )
 

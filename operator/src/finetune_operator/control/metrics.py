@@ -87,6 +87,11 @@ UNREADABLE = Gauge(
     "Jobs whose stored status this version cannot read; they stay as they are.",
     registry=REGISTRY,
 )
+SERVERS_WAITING = Gauge(
+    "finetune_servers_waiting",
+    "Jobs whose servers will be brought up to date with the operator, after those of others.",
+    registry=REGISTRY,
+)
 OTHER_OPERATOR = Gauge(
     "finetune_other_operator_timestamp_seconds",
     "When another release was last seen to make children in a namespace of ours, Unix time.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from finetune_api.conditions import Stage
 from finetune_operator import names
 from finetune_operator.control.cache import Cache
 from finetune_operator.control.resources import (
@@ -50,8 +51,14 @@ def _pods(cache: Cache, job_uid: str, own: set[str]) -> tuple[list[Manifest], li
     pods: list[Manifest] = []
     former: list[Manifest] = []
     for pod in found:
-        owners = {each["uid"] for each in pod["metadata"].get("ownerReferences") or () if each["kind"] == JOB.kind}
-        (pods if owners <= own else former).append(pod)
+        owners = {each["uid"]: each["kind"] for each in pod["metadata"].get("ownerReferences") or ()}
+        jobs = {uid for uid, kind in owners.items() if kind == JOB.kind}
+        if jobs <= own and owners:
+            pods.append(pod)
+        elif jobs or names.label(pod, names.LABEL_STAGE) != Stage.SERVE.value:
+            # Without an owner: its Job was deleted with --cascade=orphan. It may still write to the run, and what it
+            # says is not what a Job of ours has come to. A server without one is nobody's.
+            former.append(pod)
     return pods, former
 
 

@@ -22,6 +22,7 @@ from finetune_operator.control.origin import dependents_in_cache, origin_in_cach
 from finetune_operator.control.outcomes import count_outcomes
 from finetune_operator.control.passes import Pass, current_pass, following
 from finetune_operator.control.resources import FINE_TUNE_JOB
+from finetune_operator.control.turns import Turns
 from finetune_operator.control.workqueue import WorkQueue
 from finetune_operator.plan import ApplyFailure, Event, Manifest, Observed, Plan, ProgressReport
 from finetune_operator.settings import Settings
@@ -80,6 +81,7 @@ class Reconciler:
         self._refused: dict[Name, tuple[str, ApplyFailure]] = {}  # uid of the job, what the API server refused last
         self._unreadable: set[Name] = set()
         self._gave_way: set[Name] = set()
+        self._turns = Turns(cache, settings.server_rollouts)
 
     def trust(self, authority: str) -> None:
         """The progress receiver has another certificate authority: runs that begin from now on trust that one."""
@@ -135,13 +137,18 @@ class Reconciler:
         if isinstance(job, ValidationError):
             await self._report_invalid(body, job)
             return
-        await self._execute(body, job)
+        try:
+            await self._execute(body, job)
+        finally:
+            for waiting in self._turns.ended(name):
+                self._queue.add(waiting)
 
     async def _execute(self, body: Manifest, job: FineTuneJob) -> None:
         name = (job.metadata.namespace, job.metadata.name)
         now = self._clock()
         observed = self._observe(job, self._last_refused(job))
         plan = self._decided(self._decide(job, observed, now, self._settings), job)
+        self._turns.decided(name, plan)
         applied = await self._applier.children(job.metadata.uid, plan.apply)
         refused = applied.refused
         if plan.apply and not refused and self._gives_way(name):
@@ -179,7 +186,8 @@ class Reconciler:
         name = (job.metadata.namespace, job.metadata.name)
         seen = observe(self._cache, job.metadata.uid, self._progress.report(name), refused)
         dependents = dependents_in_cache(self._cache, job)
-        return replace(seen, origin=origin_in_cache(self._cache, job), dependents=dependents)
+        rolling = self._turns.others(name)
+        return replace(seen, origin=origin_in_cache(self._cache, job), dependents=dependents, rolling=rolling)
 
     def _last_refused(self, job: FineTuneJob) -> ApplyFailure | None:
         """Of this very job, not of a former one of its name."""
@@ -229,6 +237,7 @@ class Reconciler:
         """Whether it is on its way out or has vanished from one moment to the next."""
         self._count_unreadable(name, unreadable=False)
         self._queue.forget(name)
+        self._turns.forget(name)
         self._gave_way.discard(name)
         self._progress.forget(name)
         self._refused.pop(name, None)

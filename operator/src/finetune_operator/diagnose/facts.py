@@ -134,6 +134,16 @@ def pod_condition(pod: Manifest, kind: str, status: str) -> Mapping[str, Any] | 
     return None
 
 
+def is_rolling(deployment: Manifest) -> bool:
+    """Whether its servers are being replaced. What was given up, or is held by somebody, is not waited for."""
+    status, generation = deployment.get("status") or {}, int(deployment["metadata"].get("generation") or 0)
+    reasons = {condition.get("reason") for condition in status.get("conditions") or ()}
+    if generation <= 1 or reasons & {"ProgressDeadlineExceeded", "DeploymentPaused"}:
+        return False
+    unseen = int(status.get("observedGeneration") or 0) < generation
+    return unseen or int(status.get("replicas") or 0) > int(status.get("updatedReplicas") or 0)
+
+
 def charged_for(spec: Mapping[str, Any]) -> Manifest:
     """Of a pod's spec, what its GPUs are known by: extended resources, and the labels by which nodes were selected.
     Empty for a pod that has none."""

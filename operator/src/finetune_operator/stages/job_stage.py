@@ -148,17 +148,8 @@ def with_last_words(run: RunStatus, pods: list[Manifest]) -> RunStatus:
 
 
 def pods_of(view: View, job: Manifest) -> list[Manifest]:
-    """The Job's pods, by owner where it is known, by labels otherwise."""
-    uid = job["metadata"].get("uid")
-    run, stage = names.label(job, names.LABEL_RUN), names.label(job, names.LABEL_STAGE)
-    result = []
-    for pod in view.observed.pods:
-        owners = owner_uids(pod)
-        if owners and uid and uid not in owners:
-            continue
-        if (names.label(pod, names.LABEL_RUN), names.label(pod, names.LABEL_STAGE)) == (run, stage):
-            result.append(pod)
-    return result
+    """The Job's pods, by their owner: labels can be anybody's."""
+    return [pod for pod in view.observed.pods if job["metadata"]["uid"] in owner_uids(pod)]
 
 
 def job_of(view: View, run: RunStatus, stage: Stage) -> Manifest | None:

@@ -6,7 +6,7 @@ from one server.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from finetune_api.conditions import FailureReason, Stage
@@ -21,6 +21,7 @@ from finetune_operator.drift import has_drifted, is_autoscaled
 from finetune_operator.plan import Manifest, ObjectRef
 from finetune_operator.stages.job_stage import FOREIGN_SECONDS, ensure_config_map, soonest
 from finetune_operator.stages.rollout import failure_of, seconds_left
+from finetune_operator.stages.turn import awaits_turn
 from finetune_operator.stages.view import View, is_deleting, reference
 
 
@@ -37,6 +38,7 @@ class Serving:
     finding: Finding | None = None
     failed: bool = False  # the wanted run's servers will not take over; `finding` says why
     requeue_after: float | None = None
+    awaits_turn: bool = False  # they shall be replaced, by servers of the same run, after those of other jobs
 
 
 def serve(view: View, run: RunStatus, wanted: ModelStatus | None) -> Serving:
@@ -58,7 +60,11 @@ def serve(view: View, run: RunStatus, wanted: ModelStatus | None) -> Serving:
     if isinstance(config, Finding):
         return _observe(view, wanted, None, (), config)
     deployment = server_deployment(view.job, wanted, config, view.settings, _smoke(view, wanted))
-    return _observe(view, wanted, deployment, _writes(view, run, wanted, deployment), None)
+    waits = awaits_turn(view, wanted, deployment)
+    if waits:
+        deployment = view.observed.deployments[name]
+    serving = _observe(view, wanted, deployment, _writes(view, run, wanted, deployment), None)
+    return replace(serving, awaits_turn=waits)
 
 
 def _observe(
