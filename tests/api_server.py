@@ -128,7 +128,7 @@ class ApiServer(Cluster):
                 raise ApiError(409, "Conflict", f"{part} of {key[1]} is {found[part]}, not {wanted[part]}")
 
     def _list(self, resource: Resource, query: dict[str, list[str]]) -> Manifest:
-        wanted = dict(pair.split("=") for pair in query.get("labelSelector", []))
+        wanted = dict(pair.split("=") for each in query.get("labelSelector", []) for pair in each.split(","))
         items = [
             body for body in self.listed(resource) if wanted.items() <= (body["metadata"].get("labels") or {}).items()
         ]

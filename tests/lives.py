@@ -9,6 +9,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from email.utils import format_datetime
 from typing import Any
 
 from kubernetes.aio.client import Configuration
@@ -17,10 +18,12 @@ from finetune_operator.control.api_client import Api, ApiError, RateLimit
 from finetune_operator.control.apply import Applier
 from finetune_operator.control.cache import Cache, Name
 from finetune_operator.control.handlers import take_event
+from finetune_operator.control.last_words import LastWords
 from finetune_operator.control.progress import ProgressReports
 from finetune_operator.control.reconcile import Reconciler
 from finetune_operator.control.resources import WATCHED, Resource
 from finetune_operator.control.resync import Resync
+from finetune_operator.control.server_clock import ServerClock
 from finetune_operator.control.workqueue import WorkQueue
 from finetune_operator.decide import decide
 from finetune_operator.plan import Manifest
@@ -60,7 +63,8 @@ class Weather:
     kinds: Sequence[str] = ()
     seed: int = 0
     until: float = 600.0
-    skew: float = 0.0  # seconds by which the operator's clock is ahead of the cluster's
+    skew: float = 0.0  # seconds by which the API server's clock is ahead of those of controllers and kubelets
+    own_skew: float = 0.0  # by which the operator's own is
     random: random.Random = field(init=False)
 
     def __post_init__(self) -> None:
@@ -83,8 +87,12 @@ class MortalApi(Api):
         self._weather = weather
         self._writes_left = writes_left
         self.dead = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        own = START.timestamp() + weather.own_skew
+        self.clock = ServerClock(lambda: own + self._loop.time(), self._loop.time)
 
     async def _once(self, method: str, url: str, body: Manifest | None, content_type: str) -> Manifest:
+        asked = self._loop.time()
         if self._weather.strikes([SLOW]):
             await asyncio.sleep(self._weather.random.uniform(0, 30))
         await asyncio.sleep(0.01)
@@ -93,6 +101,7 @@ class MortalApi(Api):
         fault = self._weather.strikes([kind for kind in FAULTS if method != "GET" or kind != "conflict"])
         if fault and fault != "lost answer":
             raise FAULTS[fault]
+        now = START + timedelta(seconds=self._loop.time() + self._weather.skew)
         before = len(self._server.writes)
         answer = self._server.handle(method, url, body)
         self._writes_left -= len(self._server.writes) - before
@@ -102,6 +111,7 @@ class MortalApi(Api):
         if fault:
             raise FAULTS[fault]
         await asyncio.sleep(0.01)
+        self.clock.heard(format_datetime(now, usegmt=True), asked)
         return answer
 
 
@@ -175,8 +185,9 @@ async def one_life(
         applier=Applier(api, cache, "test"),
         decide=decide,
         settings=server.settings,
-        progress=ProgressReports(queue, 10, loop.time),
-        clock=lambda: START + timedelta(seconds=loop.time() + weather.skew),
+        progress=ProgressReports(queue, 10, loop.time, api.clock.now),
+        last_words=LastWords(api, cache, loop.time),
+        clock=api.clock.now,
     )
 
     def enqueue(name: Name) -> None:

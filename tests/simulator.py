@@ -107,6 +107,7 @@ class Cluster:
         self.workloads: dict[str, Manifest] = {}  # Kueue's, by name of the Job
         self.progress: ProgressReport | None = None
         self.rolling = 0  # other jobs whose servers are being replaced
+        self.watched_only = False  # whether what is known of pods may lag behind what is known of their Jobs
         self.others: dict[str, FineTuneJob] = {}  # the namespace's other jobs, by name
         self.plans: list[Plan] = []
         self.created: list[str] = []
@@ -133,6 +134,7 @@ class Cluster:
             refusals=dict(self.refusals),
             workloads={name: slim(workload) for name, workload in self.workloads.items()},
             rolling=self.rolling,
+            unread=frozenset(job["metadata"]["uid"] for job in of("Job").values() if self.watched_only),
         )
 
     def plan(self) -> Plan:

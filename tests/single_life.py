@@ -10,12 +10,13 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any, Generic, TypeVar
 
 from finetune_operator.control.api_client import Api, load_configuration
 from finetune_operator.control.apply import Applier
 from finetune_operator.control.cache import Cache, Name
+from finetune_operator.control.last_words import LastWords
 from finetune_operator.control.progress import ProgressReports
 from finetune_operator.control.reconcile import Reconciler
 from finetune_operator.control.resources import WATCHED
@@ -63,7 +64,7 @@ async def living(
     namespace: str,
     client: type[Client],
     settings: Settings | None = None,
-    clock: Clock = lambda: datetime.now(UTC),
+    clock: Clock | None = None,
 ) -> AsyncIterator[Life[Client]]:
     """A leader that begins, with a client of this kind, and is gone at the end of the block."""
     api = client(await load_configuration(str(plane.kubeconfig_of("operator"))), concurrency=4, timeout=20)
@@ -75,7 +76,8 @@ async def living(
         decide=decide,
         settings=settings or Settings(),
         progress=ProgressReports(queue, 10),
-        clock=clock,
+        last_words=LastWords(api, cache),
+        clock=clock or (lambda: api.clock.now()),
     )
     resync = Resync(api, cache, queue.add, watched=WATCHED, namespaces=[namespace], seconds=300)
     try:
@@ -91,7 +93,7 @@ def look(
     *,
     writes: float = FOR_EVER,
     settings: Settings | None = None,
-    clock: Clock = lambda: datetime.now(UTC),
+    clock: Clock | None = None,
 ) -> int:
     """A leader reads everything and passes over the job until it has nothing to write, or dies after `writes`. Returns
     how many it made."""

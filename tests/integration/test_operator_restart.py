@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,14 @@ from tests.operator_process import (
 from tests.simulator import good_summary
 from tests.single_life import living, look
 
+from finetune_api.conditions import ExitCode, FailureReason, Stage
+from finetune_api.reports import StageFailure, Summary
+from finetune_operator.control import last_words
 from finetune_operator.control.api_client import Api
 from finetune_operator.control.cache import Cache, Name
 from finetune_operator.control.resources import FINE_TUNE_JOB, JOB, WATCHED
 from finetune_operator.control.resync import Resync
+from finetune_operator.control.server_clock import ServerClock
 
 CHILDREN = [
     ("ConfigMap", "travel-r1"),
@@ -127,6 +132,37 @@ def test_a_relist_prunes_what_vanished_unseen_and_asks_for_passes(plane: Control
         "children": None,
         "asked": {(namespace, "travel"), (namespace, "other")},
     }
+
+
+def test_words_that_no_watch_told_are_read_before_the_verdict(
+    plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The Job's end is told, its pod's is not. The operator's own clock is wrong by years, and is not asked."""
+    monkeypatch.setattr(last_words, "GRACE_SECONDS", 0.0)
+    namespace = make_namespace(plane, "unheard")
+    plane.kubectl.apply(job_manifest("travel", namespace))
+    assert look(plane, namespace) > 0
+    failure = StageFailure(reason=FailureReason.DATASET_INVALID, message="train: line 4 is broken")
+    summary = Summary(stage=Stage.PREPARE, ok=False, run=1, failure=failure)
+
+    async def live() -> float:
+        async with living(plane, namespace, Api) as life:
+            life.api.clock = ServerClock(local=lambda: 0.0)
+            await life.read()
+            kubelet, job = Kubelet(plane, namespace), (namespace, "travel-r1-prepare")
+            selector = f"{GROUP}/job=travel,{GROUP}/stage=Prepare"
+            await asyncio.to_thread(kubelet.end, selector, summary.to_message(), ExitCode.USER_INPUT)
+            wait = ("wait", "--for=condition=Failed", f"job/{job[1]}", "--timeout=60s")
+            await asyncio.to_thread(plane.kubectl, *wait, namespace=namespace)
+            life.cache.store(JOB, await life.api.get(JOB, *job))
+            await life.pass_over()
+            unheard = status_of(plane, namespace, "travel")["run"].get("failure")
+            await life.pass_over()
+            assert unheard is None
+            return abs((life.api.clock.now() - datetime.now(UTC)).total_seconds())
+
+    assert asyncio.run(live()) < PATIENCE
+    assert status_of(plane, namespace, "travel")["run"]["failure"]["reason"] == "DatasetInvalid"
 
 
 def test_an_upgrade_restarts_no_training(plane: ControlPlane, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from finetune_api.conditions import FailureReason
 from finetune_api.job import FineTuneJob
 from finetune_operator.control.apply import Applied
 from finetune_operator.control.cache import Cache, Name
+from finetune_operator.control.last_words import LastWords
 from finetune_operator.control.progress import ProgressReports
 from finetune_operator.control.reconcile import Reconciler
 from finetune_operator.control.resources import FINE_TUNE_JOB
@@ -59,6 +60,7 @@ def test_what_was_refused_goes_with_its_job(end: str) -> None:
             decide=decide,
             settings=Settings(),
             progress=ProgressReports(queue, 10),
+            last_words=LastWords(Refusing(), cache),  # type: ignore[arg-type]
         )
         cache.store(FINE_TUNE_JOB, stored())
         await reconcile(NAME)

@@ -209,16 +209,50 @@ WAITING = [
 ]
 
 
-def test_a_clock_that_was_put_back_does_not_hold_a_failure_up() -> None:
+def test_a_verdict_hangs_on_no_clock() -> None:
     cluster = started("Train")
     end = {"type": "Failed", "status": "True", "reason": "BackoffLimitExceeded", "message": "limit"}
     cluster.objects["Job", "travel-r1-train"]["status"] = {
         "conditions": [{**end, "lastTransitionTime": stamp(cluster.now)}]
     }
     cluster.pods = []
-    assert cluster.plan().requeue_after  # its pod may still be seen
-    cluster.now -= timedelta(hours=3)
-    assert not failure_of(cluster.plan().status).waiting
+    for hours in (-3, 6):
+        cluster.now += timedelta(hours=hours)
+        cluster.watched_only = True
+        assert cluster.plan().unread, "its pod may still be seen"
+        cluster.watched_only = False
+        assert not failure_of(cluster.plan().status).waiting
+
+
+ENDED = {
+    "by a pod that is known": ("PodFailurePolicy", [12], 1, False),
+    "by one of which nothing is known": ("PodFailurePolicy", [75], 1, True),
+    "after as many tries as are known": ("BackoffLimitExceeded", [1, 1, 1, 1], 4, False),
+    "after one more": ("BackoffLimitExceeded", [1, 1, 1], 4, True),
+    "without a pod": ("BackoffLimitExceeded", [], 0, True),
+}
+
+
+@pytest.mark.parametrize(("reason", "codes", "failed", "unread"), ENDED.values(), ids=ENDED)
+def test_a_job_failed_by_a_pod_that_is_not_known_has_no_verdict_yet(
+    reason: str, codes: list[int], failed: int, unread: bool
+) -> None:
+    cluster = started("Train")
+    job = cluster.objects["Job", "travel-r1-train"]
+    cluster.pods = []
+    for code in codes:
+        pod = cluster.start_pod(job)
+        set_state(pod, "Failed", {"terminated": {"exitCode": code, "message": ""}})
+    end = {
+        "type": "Failed",
+        "status": "True",
+        "reason": reason,
+        "message": "",
+        "lastTransitionTime": stamp(cluster.now),
+    }
+    job["status"] = {"conditions": [end], "failed": failed}
+    cluster.watched_only = True
+    assert cluster.plan().unread is unread
 
 
 @pytest.mark.parametrize(("state", "reason", "hint"), WAITING)
@@ -346,9 +380,10 @@ def test_a_failed_job_waits_for_its_pods_last_words() -> None:
         "message": "failed with exit code 12 matching",
     }
     job["status"] = {"conditions": [{**entry, "lastTransitionTime": stamp(cluster.now)}]}
+    cluster.watched_only = True
     early = cluster.plan()
-    assert (early.status, early.requeue_after) == (cluster.job.status, 10.0)
-    cluster.now = cluster.now.replace(second=cluster.now.second + 11)
+    assert (early.status, early.unread) == (cluster.job.status, True)
+    cluster.watched_only = False  # they have been read, and say no more than before
     assert failure_of(cluster.plan().status).reason is Reason.LOSS_NOT_FINITE
 
 

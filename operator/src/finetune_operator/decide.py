@@ -67,6 +67,7 @@ def decide(job: FineTuneJob, observed: Observed, now: datetime, settings: Settin
             *(each.requeue_after for each in (step, serving, packaging, retained, agenda)), used_up_after(view, run)
         ),
         awaits_turn=serving.awaits_turn,
+        unread=step.unread or packaging.unread,
     )
 
 

@@ -70,6 +70,8 @@ class Observed:
     refusals: Mapping[str, PodRefusal] = field(default_factory=dict)  # by name of the Job
     workloads: Mapping[str, Manifest] = field(default_factory=dict)  # Kueue's, by name of the Job
     rolling: int = 0  # other jobs whose servers are being replaced now
+    # Uids of Jobs of whose pods only a watch has told, which may be late: of the others all is known.
+    unread: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,3 +104,4 @@ class Plan:
     events: tuple[Event, ...] = ()
     requeue_after: float | None = None  # seconds
     awaits_turn: bool = False  # its servers shall be replaced as soon as those of fewer other jobs are
+    unread: bool = False  # a Job of `Observed.unread` has ended, and there is no verdict without its pods' last words

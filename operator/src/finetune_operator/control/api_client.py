@@ -23,6 +23,7 @@ from finetune_operator import FIELD_MANAGER
 from finetune_operator.control.metrics import API_REQUESTS
 from finetune_operator.control.passes import note_write
 from finetune_operator.control.resources import Resource
+from finetune_operator.control.server_clock import ServerClock
 from finetune_operator.plan import Manifest
 
 logger = logging.getLogger(__name__)
@@ -112,6 +113,7 @@ class Api:
         self._client.user_agent = FIELD_MANAGER
         self._timeout = timeout
         self._limit = RateLimit(qps, burst)
+        self.clock = ServerClock()
 
     async def close(self) -> None:
         await self._client.close()
@@ -146,11 +148,11 @@ class Api:
             body["preconditions"] = {"uid": uid}
         return await self.request("DELETE", resource.path(namespace, name), resource.plural, body=body)
 
-    async def list(self, resource: Resource, namespace: str | None) -> AsyncIterator[Manifest]:
-        """All objects of a namespace (None: of the cluster), in chunks, without their managedFields."""
+    async def list(self, resource: Resource, namespace: str | None, labels: str = "") -> AsyncIterator[Manifest]:
+        """All objects of a namespace (None: of the cluster) with these labels, in chunks."""
         params = {"limit": str(CHUNK)}
-        if resource.selector:
-            params["labelSelector"] = resource.selector
+        if selector := ",".join(part for part in (resource.selector, labels) if part):
+            params["labelSelector"] = selector
         if resource.fields:
             params["fieldSelector"] = resource.fields
         while True:
@@ -198,6 +200,7 @@ class Api:
         authorization = await self._configuration.get_api_key_with_prefix("BearerToken", alias="authorization")
         if authorization:
             headers["authorization"] = authorization
+        asked = self.clock.monotonic()
         try:
             response = await self._client.rest_client.request(
                 method, url, headers=headers, body=body, _request_timeout=aiohttp.ClientTimeout(total=self._timeout)
@@ -205,6 +208,7 @@ class Api:
             data = await response.read()
         except (aiohttp.ClientError, TimeoutError, ssl.SSLError, OSError) as error:
             raise ApiError(0, "NoAnswer", f"{type(error).__name__}: {error}") from error
+        self.clock.heard(response.headers.get("Date"), asked)
         return _parse(response.status, data, response.headers.get("Retry-After"))
 
 

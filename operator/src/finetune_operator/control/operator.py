@@ -20,6 +20,7 @@ from finetune_operator.control.discovery import watched_kinds
 from finetune_operator.control.environment import Environment
 from finetune_operator.control.handlers import kopf_settings, make_registry
 from finetune_operator.control.health import Health, serve_health
+from finetune_operator.control.last_words import LastWords
 from finetune_operator.control.lease import Lease, LeaseLostError
 from finetune_operator.control.neighbours import Neighbours
 from finetune_operator.control.progress import ProgressReports
@@ -53,7 +54,8 @@ class Operator:
         self._cache = Cache()
         self._queue: WorkQueue[Name] = WorkQueue()
         self._lease = Lease(self._api, environment.lease) if environment.lease else None
-        self._progress = ProgressReports(self._queue, environment.settings.progress_interval_seconds)
+        interval, now = environment.settings.progress_interval_seconds, self._api.clock.now
+        self._progress = ProgressReports(self._queue, interval, clock=now)
         self._health = Health(self._cache, self._queue, resync_seconds=environment.resync_seconds)
         self._traces = _open_traces(environment)
         lease = environment.lease
@@ -66,6 +68,8 @@ class Operator:
             decide=decide,
             settings=environment.settings,
             progress=self._progress,
+            last_words=LastWords(self._api, self._cache),
+            clock=now,
             may_act=self._lease.valid if self._lease else lambda: True,
             traces=self._traces,
         )

@@ -16,6 +16,7 @@ from finetune_api.status import FineTuneJobStatus
 from finetune_operator.control.api_client import ApiError
 from finetune_operator.control.apply import Applier, GoneError, StaleError
 from finetune_operator.control.cache import Cache, Name
+from finetune_operator.control.last_words import LastWords
 from finetune_operator.control.metrics import RECONCILE_SECONDS, UNREADABLE
 from finetune_operator.control.observe import observe
 from finetune_operator.control.origin import dependents_in_cache, origin_in_cache
@@ -65,6 +66,7 @@ class Reconciler:
         decide: Decide,
         settings: Settings,
         progress: ProgressSource,
+        last_words: LastWords,
         may_act: Callable[[], bool] = lambda: True,
         traces: Tracing | None = None,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
@@ -75,6 +77,7 @@ class Reconciler:
         self._decide = decide
         self._settings = settings
         self._progress = progress
+        self._last_words = last_words
         self._may_act = may_act
         self._traces = traces
         self._clock = clock
@@ -164,12 +167,19 @@ class Reconciler:
             await self._applier.events(body, plan.events)
         # Last: what is deleted is decided anew in every pass, what the status remembers is not.
         await self._applier.delete(plan.delete)
+        await self._seek_last_words(name, plan, observed)
         if refused:
             self._queue.retry(name)
         else:
             self._queue.succeeded(name)
         if plan.requeue_after is not None:
             self._queue.add_after(name, plan.requeue_after)
+
+    async def _seek_last_words(self, name: Name, plan: Plan, observed: Observed) -> None:
+        if not plan.unread:
+            self._last_words.found(name)
+            return
+        self._queue.add_after(name, await self._last_words.seek(name, observed.jobs.values()))
 
     def _gives_way(self, name: Name) -> bool:
         """In a burst what starts work goes first: a job whose children have been made waits for its next turn with
@@ -186,8 +196,13 @@ class Reconciler:
         name = (job.metadata.namespace, job.metadata.name)
         seen = observe(self._cache, job.metadata.uid, self._progress.report(name), refused)
         dependents = dependents_in_cache(self._cache, job)
-        rolling = self._turns.others(name)
-        return replace(seen, origin=origin_in_cache(self._cache, job), dependents=dependents, rolling=rolling)
+        return replace(
+            seen,
+            origin=origin_in_cache(self._cache, job),
+            dependents=dependents,
+            rolling=self._turns.others(name),
+            unread=self._last_words.unread(name, seen.jobs.values()),
+        )
 
     def _last_refused(self, job: FineTuneJob) -> ApplyFailure | None:
         """Of this very job, not of a former one of its name."""
@@ -240,6 +255,7 @@ class Reconciler:
         self._turns.forget(name)
         self._gave_way.discard(name)
         self._progress.forget(name)
+        self._last_words.forget(name)
         self._refused.pop(name, None)
 
     @staticmethod

@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 
 from finetune_operator.control.api_client import Api
 from finetune_operator.control.cache import Cache, Name, name_of
 from finetune_operator.control.metrics import RESYNC_TIME, WATCH_MISSED
+from finetune_operator.control.relist import relist
 from finetune_operator.control.resources import FINE_TUNE_JOB, Resource
+from finetune_operator.plan import Manifest
 
 logger = logging.getLogger(__name__)
 
@@ -84,29 +86,17 @@ class Resync:
                 wait = min(RETRY_SECONDS, self._seconds)
 
     async def _relist(self, resource: Resource) -> int:
-        """Returns how many changes were news. What the watch told meanwhile is not touched: it is newer."""
-        relist = self._cache.begin_relist(resource)
-        try:
-            listed: set[Name] = set()
-            news = 0
-            for namespace in self._namespaces:
-                async for body in self._api.list(resource, namespace):
-                    name = name_of(body)
-                    listed.add(name)
-                    if name not in relist.touched:
-                        news += self._cache.store(resource, body, from_watch=False)
-            return news + self._prune(resource, listed | relist.touched)
-        finally:
-            self._cache.end_relist(resource, relist)
-
-    def _prune(self, resource: Resource, alive: set[Name]) -> int:
-        vanished = [name for name in self._cache.names(resource) if name not in alive]
-        for name in vanished:
-            body = self._cache.get(resource, name)
-            job = self._cache.job_of(body) if body and resource is not FINE_TUNE_JOB else name
-            self._cache.drop(resource, name)
+        """Returns how many changes were news."""
+        news, gone = await relist(self._cache, resource, self._listing(resource), lambda: self._cache.names(resource))
+        for body in gone:
+            job = name_of(body) if resource is FINE_TUNE_JOB else self._cache.job_of(body)
             if job:
                 self._enqueue(job)
-        if vanished:
-            logger.info("resync=pruned resource=%s count=%d", resource.plural, len(vanished))
-        return len(vanished)
+        if gone:
+            logger.info("resync=pruned resource=%s count=%d", resource.plural, len(gone))
+        return news + len(gone)
+
+    async def _listing(self, resource: Resource) -> AsyncIterator[Manifest]:
+        for namespace in self._namespaces:
+            async for body in self._api.list(resource, namespace):
+                yield body

@@ -12,7 +12,14 @@ from finetune_operator.diagnose.facts import (
     summary_of,
 )
 from finetune_operator.diagnose.queue import held_back
-from finetune_operator.diagnose.verdict import deployment_trouble, job_failure, pod_trouble, refused_pod, to_failure
+from finetune_operator.diagnose.verdict import (
+    deployment_trouble,
+    is_explained,
+    job_failure,
+    pod_trouble,
+    refused_pod,
+    to_failure,
+)
 from finetune_operator.finding import Finding
 
 __all__ = [
@@ -23,6 +30,7 @@ __all__ = [
     "first_finding",
     "has_failed",
     "held_back",
+    "is_explained",
     "is_over",
     "job_condition",
     "job_failure",

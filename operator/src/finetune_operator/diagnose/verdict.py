@@ -12,7 +12,16 @@ from finetune_api.status import Failure
 from finetune_operator.admission import refusal_finding
 from finetune_operator.advice import advice_for
 from finetune_operator.diagnose.chain import first_finding
-from finetune_operator.diagnose.facts import current, is_over, is_ready, job_condition, member, newest, terminated
+from finetune_operator.diagnose.facts import (
+    current,
+    has_failed,
+    is_over,
+    is_ready,
+    job_condition,
+    member,
+    newest,
+    terminated,
+)
 from finetune_operator.finding import Finding
 from finetune_operator.plan import Manifest, PodRefusal
 from finetune_operator.times import parse_time
@@ -74,6 +83,17 @@ def refused_pod(refusal: PodRefusal | None, pods: Sequence[Manifest], now: datet
         if parse_time(refusal.time, now) <= made:
             return None
     return refusal_finding(refusal.message)
+
+
+def is_explained(job: Manifest, pods: Sequence[Manifest]) -> bool:
+    """Whether the pods are known by whose ends the Job failed: all that are known have ended, and there are as many as
+    failed, or the one by which the Job failed at once."""
+    if not pods or not all(is_over(pod) for pod in current(pods)):
+        return False
+    condition = job_condition(job, "Failed") or job_condition(job, "FailureTarget") or {}
+    if condition.get("reason") == "PodFailurePolicy":
+        return any((terminated(pod) or {}).get("exitCode") in FINAL_CODES for pod in pods)
+    return sum(has_failed(pod) for pod in pods) >= _failed(job)
 
 
 def job_failure(job: Manifest, pods: Sequence[Manifest], now: datetime) -> Finding:

@@ -18,6 +18,7 @@ from finetune_operator.diagnose import (
     current,
     ever_ran,
     held_back,
+    is_explained,
     is_over,
     job_condition,
     job_failure,
@@ -38,13 +39,7 @@ from finetune_operator.stages.measurement import measures_otherwise
 from finetune_operator.stages.settling import settled_after
 from finetune_operator.stages.suspension import Pause
 from finetune_operator.stages.view import Step, View, is_deleting, owner_uids, reference
-from finetune_operator.times import parse_time
 
-# Jobs and pods come over different watches: the Job's end may be seen before its pod's. So long the pod is waited for.
-GRACE_SECONDS = 10.0
-# A pod of a Job that succeeded has ended, whatever we know of it: a periodic list finds that, at the latest.
-UNSEEN_SECONDS = 330.0
-SKEW_SECONDS = 60.0  # by which the clocks of two machines may differ
 FOREIGN_SECONDS = 5.0  # how soon to look again whether the garbage collector has removed a predecessor's child
 
 
@@ -265,8 +260,8 @@ def _collect(view: View, run: RunStatus, stage: JobStage, job: Manifest) -> Step
         completed = (job.get("status") or {}).get("completionTime") or view.time
         absorbed = with_time(absorbed, stage.stage, start=view.time, completion=completed)
         return Step(absorbed.model_copy(update={"failure": None}), done=True)
-    if _pods_lag(view, job, pods, UNSEEN_SECONDS if pods else GRACE_SECONDS):
-        return Step(run, requeue_after=GRACE_SECONDS)
+    if _is_unread(view, job):
+        return Step(run, unread=True)
     if (names.number(names.label(job, names.LABEL_ATTEMPT)) or 1) > view.settings.backoff_limit:
         text = f"{stage.stage} succeeded, but none of its pods left a summary in its termination message."
         return _end(view, run, stage.stage, Finding(FailureReason.SYSTEM_FAULT, text))
@@ -274,21 +269,16 @@ def _collect(view: View, run: RunStatus, stage: JobStage, job: Manifest) -> Step
     return replace_job(view, run, job)
 
 
-def _pods_lag(view: View, job: Manifest, pods: list[Manifest], seconds: float = GRACE_SECONDS) -> bool:
-    """Whether the end of a pod may only not have been seen yet."""
-    conditions = (job.get("status") or {}).get("conditions") or ()
-    ended = max((str(condition.get("lastTransitionTime") or "") for condition in conditions), default="")
-    # An end that lies far in the future is the work of a clock that was put back: it must not be waited for.
-    fresh = -SKEW_SECONDS <= (view.now - parse_time(ended, view.now)).total_seconds() < seconds
-    members = current(pods)
-    return fresh and (not members or not all(is_over(pod) for pod in members))
+def _is_unread(view: View, job: Manifest) -> bool:
+    """Whether what is missing may only not have been seen yet: Jobs and pods come over different watches."""
+    return job["metadata"].get("uid") in view.observed.unread
 
 
 def _fail(view: View, run: RunStatus, stage: JobStage, job: Manifest) -> Step:
     pods = pods_of(view, job)
     condition = job_condition(job, "Failed") or job_condition(job, "FailureTarget") or {}
-    if condition.get("reason") != "DeadlineExceeded" and _pods_lag(view, job, pods):
-        return Step(run, requeue_after=GRACE_SECONDS)
+    if condition.get("reason") != "DeadlineExceeded" and _is_unread(view, job) and not is_explained(job, pods):
+        return Step(run, unread=True)
     if _inputs_changed(view, job):
         return replace_job(view, run, job)
     run = with_time(run, stage.stage, start=view.time)  # it began and failed while nobody looked

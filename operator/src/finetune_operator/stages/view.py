@@ -41,6 +41,7 @@ class Step:
     done: bool = False
     requeue_after: float | None = None
     pause: Pause | None = None
+    unread: bool = False  # what its pods said last has to be read first
 
 
 def own_children(job: FineTuneJob, observed: Observed) -> tuple[Observed, frozenset[str]]:
