@@ -14,7 +14,7 @@ from finetune_api.conditions import FailureReason
 from finetune_api.job import FineTuneJob
 from finetune_operator.control import metrics
 from finetune_operator.control.api_client import Api, ApiError
-from finetune_operator.control.apply import GoneError, _refused, event_manifest
+from finetune_operator.control.apply import Applier, GoneError, StaleError, _refused, event_manifest
 from finetune_operator.control.cache import Cache
 from finetune_operator.control.health import OLDEST_SECONDS, Health
 from finetune_operator.control.reconcile import invalid_status
@@ -86,6 +86,22 @@ def test_what_the_api_server_refuses_is_told_apart(status: int, reason: str, mes
     else:
         with pytest.raises(expected):
             _refused(JOB, manifest, error)
+
+
+class Vanishing:
+    """An API server in which what was in the way goes between our write and our look."""
+
+    async def create(self, resource: object, manifest: object) -> None:
+        raise ApiError(409, "AlreadyExists", "jobs.batch j already exists")
+
+    async def get(self, resource: object, namespace: str, name: str) -> None:
+        raise ApiError(404, "NotFound", "jobs.batch j not found")
+
+
+async def test_what_was_in_the_way_and_has_just_gone_is_looked_at_again() -> None:
+    applier = Applier(Vanishing(), Cache(), "test")  # type: ignore[arg-type]
+    with pytest.raises(StaleError):
+        await applier.children("uid", [{"kind": "Job", "metadata": {"name": "j", "namespace": "n"}}])
 
 
 def test_a_refused_spec_is_told_once_and_keeps_the_record() -> None:

@@ -47,7 +47,7 @@ SERVICE_ALLOCATED = ("clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy", 
 
 
 class StaleError(Exception):
-    """The job changed since it was read; its event brings the next pass."""
+    """The job, or what is in its way, changed since it was read: another pass decides anew."""
 
 
 class GoneError(Exception):
@@ -140,7 +140,12 @@ class Applier:
             if error.reason != "AlreadyExists":
                 raise
         namespace, name = name_of(manifest)
-        live = await self._api.get(resource, namespace, name)
+        try:
+            live = await self._api.get(resource, namespace, name)
+        except ApiError as error:
+            if error.status == 404:  # what was in the way has just gone, and nobody need tell us
+                raise StaleError(error.message) from error
+            raise
         if controller_uid(live) != job_uid:
             return ApplyFailure(
                 FailureReason.NAME_CONFLICT,
