@@ -191,6 +191,22 @@ CASES = (
     Case("FinetuneJobsStalled", "since yesterday", (series("jobs_stalled", f"2x{DAY}", reason="StorageFull"),), DAY),
     Case("FinetuneJobsStalled", "by its author", (series("jobs_stalled", "2x60", reason="DatasetInvalid"),), 30),
     Case(
+        "FinetuneServersFail",
+        "an image that does not start, minutes after the upgrade",
+        (series("jobs_waiting", "0x4 10x60", reason="NotReady"), series("jobs_stalled", "1x70", reason="SmokeFailed")),
+        30,
+        "The servers of 11 more jobs fail than six hours ago; those that they should replace go on.",
+    ),
+    Case(
+        "FinetuneServersFail",
+        "half an hour later",
+        (series("jobs_stalled", "0x40 7x60", reason="NotReady"),),
+        60,
+        "The servers of 7 more jobs fail than six hours ago; those that they should replace go on.",
+    ),
+    Case("FinetuneServersFail", "two jobs' authors", (series("jobs_stalled", "2x60", reason="SmokeFailed"),), 30),
+    Case("FinetuneServersFail", "since yesterday", (series("jobs_stalled", f"9x{DAY}", reason="NotReady"),), DAY),
+    Case(
         "FinetuneCertificateEnds",
         "in ten days",
         (series("progress_certificate_expiry_timestamp_seconds", f"{10 * 86400 + 3600}x90"),),
