@@ -17,11 +17,12 @@ TOKEN = "hf_of_a_test"
 
 @dataclass
 class Repository:
-    """Files of the newest commit; `closed` is the error code for who has no token."""
+    """Files of the newest commit, which is the first of `commits`; `closed` is the error code for who has no token."""
 
     files: dict[str, bytes]
     closed: str = ""
     commits: tuple[str, ...] = (COMMIT, OLD)
+    names_blobs: bool = True
 
 
 @dataclass
@@ -46,7 +47,7 @@ class Mirror:
             return 404, {"X-Error-Code": "RepoNotFound"}, b"{}"
         if repository.closed and token != f"Bearer {TOKEN}":
             return (403 if repository.closed == "GatedRepo" else 401), {"X-Error-Code": repository.closed}, b"{}"
-        revision = words[3] if len(words) > 3 else COMMIT
+        revision = words[3] if len(words) > 3 else repository.commits[0]
         if revision not in repository.commits:
             return 404, {"X-Error-Code": "RevisionNotFound"}, b"{}"
         if api and words[2:3] == ["tree"]:
@@ -56,13 +57,18 @@ class Mirror:
                 json.dumps(_listed(repository, "/".join(words[4:]), "recursive=true" in path.lower())).encode(),
             )
         if api:
-            siblings = [{"rfilename": name, "size": len(data)} for name, data in repository.files.items()]
+            siblings = [_sibling(repository, name, data) for name, data in repository.files.items()]
             return 200, {}, json.dumps({"id": "/".join(words[:2]), "sha": revision, "siblings": siblings}).encode()
         name = "/".join(words[4:])
         if name not in repository.files:
             return 404, {"X-Error-Code": "EntryNotFound"}, b""
         data = repository.files[name]
         return 200, {"X-Repo-Commit": revision, "ETag": f'"{hashlib.sha1(data).hexdigest()}"'}, data
+
+
+def _sibling(repository: Repository, name: str, data: bytes) -> dict[str, Any]:
+    blob = {"blobId": hashlib.sha1(data).hexdigest()} if repository.names_blobs else {}
+    return {"rfilename": name, "size": len(data), **blob}
 
 
 def _listed(repository: Repository, folder: str, recursive: bool) -> list[dict[str, Any]]:

@@ -18,7 +18,8 @@ class Stage(Named):
 
 class ConditionType(Named):
     """Ready, Reconciling and Stalled by kstatus; then one condition for each thing that a run must achieve;
-    WithinBudget, Scheduled only where there is a budget, a schedule; Suspended only while spec.suspend is true."""
+    WithinBudget, Scheduled, DatasetPolled only where there is a budget, a schedule, a poll; Suspended only while
+    spec.suspend is true."""
 
     READY = "Ready"
     RECONCILING = "Reconciling"
@@ -33,6 +34,7 @@ class ConditionType(Named):
     WITHIN_BUDGET = "WithinBudget"
     SUSPENDED = "Suspended"
     SCHEDULED = "Scheduled"
+    DATASET_POLLED = "DatasetPolled"
 
 
 class Trigger(Named):
@@ -42,6 +44,7 @@ class Trigger(Named):
     SPEC_CHANGED = "SpecChanged"
     RERUN = "Rerun"
     SCHEDULE = "Schedule"
+    DATASET_CHANGED = "DatasetChanged"
 
 
 class GateVerdict(Named):
@@ -68,6 +71,7 @@ class FailureReason(Named):
     MODEL_ACCESS = "ModelAccess"
     MODEL_INVALID = "ModelInvalid"
     SOURCE_UNAVAILABLE = "SourceUnavailable"
+    SOURCE_UNSTEADY = "SourceUnsteady"
     SPEC_INVALID = "SpecInvalid"
     BASE_NOT_PROMOTED = "BaseNotPromoted"
     SCHEDULE_INVALID = "ScheduleInvalid"

@@ -71,7 +71,7 @@ def content_hash(spec: FineTuneJobSpec) -> str:
     return run_hash(spec.model_copy(update={"rerun_token": None}))
 
 
-RECURRING = (Trigger.SCHEDULE,)
+RECURRING = (Trigger.SCHEDULE, Trigger.DATASET_CHANGED)
 """Triggers of which each occasion is a run of the same inputs. A rerun's word is one of the inputs."""
 
 

@@ -27,6 +27,7 @@ CONDITION_MEANINGS = {
     ConditionType.WITHIN_BUDGET: "The newest run has GPU hours and money left. Absent without a budget.",
     ConditionType.SUSPENDED: "`spec.suspend` is true and no stage's pod is left. There only while it is true.",
     ConditionType.SCHEDULED: "A next run is planned by `triggers.schedule`. Absent without one.",
+    ConditionType.DATASET_POLLED: "The data can be looked at, as `triggers.datasetPoll` asks. Absent without it.",
 }
 EXIT_CODES = {
     ExitCode.DONE: "Done.",

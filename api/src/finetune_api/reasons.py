@@ -56,6 +56,12 @@ REASONS: dict[Reason, ReasonFacts] = {
         "A source cannot be read: not found, not allowed, not reachable, or too large.",
         "Check that the source exists and that the Secret in secretRef may read it, then set a new spec.rerunToken.",
     ),
+    Reason.SOURCE_UNSTEADY: ReasonFacts(
+        Blame.INPUT,
+        "A look at the data found another version each time that it asked: no run begins by that.",
+        "Wait until it is written whole: it is looked at again later. Where a server names another version at each "
+        "request, use triggers.schedule in place of triggers.datasetPoll.",
+    ),
     Reason.SPEC_INVALID: ReasonFacts(
         Blame.INPUT,
         "The specification cannot be carried out as it stands.",

@@ -9,6 +9,7 @@ from pydantic import Field
 from finetune_api.base import StatusModel
 from finetune_api.conditions import ConditionType, RunResult, Stage, Trigger
 from finetune_api.cost import CostStatus as CostStatus
+from finetune_api.dataset_poll import DatasetPollStatus as DatasetPollStatus
 from finetune_api.failure import MESSAGE_LENGTH as MESSAGE_LENGTH
 from finetune_api.failure import Count as Count
 from finetune_api.failure import Failure as Failure
@@ -108,6 +109,10 @@ class DatasetStatus(StatusModel):
         default=[], max_length=8, description="What was changed, as dataset.cleaning asks, in the order of the steps."
     )
     sha256: Word | None = Field(default=None, description="Digest of the data as read.")
+    fingerprint: Word | None = Field(
+        default=None,
+        description="Of the versions that the sources had (commit, ETag, digest), which a later look compares with.",
+    )
     problems: list[Problem] = Field(default=[], max_length=10, description="Errors and warnings, worst first.")
 
     @property
@@ -160,7 +165,8 @@ class RunStatus(StatusModel):
     trigger: Trigger = Field(description="Why it was started.")
     occasion: Word | None = Field(
         default=None,
-        description="What the trigger came with: the time of the schedule, the word of rerunToken.",
+        description="What the trigger came with: the time of the schedule, the word of rerunToken, the fingerprint of "
+        "changed data.",
     )
     attempt: Count = Field(default=1, description="Of the current stage; above 1 after interruptions.")
     claim_name: Word | None = Field(
@@ -197,7 +203,8 @@ class RunRecord(StatusModel):
     trigger: Trigger = Field(description="Why it was started.")
     occasion: Word | None = Field(
         default=None,
-        description="What the trigger came with: the time of the schedule, the word of rerunToken.",
+        description="What the trigger came with: the time of the schedule, the word of rerunToken, the fingerprint of "
+        "changed data.",
     )
     result: RunResult = Field(description="How it ended.")
     completion_time: Time | None = Field(default=None, description="When it ended.")
@@ -215,6 +222,8 @@ class RunRecord(StatusModel):
     rollback: Rollback | None = Field(default=None, description="Why its servers did not take over.")
     claim_name: Word | None = Field(default=None, description="PersistentVolumeClaim that its files are on.")
     files: RunFiles | None = Field(default=None, description="What becomes of its files, by output.retention.")
+    fingerprint: Word | None = Field(default=None, description="Of the versions that its data's sources had.")
+    dataset_sha256: Word | None = Field(default=None, description="Digest of its data as read.")
 
 
 class EndpointStatus(StatusModel):
@@ -239,7 +248,7 @@ class FineTuneJobStatus(StatusModel):
         max_length=16,
         description="Ready, Reconciling, Stalled, DatasetValid, Trained, Evaluated, Promoted, Serving; Packaged where "
         "exports are asked for, WithinBudget where there is a budget, Suspended while spec.suspend is true, "
-        "Scheduled where there is a schedule.",
+        "Scheduled where there is a schedule, DatasetPolled where the data is looked at.",
         json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
     )
     stage: Stage | None = Field(default=None, description="Derived from the conditions, for printing.")
@@ -249,6 +258,9 @@ class FineTuneJobStatus(StatusModel):
     model: ModelStatus | None = Field(default=None, description="The promoted model.")
     endpoint: EndpointStatus | None = Field(default=None, description="Where it answers.")
     schedule: ScheduleStatus | None = Field(default=None, description="Where spec.triggers.schedule is.")
+    dataset_poll: DatasetPollStatus | None = Field(
+        default=None, description="What spec.triggers.datasetPoll has found."
+    )
     runs: list[RunRecord] = Field(
         default=[],
         max_length=20,

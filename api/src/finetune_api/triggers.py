@@ -9,6 +9,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from finetune_api.base import ApiModel, Bool, Int, Named, Rule, StatusModel
+from finetune_api.dataset_poll import DatasetPollSpec
 from finetune_api.failure import Time, Word
 
 FIELDS = 5
@@ -95,6 +96,9 @@ class TriggersSpec(ApiModel):
     """What starts a run of an unchanged specification."""
 
     schedule: ScheduleSpec | None = Field(default=None, description="A run at each of these times.")
+    dataset_poll: DatasetPollSpec | None = Field(
+        default=None, description="A run when the data behind the names in `dataset` has changed."
+    )
 
 
 class ScheduleStatus(StatusModel):

@@ -18,6 +18,7 @@ DATA = "kubectl get finetunejob NAME -o jsonpath='{.status.run.dataset.problems}
 QUEUE = "kubectl get finetunejob NAME -o jsonpath='{.status.run.failure.message}'"
 COST = "kubectl get finetunejob NAME -o jsonpath='{.status.run.cost}'"
 SCHEDULED = "kubectl get finetunejob NAME -o jsonpath='{.status.conditions[?(@.type==\"Scheduled\")].message}'"
+POLLED = "kubectl get finetunejob NAME -o jsonpath='{.status.conditions[?(@.type==\"DatasetPolled\")].message}'"
 CLAIMS = "kubectl get persistentvolumeclaims"
 
 
@@ -51,6 +52,12 @@ TROUBLES: dict[Reason, Trouble] = {
         "A path that does not exist on the claim, a bucket of another region or endpoint, an expired key, an "
         "`https://` host that the platform does not allow (`sources.httpsHosts` of the chart), a missing proxy.",
         PREPARE_LOG,
+    ),
+    Reason.SOURCE_UNSTEADY: Trouble(
+        "An upload or an export that is still being written; a file that a program makes anew for each request; a "
+        "server whose ETag is another one each time, for files of more than 256 MiB.",
+        POLLED,
+        "It is said by the condition DatasetPolled. The newest run stays; the next look comes later.",
     ),
     Reason.SPEC_INVALID: Trouble(
         "What only the data or the model can tell: more held-out examples than there are, modules that the model does "

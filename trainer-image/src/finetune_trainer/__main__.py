@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from finetune_api.conditions import Stage
-from finetune_trainer import frame, removal
+from finetune_trainer import frame, polling, removal
 from finetune_trainer.context import StageContext
 from finetune_trainer.distribution.environment import GANG, end_with_launcher, place
 from finetune_trainer.errors import TrainerError
 
 KUBELET_LOG, ARTIFACTS = Path("/dev/termination-log"), Path("/artifacts")
-REPORT, REMOVE = "report", "remove"
+REPORT, REMOVE, POLL = "report", "remove", "poll"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,6 +26,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.stage == REMOVE:
         frame.set_up_log(REMOVE)
         return removal.run(os.environ, options.artifacts, options.termination_log or _kubelet_log())
+    if options.stage == POLL:
+        frame.stop_on_sigterm()
+        log = options.termination_log or _kubelet_log()
+        return polling.run(options.config, os.environ, options.sources.resolve(), log)
     stage = Stage(options.stage.capitalize())
     termination_log = options.termination_log or _kubelet_log()
     frame.set_up_log(stage)
@@ -91,6 +95,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     remove.add_argument("--artifacts", type=Path, default=ARTIFACTS, help="root of the artifact volume")
     remove.add_argument("--termination-log", type=Path, help=f"where the result goes (default {KUBELET_LOG})")
+    poll = stages.add_parser(
+        POLL, help="look whether the data is still what the run has read", description="Look at the data's sources."
+    )
+    poll.add_argument("--config", type=Path, default=Path("/etc/finetune/run.json"), help="run.json of the run")
+    poll.add_argument("--sources", type=Path, default=Path("/sources"), help="folder with pvc/ and configmap/")
+    poll.add_argument("--termination-log", type=Path, help=f"where the result goes (default {KUBELET_LOG})")
     return parser
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import shutil
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from finetune_trainer.data.problems import FileName, Findings
 from finetune_trainer.data.rows import RowReading
 from finetune_trainer.data.spool import Part, Spool
 from finetune_trainer.errors import UserInputError
-from finetune_trainer.sources.datafile import describe, name_of
+from finetune_trainer.sources.datafile import describe, joined, name_of
 from finetune_trainer.tasks.kind import ExampleFormat
 
 log = logging.getLogger(__name__)
@@ -53,9 +52,8 @@ class DatasetReading:
 
     @property
     def sha256(self) -> str:
-        """Of the data as read: the file's own digest, or one of the digests of all files."""
-        digests = list(self.digests.values())
-        return digests[0] if len(digests) == 1 else hashlib.sha256(":".join(digests).encode()).hexdigest()
+        """Of the data as read."""
+        return joined(list(self.digests.values()))
 
     def _file(self, file: FileName, data: DataFile, weight: float, spool: Spool) -> Part:
         folder = self.scratch / str(len(self.digests))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
@@ -30,6 +32,11 @@ def name_of(data: DataFile) -> str:
     if data.config_map_ref:
         return data.config_map_ref.key
     return PurePosixPath(urlsplit(data.source or "").path).name
+
+
+def joined(digests: Sequence[str]) -> str:
+    """Digest of the data as read: the one file's own, or one of the digests of all files."""
+    return digests[0] if len(digests) == 1 else hashlib.sha256(":".join(digests).encode()).hexdigest()
 
 
 def fetch_data(data: DataFile, *, sources: Path, scratch: Path, policy: SourcePolicy) -> Path:

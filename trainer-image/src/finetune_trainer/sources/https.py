@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
+import hashlib
 import http.client
 import ipaddress
 import logging
 import socket
 import ssl
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 from urllib.parse import SplitResult, urljoin, urlsplit
@@ -28,6 +29,7 @@ log = logging.getLogger(__name__)
 
 MAX_REDIRECTS = 5
 CHUNK = 2**20  # bytes read at once
+COMPARED_BYTES = 64 * 2**20  # of a file whose server names no version
 SOCKET_SECONDS = 30.0  # without a byte for so long, the server is taken as gone
 REDIRECTS = (301, 302, 303, 307, 308)
 LATER = (408, 425, 429, 500, 502, 503, 504)  # worth another try
@@ -40,16 +42,53 @@ def fetch_file(location: Https, target: Path, policy: SourcePolicy, authorizatio
     to another host, or the file is too large or takes too long.
     """
     deadline = time.monotonic() + policy.timeout_seconds
+    with _answer(location, policy, authorization) as (response, parts):
+        _save(response, parts, target, policy, deadline)
+    return target
+
+
+def version(location: Https, policy: SourcePolicy, authorization: str | None = None) -> str | None:
+    """Of the file, by what the server says of it; by its content where it says nothing, and None where that is large.
+    By GET, whose body is left: HEAD is refused by many, and by every address that is signed for GET. Raises as
+    `fetch_file`."""
+    with _answer(location, policy, authorization) as (response, parts):
+        if etag := response.headers.get("ETag"):
+            return f"etag {etag}"
+        length = _length(response)
+        if modified := response.headers.get("Last-Modified"):
+            return f"modified {modified} {length}"
+        return None if length > COMPARED_BYTES else _digest(response, parts, length)
+
+
+def _digest(response: http.client.HTTPResponse, parts: SplitResult, expected: int) -> str | None:
+    digest, total = hashlib.sha256(), 0
+    while chunk := _read(response, parts):
+        total += len(chunk)
+        if total > COMPARED_BYTES:
+            return None
+        digest.update(chunk)
+    _refuse_cut(parts, total, expected)
+    return f"sha256 {digest.hexdigest()}"
+
+
+@contextlib.contextmanager
+def _answer(
+    location: Https, policy: SourcePolicy, authorization: str | None
+) -> Iterator[tuple[http.client.HTTPResponse, SplitResult]]:
+    """The server's answer, its body still unread, and the address that gave it."""
     url = location.url
     for _ in range(MAX_REDIRECTS + 1):
         parts = _allowed(url, policy)
         connection = _connect(parts, policy)
         try:
-            next_url = _get(connection, parts, target, policy, authorization, deadline)
+            response = _get(connection, parts, authorization)
+            next_url = response.headers.get("Location") if response.status in REDIRECTS else None
+            if not next_url:
+                _refuse_status(response.status, parts)
+                yield response, parts
+                return
         finally:
             connection.close()
-        if next_url is None:
-            return target
         url = _same_host(urljoin(url, next_url), parts)
     _refuse(f"{_name(urlsplit(url))}: more than {MAX_REDIRECTS} redirects", "name the file's final address")
 
@@ -113,18 +152,15 @@ class _PinnedConnection(http.client.HTTPSConnection):
 def _get(
     connection: http.client.HTTPSConnection,
     parts: SplitResult,
-    target: Path,
-    policy: SourcePolicy,
     authorization: str | None,
-    deadline: float,
-) -> str | None:
-    """Ask for the file. Returns where a redirect leads, or None when the file is there."""
+) -> http.client.HTTPResponse:
+    """Ask for the file."""
     headers = {"User-Agent": "finetune-trainer", "Accept-Encoding": "identity"}
     if authorization:
         headers["Authorization"] = authorization
     try:
         connection.request("GET", (parts.path or "/") + (f"?{parts.query}" if parts.query else ""), headers=headers)
-        response = connection.getresponse()
+        return connection.getresponse()
     except ssl.SSLCertVerificationError as error:
         _refuse(
             f"{_name(parts)}: the certificate is not valid: {error.verify_message}",
@@ -132,25 +168,21 @@ def _get(
         )
     except (OSError, http.client.HTTPException) as error:
         raise _later(parts, f"{type(error).__name__}: {error}") from error
-    if response.status in REDIRECTS and response.headers.get("Location"):
-        return response.headers["Location"]
-    if response.status in LATER:
-        raise _later(parts, f"HTTP {response.status}")
-    if response.status != 200:
-        advice = (
-            "correct the address"
-            if response.status in (404, 410)
-            else "put HTTPS_AUTHORIZATION into secretRef's Secret"
-        )
-        _refuse(f"{_name(parts)} answered HTTP {response.status}", advice)
-    _save(response, parts, target, policy, deadline)
-    return None
+
+
+def _refuse_status(status: int, parts: SplitResult) -> None:
+    if status in LATER:
+        raise _later(parts, f"HTTP {status}")
+    if status != 200:
+        gone = status in (404, 410)
+        advice = "correct the address" if gone else "put HTTPS_AUTHORIZATION into secretRef's Secret"
+        _refuse(f"{_name(parts)} answered HTTP {status}", advice)
 
 
 def _save(
     response: http.client.HTTPResponse, parts: SplitResult, target: Path, policy: SourcePolicy, deadline: float
 ) -> None:
-    expected = int(response.headers.get("Content-Length") or -1)
+    expected = _length(response)
     if expected > policy.max_bytes:
         _refuse_size(parts, policy)
     total = 0
@@ -165,6 +197,15 @@ def _save(
                     f"{_name(parts)}: not complete after {seconds} seconds", "use a smaller file or a nearer source"
                 )
             file.write(chunk)
+    _refuse_cut(parts, total, expected)
+
+
+def _length(response: http.client.HTTPResponse) -> int:
+    """Bytes that are announced; -1 where none are."""
+    return int(response.headers.get("Content-Length") or -1)
+
+
+def _refuse_cut(parts: SplitResult, total: int, expected: int) -> None:
     if expected >= 0 and total != expected:
         raise _later(parts, f"the connection ended after {total} of {expected} bytes")
 

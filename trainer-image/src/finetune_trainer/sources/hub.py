@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,22 @@ def fetch_model(location: Hub, revision: str, folder: Path, policy: SourcePolicy
 
 def fetch_file(location: Hub, folder: Path, policy: SourcePolicy) -> Path:
     """Download one file of a dataset repository at its newest commit; return its path. Raises UserInputError."""
+    found = _holding(location)
+    _refuse_large({location.path: found.sizes[location.path]}, f"hf://{location.repo}/{location.path}", policy)
+    log.info("data: hf://%s at commit %s", location.repo, found.commit)
+    return _download(location, location.path, folder, revision=found.commit, repo_type="dataset")
+
+
+def version(location: Hub) -> str:
+    """Of one file of a dataset repository at its newest commit: its blob, or the commit where the hub does not name it.
+    Raises UserInputError."""
+    found = _holding(location)
+    blob = found.blobs.get(location.path)
+    return f"blob {blob}" if blob else f"commit {found.commit}"
+
+
+def _holding(location: Hub) -> DatasetRepository:
+    """The repository at its newest commit. Raises UserInputError where it lacks the file."""
     found = dataset_repository(location.repo)
     sizes = found.sizes
     if location.path not in sizes:
@@ -72,18 +88,17 @@ def fetch_file(location: Hub, folder: Path, policy: SourcePolicy) -> Path:
             advice="correct the file's name in dataset source",
             reason=FailureReason.SOURCE_UNAVAILABLE,
         )
-    _refuse_large({location.path: sizes[location.path]}, f"hf://{location.repo}/{location.path}", policy)
-    log.info("data: hf://%s at commit %s", location.repo, found.commit)
-    return _download(location, location.path, folder, revision=found.commit, repo_type="dataset")
+    return found
 
 
 @dataclass(frozen=True, slots=True)
 class DatasetRepository:
-    """A dataset repository at a commit, with the sizes of its files, bytes."""
+    """A dataset repository at a commit, with the sizes of its files (bytes), and Git's names of their contents."""
 
     repo: str
     commit: str
     sizes: Mapping[str, int]
+    blobs: Mapping[str, str | None] = field(default_factory=dict)
 
     @property
     def told(self) -> str:
@@ -99,7 +114,9 @@ def dataset_repository(repo: str, revision: str | None = None) -> DatasetReposit
     not answer."""
     with _explained(Hub(repo), FailureReason.SOURCE_UNAVAILABLE):
         info = HfApi(endpoint=endpoint()).dataset_info(repo, revision=revision, files_metadata=True)
-    return DatasetRepository(repo, str(info.sha), {file.rfilename: file.size or 0 for file in info.siblings or []})
+    files = info.siblings or []
+    sizes, blobs = {file.rfilename: file.size or 0 for file in files}, {file.rfilename: file.blob_id for file in files}
+    return DatasetRepository(repo, str(info.sha), sizes, blobs)
 
 
 def _download(location: Hub, name: str, folder: Path, *, revision: str | None, repo_type: str) -> Path:

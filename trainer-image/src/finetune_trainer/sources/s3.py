@@ -45,6 +45,13 @@ def fetch_file(location: S3, target: Path, policy: SourcePolicy) -> Path:
     return target
 
 
+def version(location: S3) -> str:
+    """Of one object. Raises UserInputError (SourceUnavailable)."""
+    with _explained(location, FailureReason.SOURCE_UNAVAILABLE):
+        head = _client().head_object(Bucket=location.bucket, Key=location.key)
+    return f"etag {head['ETag']} {head['ContentLength']}"
+
+
 def fetch_model(location: S3, folder: Path, policy: SourcePolicy) -> None:
     """Download the wanted files directly below the prefix into `folder`. Raises UserInputError."""
     source = f"s3://{location.bucket}/{location.key}"

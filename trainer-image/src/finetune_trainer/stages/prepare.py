@@ -18,6 +18,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from finetune_api.conditions import FailureReason, Stage
 from finetune_api.dataset import DataFile, DatasetSpec
 from finetune_api.reports import Summary
+from finetune_api.status import DatasetStatus
 from finetune_api.tasks import Task
 from finetune_trainer import artifacts
 from finetune_trainer.benchmarks.data import fetch_benchmarks
@@ -41,6 +42,7 @@ from finetune_trainer.resolve import DataSizes, resolve, resolve_max_length
 from finetune_trainer.sources.continued import fetch_continued
 from finetune_trainer.sources.datafile import describe, fetch_data
 from finetune_trainer.sources.model import BaseModel, fetch_model
+from finetune_trainer.sources.version import fingerprint_before_reading
 from finetune_trainer.tasks.kind import ExampleFormat
 from finetune_trainer.tasks.table import KINDS
 from finetune_trainer.training.device import cpu_limit
@@ -73,14 +75,22 @@ def run(context: StageContext) -> Summary:
     scratch.mkdir(parents=True)
     findings = Findings()
     inspection = Inspection(config.task, config.dataset, findings)
+    fingerprint = fingerprint_before_reading(config.dataset, context.sources, config.policy)
     try:
         fetch_benchmarks(context, scratch / "benchmarks")
         with Spool(scratch / "spool.arrow", config.hyperparameters.seed) as spool:
-            return _prepare(context, base, shape, tokenizer, form, findings, inspection, spool, scratch)
+            summary = _prepare(context, base, shape, tokenizer, form, findings, inspection, spool, scratch)
+        return summary.model_copy(update={"dataset": _known_by(summary.dataset, fingerprint)})
     except UserInputError as error:
-        raise dataset_report.refusal(error, context, findings, inspection) from error
+        refusal = dataset_report.refusal(error, context, findings, inspection)
+        refusal.dataset = _known_by(refusal.dataset, fingerprint)
+        raise refusal from error
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _known_by(status: DatasetStatus | None, fingerprint: str | None) -> DatasetStatus | None:
+    return status and status.model_copy(update={"fingerprint": fingerprint})
 
 
 def load_tokenizer(folder: Path, source: str, task: Task) -> PreTrainedTokenizerBase:
