@@ -44,6 +44,24 @@ TRIGGER_SCHEMA = (
         'supported values: "Forbid", "Replace"',
     ),
     Bad(
+        "a look each second",
+        "triggers: {datasetPoll: {periodSeconds: 1}}",
+        "spec.triggers.datasetPoll.periodSeconds",
+        "should be greater than or equal to 60",
+    ),
+    Bad(
+        "a look a year",
+        "triggers: {datasetPoll: {periodSeconds: 31536000}}",
+        "spec.triggers.datasetPoll.periodSeconds",
+        "should be less than or equal to 2592000",
+    ),
+    Bad(
+        "a period in words",
+        "triggers: {datasetPoll: {periodSeconds: 1h}}",
+        "spec.triggers.datasetPoll.periodSeconds",
+        'must be of type integer: "string"',
+    ),
+    Bad(
         "a deadline of a second",
         "triggers: {schedule: {cron: 0 2 * * SUN, startingDeadlineSeconds: 1}}",
         f"{PLACE}.startingDeadlineSeconds",

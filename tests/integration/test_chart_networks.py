@@ -40,7 +40,7 @@ def test_where_the_pods_of_jobs_are_fenced_in(release: Release, settings: tuple[
 def test_every_stage_reaches_what_it_needs(release: Release) -> None:
     found = policies(release, "networkPolicy.jobNamespaces={team-a}")
     prepare, train, evaluate, judge, package, serve = (found["team-a", stage] for stage in STAGES)
-    assert judge["egress"] == package["egress"] == prepare["egress"]
+    assert judge["egress"] == package["egress"] == prepare["egress"] == found["team-a", "poll"]["egress"]
     blocks = [peer["ipBlock"] for rule in prepare["egress"] for peer in rule.get("to", ())]
     assert "169.254.0.0/16" in blocks[0]["except"]
     assert "fe80::/10" in blocks[1]["except"]

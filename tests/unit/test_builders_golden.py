@@ -12,11 +12,13 @@ import yaml
 from tests.simulator import make_job
 
 from finetune_api.conditions import Stage, Trigger
+from finetune_api.dataset_poll import PollOrder
 from finetune_api.job import FineTuneJob, run_hash
 from finetune_api.package import PackageStatus
 from finetune_api.retention import RemovalOrder
 from finetune_api.status import ModelStatus, RunStatus
 from finetune_operator.builders.gang import peers_service
+from finetune_operator.builders.poll_job import poll_job
 from finetune_operator.builders.removal_job import removal_job
 from finetune_operator.builders.run_config_map import run_config, run_config_map
 from finetune_operator.builders.server import server_deployment, server_service
@@ -106,6 +108,8 @@ def manifests() -> Iterator[tuple[str, Manifest]]:
     yield "job-package", stage_job(exported, promoted, Stage.PACKAGE, PLATFORM)
     order = {"runs": "team-a/travel/runs", "removals": [{"run": 1, "folder": "1-0123abcd"}]}
     yield "job-remove", removal_job(cpu, "models", RemovalOrder.model_validate(order), PLATFORM)
+    known = PollOrder(fingerprint="0123456789abcdef", sha256="cd" * 32)
+    yield "job-poll", poll_job(gpu, run_of(gpu), known, 1_764_320_000, PLATFORM)
     queued = make_job(**{**GPU_SPEC, "compute": {**GPU_SPEC["compute"], **QUEUE}})
     yield "job-train-queued", stage_job(queued, run_of(queued), Stage.TRAIN, PLATFORM)
     for name, job, kind, settings in (
@@ -174,7 +178,7 @@ def test_every_mount_has_its_volume_and_every_volume_its_mount(name: str) -> Non
     assert {mount["name"] for mount in spec["containers"][0]["volumeMounts"]} == set(volumes)
 
 
-REACH_OUT = ("prepare", "judge", "package")
+REACH_OUT = ("prepare", "judge", "package", "poll")
 
 
 @pytest.mark.parametrize("name", [name for name in PODS if not any(stage in name for stage in REACH_OUT)])
@@ -186,6 +190,14 @@ def test_secrets_reach_only_the_stages_that_reach_out(name: str) -> None:
 def test_the_judge_has_its_own_secret_and_no_other() -> None:
     assert PODS["job-judge"]["containers"][0]["envFrom"] == [{"secretRef": {"name": "judge-key", "optional": False}}]
     assert "hf-token" not in yaml.safe_dump(PODS["job-judge"])
+
+
+def test_a_look_has_the_secret_of_the_data_and_mounts_nothing_else() -> None:
+    (container,) = PODS["job-poll"]["containers"]
+    assert container["envFrom"] == [{"secretRef": {"name": "s3-keys", "optional": False}}]
+    assert "hf-token" not in yaml.safe_dump(PODS["job-poll"])
+    assert all(mount.get("readOnly") for mount in container["volumeMounts"] if mount["name"] != "tmp")
+    assert "nodeSelector" not in PODS["job-poll"]
 
 
 def test_package_has_the_secrets_of_exports_and_no_other() -> None:

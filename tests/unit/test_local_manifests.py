@@ -200,6 +200,13 @@ def test_without_a_gpu_the_processor_trains_and_it_is_said(tmp_path: Path) -> No
     assert machine.adapted(job, gpus=1, replicas=0)[0].spec.compute.gpus == 1
 
 
+def test_what_starts_runs_by_itself_is_left_to_a_cluster_and_said(tmp_path: Path) -> None:
+    text = GOOD.replace("output:", "triggers: {schedule: {cron: 0 2 * * SUN}, datasetPoll: {}}\n  output:")
+    here, notes = machine.adapted(read(tmp_path, text).job, gpus=1, replicas=0)
+    assert (here.spec.triggers.schedule, here.spec.triggers.dataset_poll) == (None, None)
+    assert ["triggers.schedule is for a cluster" in notes[0], "write a new spec.rerunToken" in notes[1]] == [True, True]
+
+
 @pytest.mark.parametrize(("gpus", "strategy"), [(0, "auto"), (1, "auto"), (2, "ZeRO3"), (8, "ZeRO3")])
 def test_a_job_for_many_gpus_takes_those_that_are_there(tmp_path: Path, gpus: int, strategy: str) -> None:
     text = GOOD.replace("output:", "compute: {gpus: 4, distribution: {strategy: ZeRO3}}\n  output:")

@@ -18,7 +18,7 @@ from finetune_operator.conditions import merge
 from finetune_operator.diagnose import job_condition, to_failure
 from finetune_operator.plan import Manifest, ObjectRef, Observed, Plan
 from finetune_operator.settings import Settings
-from finetune_operator.stages import schedule
+from finetune_operator.stages import dataset_poll, schedule
 from finetune_operator.stages.budget import used_up_after, within_budget
 from finetune_operator.stages.claim import with_claim
 from finetune_operator.stages.continuation import begin
@@ -43,8 +43,10 @@ def decide(job: FineTuneJob, observed: Observed, now: datetime, settings: Settin
     mine, foreign = own_children(job, observed)
     view = View(job, mine, foreign, now, settings)
     agenda = schedule.consult(view)
-    selection = runs.select(job, mine, view.time, agenda.occasion)
+    polling = dataset_poll.consult(view, busy=agenda.occasion is not None)
+    selection = runs.select(job, mine, view.time, agenda.occasion or polling.occasion)
     agenda = schedule.settled(agenda, view, selection.run)
+    polling = dataset_poll.settled(polling, view, selection.run)
     records = with_costs_of_others(view, selection.run, selection.records)
     start = begin(view, with_cost(view, with_claim(view, selection.run)), records)
     step, stage = _run_stages(view, with_measurement(view, start.run)) if start.done else (start, Stage.PREPARE)
@@ -57,17 +59,23 @@ def decide(job: FineTuneJob, observed: Observed, now: datetime, settings: Settin
         stage = Stage.PACKAGE
     pause = packaging.pause if stage is Stage.PACKAGE else step.pause
     known = replace(promotion, records=retained.records)
-    status = settled(job.status, _status(view, run, (stage, pause), known, serving, agenda))
+    status = settled(job.status, _status(view, run, (stage, pause), known, serving, agenda, polling))
     return Plan(
         status=status,
-        apply=_once(step.apply + serving.apply + packaging.apply + retained.apply),
-        delete=step.delete + serving.delete + packaging.delete + retained.delete + _leftovers(view, run, status),
+        apply=_once(step.apply + serving.apply + packaging.apply + retained.apply + polling.apply),
+        delete=step.delete
+        + serving.delete
+        + packaging.delete
+        + retained.delete
+        + polling.delete
+        + _leftovers(view, run, status),
         events=events(job.status, status),
         requeue_after=soonest(
-            *(each.requeue_after for each in (step, serving, packaging, retained, agenda)), used_up_after(view, run)
+            *(each.requeue_after for each in (step, serving, packaging, retained, agenda, polling)),
+            used_up_after(view, run),
         ),
         awaits_turn=serving.awaits_turn,
-        unread=step.unread or packaging.unread,
+        unread=step.unread or packaging.unread or polling.unread,
     )
 
 
@@ -114,6 +122,7 @@ def _status(
     promotion: Promotion,
     serving: Serving,
     agenda: schedule.Agenda,
+    polling: dataset_poll.Polling,
 ) -> FineTuneJobStatus:
     job, spec = view.job, view.job.spec
     stage, pause = reached
@@ -132,7 +141,7 @@ def _status(
         pause=pause,
         budget=within_budget(view, run),
     )
-    said = [*judgements(outcome), *agenda.judgements]
+    said = [*judgements(outcome), *agenda.judgements, *polling.judgements]
     conditions = merge(job.status.conditions, said, view.time, job.metadata.generation)
     return FineTuneJobStatus(
         observed_generation=job.metadata.generation,
@@ -144,6 +153,7 @@ def _status(
         model=serving.model,
         endpoint=serving.endpoint,
         schedule=agenda.status,
+        dataset_poll=polling.status,
         runs=list(promotion.records),
     )
 

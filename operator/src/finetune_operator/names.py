@@ -37,6 +37,8 @@ ANNOTATION_PACKAGE_HASH = f"{GROUP}/package-hash"
 ANNOTATION_TEMPLATE_HASH = f"{GROUP}/template-hash"
 # What a removal Job was told.
 ANNOTATION_REMOVE = f"{GROUP}/remove"
+# The run whose data a Job compares with.
+ANNOTATION_POLLED_RUN = f"{GROUP}/polled-run"
 # The claim that a Job writes to, where the run's own claim is read when the status was lost.
 ANNOTATION_CLAIM = f"{GROUP}/claim"
 
@@ -83,6 +85,16 @@ def stage_name(job: str, run: int, stage: Stage, members: int = 1) -> str:
 def removal_name(job: str) -> str:
     """The Job that removes files of finished runs."""
     return _suffixed(job, "-remove")
+
+
+def poll_name(job: str, moment: int) -> str:
+    """The Job that looks at the data at this moment, Unix seconds."""
+    return _suffixed(job, f"-poll-{moment}")
+
+
+def poll_moment(name: str) -> int:
+    """The moment in the name of such a Job; 0 where there is none."""
+    return number(name.rpartition("-")[2]) or 0
 
 
 def peers_name(job: str) -> str:

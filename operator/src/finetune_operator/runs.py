@@ -41,7 +41,7 @@ def select(job: FineTuneJob, observed: Observed, now: str, occasion: Occasion | 
     new one. With an occasion a new one."""
     wanted = run_hash(job.spec)
     current, records = job.status.run, tuple(job.status.runs)
-    if current is not None and occasion is None and _is_of(wanted, current):
+    if current is not None and occasion is None and is_of(wanted, current):
         return Selection(current, records)
     if current is not None:
         records = _supersede(records, current, now, occasion)
@@ -70,7 +70,7 @@ def occasion_of(run: RunStatus | RunRecord) -> Occasion | None:
     return Occasion(run.trigger, run.occasion or "") if run.trigger in RECURRING else None
 
 
-def _is_of(wanted: str, run: RunStatus | RunRecord) -> bool:
+def is_of(wanted: str, run: RunStatus | RunRecord) -> bool:
     """Whether these are the run's inputs, whatever its occasion."""
     return run.hash == occasion_hash(wanted, run.trigger, run.occasion)
 
@@ -99,7 +99,7 @@ def remember(
 ) -> tuple[RunRecord, ...]:
     """The history with this run in it, by number. The time stays while the result does."""
     old = record_of(records, run.number)
-    evaluation = run.evaluation
+    evaluation, data = run.evaluation, run.dataset
     record = RunRecord(
         number=run.number,
         hash=run.hash,
@@ -117,6 +117,8 @@ def remember(
         rollback=old.rollback if old else None,
         claim_name=run.claim_name,
         files=old.files if old else None,
+        fingerprint=data.fingerprint if data else old and old.fingerprint,
+        dataset_sha256=data.sha256 if data else old and old.dataset_sha256,
     )
     others = [other for other in records if other.number != run.number]
     return tuple(sorted([*others, record], key=lambda entry: entry.number))
@@ -204,7 +206,7 @@ def ended_with_failure(run: RunStatus, stage: Stage | None = None) -> bool:
 
 
 def _finished_with(records: tuple[RunRecord, ...], wanted: str) -> RunRecord | None:
-    found = [record for record in records if _is_of(wanted, record) and record.result in FINISHED and record.model]
+    found = [record for record in records if is_of(wanted, record) and record.result in FINISHED and record.model]
     return found[-1] if found else None
 
 

@@ -13,6 +13,7 @@ from finetune_operator.plan import Event
 from finetune_operator.runs import is_done, stage_time
 from finetune_operator.stages.budget import HELD
 from finetune_operator.stages.pipeline import PIPELINE, STAGES
+from finetune_operator.stages.suspension import SUSPENDED
 
 IN_QUEUE = frozenset({FailureReason.QUEUED, FailureReason.QUEUE_UNAVAILABLE})
 EVENT_MESSAGE = 1024  # the API server refuses longer notes
@@ -35,6 +36,7 @@ def _all(old: FineTuneJobStatus, new: FineTuneJobStatus) -> Iterator[Event]:
         yield from _reached(old, new, same_run)
     yield from _suspension(old, new)
     yield from _schedule(old, new)
+    yield from _polling(old, new)
     yield from _trouble(old, new, same_run)
     if new.endpoint and is_true(new.conditions, Type.SERVING) and _answering(old) != _answering(new):
         url = new.endpoint.url
@@ -83,6 +85,14 @@ def _schedule(old: FineTuneJobStatus, new: FineTuneJobStatus) -> Iterator[Event]
     invalid = after is not None and after.reason == FailureReason.SCHEDULE_INVALID
     if after and invalid and not (before and before.message == after.message):
         yield Event("Warning", after.reason, shorten(after.message, EVENT_MESSAGE))
+
+
+def _polling(old: FineTuneJobStatus, new: FineTuneJobStatus) -> Iterator[Event]:
+    """Why the data cannot be looked at, once a cause."""
+    before, after = (find(status.conditions, Type.DATASET_POLLED) for status in (old, new))
+    fails = after is not None and after.status == "False" and after.reason != SUSPENDED
+    if after and fails and not (before and (before.status, before.reason) == (after.status, after.reason)):
+        yield Event("Warning", after.reason, shorten(f"Dataset poll: {after.message}", EVENT_MESSAGE))
 
 
 def _why(run: RunStatus) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from finetune_api.conditions import ExitCode, Stage
@@ -285,10 +285,20 @@ def _token_volume(settings: Settings) -> dict[str, Any]:
 
 def _source_volumes(job: FineTuneJob, run: RunStatus) -> Volumes:
     """What Prepare reads, each claim and ConfigMap once, read-only."""
+    return _mounted(job, _claims(job, run), run_claim(job, run))
+
+
+def dataset_volumes(job: FineTuneJob) -> Volumes:
+    """The part of it that is data, for who mounts nothing else."""
+    return _mounted(job, _data_claims(job))
+
+
+def _mounted(job: FineTuneJob, claims: Iterable[str], artifacts: str | None = None) -> Volumes:
+    """`artifacts`: the claim that is mounted already."""
     volumes: list[dict[str, Any]] = []
     mounts: list[dict[str, Any]] = []
-    for index, claim in enumerate(dict.fromkeys(_claims(job, run))):
-        name = "artifacts" if claim == run_claim(job, run) else f"source-{index}"
+    for index, claim in enumerate(dict.fromkeys(claims)):
+        name = "artifacts" if claim == artifacts else f"source-{index}"
         if name != "artifacts":
             volumes.append(pod.claim_volume(name, claim))
         mounts.append(pod.mount(name, f"{pod.SOURCES_PATH}/pvc/{claim}", read_only=True))
@@ -299,12 +309,18 @@ def _source_volumes(job: FineTuneJob, run: RunStatus) -> Volumes:
 
 
 def _claims(job: FineTuneJob, run: RunStatus) -> Iterator[str]:
-    for source in (job.spec.base_model.source, *(file.source for _, file in job.spec.dataset.files)):
-        if source and source.startswith("pvc://"):
-            yield names.claim_of(source)
+    source = job.spec.base_model.source
+    if source and source.startswith("pvc://"):
+        yield names.claim_of(source)
+    yield from _data_claims(job)
     if run.continued_from is not None:
         model = run.continued_from.model
         yield from (names.claim_of(uri) for uri in (model.uri, model.base_uri) if uri)
+
+
+def _data_claims(job: FineTuneJob) -> Iterator[str]:
+    sources = (file.source for _, file in job.spec.dataset.files)
+    yield from (names.claim_of(source) for source in sources if source and source.startswith("pvc://"))
 
 
 def _config_maps(job: FineTuneJob) -> Iterator[str]:

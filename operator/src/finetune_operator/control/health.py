@@ -20,6 +20,7 @@ from finetune_operator.control.resources import FINE_TUNE_JOB
 from finetune_operator.control.resync import Resync
 from finetune_operator.control.workqueue import WorkQueue
 from finetune_operator.plan import Manifest
+from finetune_operator.stages.suspension import SUSPENDED
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -98,6 +99,9 @@ def _export_trouble(status: Manifest) -> None:
         metrics.STALLED.labels(_condition(status, ConditionType.STALLED, "reason")).inc()
     elif (failure := (status.get("run") or {}).get("failure") or {}).get("waiting"):
         metrics.WAITING.labels(str(failure.get("reason"))).inc()
+    polls = _condition(status, ConditionType.DATASET_POLLED, "reason")
+    if _condition(status, ConditionType.DATASET_POLLED) == "False" and polls != SUSPENDED:
+        metrics.POLLS_FAILING.labels(polls).inc()
 
 
 def _export_training(body: Manifest, status: Manifest) -> None:

@@ -38,6 +38,12 @@ WAITING = Gauge(
 STALLED = Gauge(
     "finetune_jobs_stalled", "FineTuneJobs that do not go on by themselves, by reason.", ["reason"], registry=REGISTRY
 )
+POLLS_FAILING = Gauge(
+    "finetune_dataset_polls_failing",
+    "FineTuneJobs whose last look at their data failed, by reason; triggers.datasetPoll starts nothing there.",
+    ["reason"],
+    registry=REGISTRY,
+)
 STAGE_SECONDS = Histogram(
     "finetune_stage_seconds",
     "Duration of succeeded stages, seconds.",
@@ -57,7 +63,7 @@ GPUS_HELD = Gauge("finetune_gpus_held", "GPUs that runs hold now.", ["namespace"
 TRAINING = ["namespace", "name", "run"]
 PERCENT = Gauge("finetune_training_percent", "Progress of running trainings.", TRAINING, registry=REGISTRY)
 LOSS = Gauge("finetune_training_loss", "Last training loss of running trainings.", TRAINING, registry=REGISTRY)
-OF_JOBS = (JOBS, WAITING, STALLED, PERCENT, LOSS, GPUS_HELD)  # made anew from what the jobs are now
+OF_JOBS = (JOBS, WAITING, STALLED, POLLS_FAILING, PERCENT, LOSS, GPUS_HELD)  # made anew from what the jobs are now
 EVENTS_SEEN = Counter("finetune_watch_events_total", "Watch events, by resource.", ["resource"], registry=REGISTRY)
 WATCH_MISSED = Counter(
     "finetune_watch_missed_total",

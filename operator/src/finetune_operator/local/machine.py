@@ -64,6 +64,8 @@ def adapted(job: FineTuneJob, *, gpus: int, replicas: int) -> tuple[FineTuneJob,
     notes += more
     if spec.triggers.schedule is not None:
         notes.append("triggers.schedule is for a cluster: here one run trains, now")
+    if spec.triggers.dataset_poll is not None:
+        notes.append("triggers.datasetPoll is for a cluster: where the data has changed, write a new spec.rerunToken")
     if serving.engine is not Engine.NATIVE:
         if serving.engine is Engine.VLLM:
             notes.append("serving.engine is Native here: one machine is served by our own server")

@@ -260,7 +260,7 @@ def _collect(view: View, run: RunStatus, stage: JobStage, job: Manifest) -> Step
         completed = (job.get("status") or {}).get("completionTime") or view.time
         absorbed = with_time(absorbed, stage.stage, start=view.time, completion=completed)
         return Step(absorbed.model_copy(update={"failure": None}), done=True)
-    if _is_unread(view, job):
+    if is_unread(view, job):
         return Step(run, unread=True)
     if (names.number(names.label(job, names.LABEL_ATTEMPT)) or 1) > view.settings.backoff_limit:
         text = f"{stage.stage} succeeded, but none of its pods left a summary in its termination message."
@@ -269,7 +269,7 @@ def _collect(view: View, run: RunStatus, stage: JobStage, job: Manifest) -> Step
     return replace_job(view, run, job)
 
 
-def _is_unread(view: View, job: Manifest) -> bool:
+def is_unread(view: View, job: Manifest) -> bool:
     """Whether what is missing may only not have been seen yet: Jobs and pods come over different watches."""
     return job["metadata"].get("uid") in view.observed.unread
 
@@ -277,7 +277,7 @@ def _is_unread(view: View, job: Manifest) -> bool:
 def _fail(view: View, run: RunStatus, stage: JobStage, job: Manifest) -> Step:
     pods = pods_of(view, job)
     condition = job_condition(job, "Failed") or job_condition(job, "FailureTarget") or {}
-    if condition.get("reason") != "DeadlineExceeded" and _is_unread(view, job) and not is_explained(job, pods):
+    if condition.get("reason") != "DeadlineExceeded" and is_unread(view, job) and not is_explained(job, pods):
         return Step(run, unread=True)
     if _inputs_changed(view, job):
         return replace_job(view, run, job)

@@ -118,7 +118,9 @@ def _not(reason: str, text: str) -> Judgement:
 def settled(agenda: Agenda, view: View, run: RunStatus) -> Agenda:
     """The agenda once the run is selected. Where children of another one were found, begun by a pass that was cut
     short before it wrote the status, the occasion is still to come."""
-    if agenda.occasion is None or agenda.status is None or occasion_of(run) == agenda.occasion:
+    known = view.job.status.run
+    found = run.trigger is Trigger.SCHEDULE and (known is None or known.number != run.number)
+    if agenda.status is None or occasion_of(run) == agenda.occasion or not (agenda.occasion or found):
         return agenda
     status = view.job.status.schedule
     if status is not None and run.trigger is Trigger.SCHEDULE and run.occasion:

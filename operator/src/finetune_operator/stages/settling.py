@@ -8,7 +8,8 @@ from finetune_api.status import RunStatus
 from finetune_operator.stages.view import View
 from finetune_operator.times import parse_time
 
-EDITS = (Trigger.SPEC_CHANGED, Trigger.RERUN)  # the first run of a job, and one by the schedule, wait for nobody
+# The first run of a job, and one by the schedule, wait for nobody. Data and its commit may come one after the other.
+EDITS = (Trigger.SPEC_CHANGED, Trigger.RERUN, Trigger.DATASET_CHANGED)
 
 
 def settled_after(view: View, run: RunStatus, stage: Stage) -> float | None:
