@@ -110,7 +110,7 @@ def test_notes_tell_where_policies_are_and_the_api_server_has_them(release: Rele
         for namespace in ("team-a", "team-b"):
             items = release.plane.kubectl.json("get", "networkpolicies", namespace=namespace)["items"]
             assert {each["metadata"]["name"] for each in items} == {
-                f"{NAME}-{part}" for part in (*STAGES, "gang", "remove")
+                f"{NAME}-{part}" for part in (*STAGES, "gang", "remove", "poll")
             }
         open_notes = release.install("networkPolicy.enabled=false")
         assert "pods of jobs: NONE" in open_notes
