@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -273,15 +273,18 @@ def test_a_model_that_cannot_be_loaded_is_a_failure(config: ServerConfig) -> Non
     assert str(engine.failure) == "no such model"
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("settings", [{"use_dora": True}, {"bias": "all"}, {"modules_to_save": ["lm_head"]}])
-def test_adapters_that_cannot_be_switched_are_merged_into_a_copy(tmp_path: Path, settings: dict[str, Any]) -> None:
+def test_adapters_that_cannot_be_switched_have_a_base_of_their_own(
+    tmp_path: Path, settings: dict[str, Any], dtype: Literal["float32", "bfloat16"]
+) -> None:
     base = make_tiny_chat_model(tmp_path / "base", tie_word_embeddings=False, attention_bias=True)
     adapter = make_tiny_adapter(base, tmp_path / "adapter", **{"target_modules": ["q_proj", "v_proj"], **settings})
     assert not is_plain_lora(adapter)
-    config = ServerConfig(base_dir=base, adapter_dir=adapter, base_name="base", tuned_name="tuned", threads=1)
-    weights = load_weights(config)
-    plain = load_weights(ServerConfig(base_dir=base, base_name="base", threads=1))
-    reference = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter)
+    alone_there = ServerConfig(base_dir=base, base_name="base", threads=1, dtype=dtype)
+    config = replace(alone_there, adapter_dir=adapter, tuned_name="tuned")
+    weights, plain = load_weights(config), load_weights(alone_there)
+    reference = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base, dtype=dtype), adapter)
     inputs = weights.models["tuned"].tokenizer("The", return_tensors="pt")
     ids = reference.generate(**inputs, max_new_tokens=8, do_sample=False, suppress_tokens=[0])[
         0, inputs["input_ids"].shape[1] :

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -27,11 +28,14 @@ from finetune_trainer.serving.predict_engine import PredictEngine
 from finetune_trainer.serving.predict_weights import load_predict_model
 from finetune_trainer.tasks.classification import Classification
 from finetune_trainer.tasks.kind import Facts
+from finetune_trainer.training.device import Device
+from finetune_trainer.verification import load_tuned
 
 BOUND = 60.0  # seconds after which a wait is a failure
 KIND = Classification()
 ONE = Facts(("billing", "delivery", "login"), (3, 3, 3))
 SEVERAL = Facts(ONE.labels, ONE.counts, multi_label=True)
+HEADS = ["classifier", "bert.pooler.dense"]  # of the tiny encoder
 TEXTS = ["The invoice was charged twice.", "Who wrote the letter?", "late"]
 
 
@@ -152,7 +156,7 @@ async def test_several_labels_are_those_above_the_threshold(base: Path, tmp_path
 async def test_an_adapter_is_served_with_its_head(base: Path, tmp_path: Path, architecture: str, dora: bool) -> None:
     """Of a base without pooler all of the head must come from the adapter: a fresh one is random."""
     folder = base if architecture == "encoder" else make_tiny_chat_model(tmp_path / "llama", pad_token_id=None)
-    heads = ["classifier", "bert.pooler.dense"] if architecture == "encoder" else ["score"]
+    heads = HEADS if architecture == "encoder" else ["score"]
     settings = LoraConfig(
         r=4,
         target_modules="all-linear",
@@ -171,6 +175,36 @@ async def test_an_adapter_is_served_with_its_head(base: Path, tmp_path: Path, ar
         answer = (await ask(client, input=TEXTS)).json()
     for entry, right in zip(answer["data"], wanted, strict=True):
         assert said(entry) == pytest.approx(right, abs=1e-4)
+
+
+@pytest.mark.parametrize("dora", [False, True], ids=["LoRA", "DoRA"])
+async def test_in_bfloat16_it_answers_as_it_was_measured(base: Path, tmp_path: Path, dora: bool) -> None:
+    """As on a GPU. What an adapter adds to a weight is mostly less than bfloat16 can tell from the weight alone."""
+    settings = LoraConfig(
+        r=4,
+        target_modules="all-linear",
+        exclude_modules=HEADS,
+        modules_to_save=HEADS,
+        use_dora=dora,
+        init_lora_weights=False,
+        task_type=KIND.peft_type,
+    )
+    model = get_peft_model(tuned_model(base, ONE), settings)
+    for name, parameter in model.named_parameters():
+        if ".lora_B." in name:
+            parameter.data *= 1e-2
+    model.save_pretrained(tmp_path / "adapter")
+    AutoTokenizer.from_pretrained(base).save_pretrained(tmp_path / "adapter")
+    device = Device("cpu", "bfloat16", "cpu")
+    measured = load_tuned(tmp_path / "adapter", base, device, KIND, ONE, "Adapter")
+    wanted = expected(measured, base, TEXTS, ONE)
+    rounded = expected(copy.deepcopy(measured).merge_and_unload(), base, TEXTS, ONE)
+    apart = max(abs(one[label] - other[label]) for one, other in zip(wanted, rounded, strict=True) for label in one)
+    assert apart > 1e-4, "merging makes no difference to the test's model"
+    async with client_of(config(base, adapter_dir=tmp_path / "adapter", dtype="bfloat16"), ONE) as client:
+        served = [(await ask(client, input=text)).json()["data"][0] for text in TEXTS]
+    for entry, text in zip(served, TEXTS, strict=True):
+        assert said(entry) == pytest.approx(expected(measured, base, [text], ONE)[0], abs=1e-6)
 
 
 @pytest.mark.parametrize(
