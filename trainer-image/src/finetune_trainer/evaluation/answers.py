@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from finetune_trainer.endings import end_ids, never_written
 from finetune_trainer.tasks.kind import Answer, Question
 
 BATCH = 8  # prompts answered at once
@@ -56,8 +58,8 @@ def greedy(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[int]], most: int
 ) -> list[Written]:
     """What the model writes after each prompt, at most `most` tokens, in one batch: the likeliest token each time."""
-    device = model.get_output_embeddings().weight.device
-    ends = end_tokens(model, tokenizer)
+    table = model.get_output_embeddings().weight
+    ends = end_ids(model.generation_config, tokenizer)
     longest = max(map(len, prompts))
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else min(ends, default=0)
     inputs = torch.full((len(prompts), longest), pad, dtype=torch.long)
@@ -65,29 +67,33 @@ def greedy(
     for row, prompt in enumerate(prompts):  # padded on the left: generation goes on at the right
         inputs[row, longest - len(prompt) :] = torch.tensor(prompt)
         mask[row, longest - len(prompt) :] = 1
-    with torch.no_grad():
+    plain = GenerationConfig(
+        max_new_tokens=most,
+        do_sample=False,
+        pad_token_id=pad,
+        eos_token_id=sorted(ends) or None,
+        suppress_tokens=never_written(tokenizer, table.shape[0], ends) or None,
+    )
+    with torch.no_grad(), _settings(model, plain):
         output = model.generate(
-            input_ids=inputs.to(device),
-            attention_mask=mask.to(device),
-            max_new_tokens=most,
-            do_sample=False,
-            temperature=None,
-            top_p=None,
-            top_k=None,
-            repetition_penalty=1.0,  # the server applies none either, whatever the model's own settings say
-            pad_token_id=pad,
-            eos_token_id=sorted(ends) or None,
+            input_ids=inputs.to(table.device), attention_mask=mask.to(table.device), generation_config=plain
         )
     return [_until_end(row.tolist(), ends) for row in output[:, longest:].cpu()]
 
 
-def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Every token that ends an answer: the tokenizer's and those of the generation configuration."""
-    configured = model.generation_config.eos_token_id
-    listed = configured if isinstance(configured, list) else [configured]
-    return {int(token) for token in [*listed, tokenizer.eos_token_id] if token is not None}
+@contextmanager
+def _settings(model: PreTrainedModel, plain: GenerationConfig) -> Iterator[None]:
+    """While it generates the model has no settings but these: it would add its own to them (beams, rules against
+    repetition), which the server has none of."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    own = inner.generation_config
+    inner.generation_config = plain
+    try:
+        yield
+    finally:
+        inner.generation_config = own
 
 
-def _until_end(tokens: list[int], ends: set[int]) -> Written:
+def _until_end(tokens: list[int], ends: frozenset[int]) -> Written:
     end = next((i for i, token in enumerate(tokens) if token in ends), None)
     return Written(tokens if end is None else tokens[:end], end is not None)

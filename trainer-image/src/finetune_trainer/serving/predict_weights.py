@@ -1,4 +1,4 @@
-"""The model of a server that predicts: whole, or an adapter with its head merged into the base."""
+"""The model of a server that predicts: whole, or an adapter with its head on the base."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 from transformers import PreTrainedModel
 
+from finetune_trainer.serving.adapters import as_measured
 from finetune_trainer.serving.config import ServerConfig, cpu_limit
 from finetune_trainer.serving.predictor import PredictModel
 from finetune_trainer.serving.weights import load_tokenizer, pick_device
@@ -25,14 +25,14 @@ MOST_CONTEXT = 131_072  # where neither model nor tokenizer names a limit
 def load_predict_model(config: ServerConfig, kind: TaskKind, facts: Facts) -> PredictModel:
     """Load the tuned model, or without one the base. Only local safetensors; nothing in the folders is executed.
 
-    An adapter is merged, whatever its kind: one model answers here, and so it costs no more than its base.
+    One model answers here, with its adapter as Evaluate measured it: see `as_measured`.
     """
     device = torch.device(pick_device(config.device))
     if device.type == "cpu":
         torch.set_num_threads(config.threads or cpu_limit())
     module = _load(config.tuned_dir or config.base_dir, config, kind, facts, device)
     if config.adapter_dir is not None:
-        module = PeftModel.from_pretrained(module, str(config.adapter_dir)).merge_and_unload()
+        module = as_measured(module, config.adapter_dir)
     tokenizer = load_tokenizer(config.adapter_dir or config.tuned_dir or config.base_dir, config.base_dir)
     tell_padding(module, tokenizer)
     name = config.tuned_name or config.base_name

@@ -14,6 +14,8 @@ import torch
 from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
+from finetune_trainer.endings import end_ids, never_written
+from finetune_trainer.serving.adapters import as_measured
 from finetune_trainer.serving.config import ServerConfig, cpu_limit, is_plain_lora
 from finetune_trainer.serving.lane import Lane
 from finetune_trainer.serving.seq2seq import Seq2SeqLane, context_of
@@ -117,16 +119,15 @@ def load_model(folder: Path, config: ServerConfig, device: torch.device) -> Any:
 
 
 def load_tuned_copy(config: ServerConfig, device: torch.device) -> Any:
-    """Load the tuned model as a whole: its own folder, or an adapter that cannot be switched, merged into the base."""
-    if config.tuned_dir is not None:
-        return load_model(config.tuned_dir, config, device)
-    base = load_model(config.base_dir, config, device)
-    return PeftModel.from_pretrained(base, config.adapter_dir).merge_and_unload().eval()
+    """Load the tuned model apart: its own folder, or an adapter that cannot be switched, on a base of its own."""
+    if config.adapter_dir is None:
+        return load_model(config.tuned_dir or config.base_dir, config, device)
+    return as_measured(load_model(config.base_dir, config, device), config.adapter_dir).eval()
 
 
 def lane_of(module: Any, tokenizer: Any, *, switched: bool = False) -> Lane:
     """Return the lane of a loaded model."""
-    inner = module.get_base_model() if switched else module
+    inner = module.get_base_model() if isinstance(module, PeftModel) else module
     parameters = frozenset(inspect.signature(inner.forward).parameters)
     if inner.config.is_encoder_decoder:
         return Seq2SeqLane(module, switched, parameters, first=tuple(first_tokens(inner, tokenizer)))
@@ -147,6 +148,7 @@ def describe(name: str, lane: Lane, adapter: str, tokenizer: Any, config: Server
     else:
         built_for = getattr(text_config, "max_position_embeddings", None) or tokenizer.model_max_length
     ends = end_ids(lane.module.generation_config, tokenizer)
+    banned = never_written(tokenizer, text_config.vocab_size, ends)
     return ServedModel(
         name=name,
         lane=lane,
@@ -154,25 +156,10 @@ def describe(name: str, lane: Lane, adapter: str, tokenizer: Any, config: Server
         tokenizer=tokenizer,
         decoder=copy.deepcopy(tokenizer),
         end_ids=ends,
-        banned=banned_ids(tokenizer, text_config.vocab_size, ends),
+        banned=torch.tensor(banned, dtype=torch.long),
         context=min(int(built_for), config.max_context or int(built_for)),
         defaults=sampling_defaults(lane.module.generation_config),
     )
-
-
-def end_ids(generation: Any, tokenizer: Any) -> frozenset[int]:
-    """Return every id that ends an answer: those of the generation config, and the tokenizer's own."""
-    listed = generation.eos_token_id if generation is not None else None
-    listed = listed if isinstance(listed, list) else [listed]
-    return frozenset(int(one) for one in [*listed, tokenizer.eos_token_id] if one is not None)
-
-
-def banned_ids(tokenizer: Any, vocabulary: int, ends: frozenset[int]) -> torch.Tensor:
-    """Return the ids that must not be chosen: padding that ends nothing, and rows that only fill up the matrix."""
-    banned = set(range(len(tokenizer), vocabulary))
-    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id not in ends:
-        banned.add(tokenizer.pad_token_id)
-    return torch.tensor(sorted(banned), dtype=torch.long)
 
 
 def sampling_defaults(generation: Any) -> dict[str, float]:

@@ -11,6 +11,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_L
 
 from finetune_api.conditions import FailureReason
 from finetune_api.tasks import Metric, Task
+from finetune_trainer.endings import end_ids
 from finetune_trainer.errors import UserInputError
 from finetune_trainer.evaluation.questions import context_length
 from finetune_trainer.evaluation.statistics import perplexity
@@ -25,7 +26,7 @@ from finetune_trainer.tasks.kind import (
 )
 from finetune_trainer.tasks.seq2seq_data import Seq2SeqFormat, source_ids
 from finetune_trainer.tasks.seq2seq_scoring import batch_of, score
-from finetune_trainer.tasks.seq2seq_steps import end_ids, write
+from finetune_trainer.tasks.seq2seq_steps import write
 
 GENERATED_EXAMPLES = 200  # held-out examples that are written out for BLEU, chrF and ROUGE: the first ones
 ANSWER_TOKENS = 256  # of a written answer, at most
@@ -126,7 +127,7 @@ class Seq2Seq:
     ) -> list[Answer]:
         """Greedy answers, each at most about twice as long as the longest expected one of its batch: one that is
         longer by then is wrong anyway, and a base model that never ends would take hours."""
-        ends = end_ids(model, tokenizer)
+        ends = end_ids(model.generation_config, tokenizer)
         most = min(ANSWER_TOKENS, context_length(model.config, tokenizer) - 2)  # the first tokens take places as well
         order = sorted(range(len(questions)), key=lambda at: -questions[at].expected_tokens)
         answers: dict[int, Answer] = {}

@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, EncoderDecoderCache, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_outputs import BaseModelOutput
 
+from finetune_trainer.endings import end_ids, never_written
 from finetune_trainer.tasks.seq2seq_data import target_head, target_ids
 
 
@@ -86,19 +87,6 @@ def first_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> 
     return [int(inner.config.decoder_start_token_id), *head]
 
 
-def never_written(tokenizer: PreTrainedTokenizerBase, vocabulary: int, ends: frozenset[int]) -> list[int]:
-    """Ids that are no answer: padding that ends nothing, and rows that only fill up the matrix."""
-    pad = tokenizer.pad_token_id
-    return [*([pad] if pad is not None and pad not in ends else []), *range(len(tokenizer), vocabulary)]
-
-
-def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Every id that ends an answer: those of the generation settings, and the tokenizer's own."""
-    listed = model.generation_config.eos_token_id if model.generation_config is not None else None
-    listed = listed if isinstance(listed, list) else [listed]
-    return frozenset(int(one) for one in [*listed, tokenizer.eos_token_id] if one is not None)
-
-
 @torch.no_grad()
 def write(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sources: Sequence[Sequence[int]], limit: int
@@ -106,7 +94,7 @@ def write(
     """The most likely next token, again and again: what the model writes for each source, at most `limit` tokens,
     its end included where it ends by itself."""
     device = model.get_input_embeddings().weight.device
-    ends = end_ids(model, tokenizer)
+    ends = end_ids(model.generation_config, tokenizer)
     reading = Reading.of(sources, device)
     ids = torch.tensor([first_tokens(model, tokenizer)] * len(sources), device=device)
     written: list[list[int]] = [[] for _ in sources]
