@@ -110,20 +110,26 @@ def mlflow_server(root: Path) -> Iterator[Server]:
 
 @contextmanager
 def registry(
-    root: Path, certificate: tuple[Path, Path] | None = None, port: int | None = None, address: str = LOOPBACK
+    root: Path,
+    certificate: tuple[Path, Path] | None = None,
+    port: int | None = None,
+    address: str = LOOPBACK,
+    elsewhere: str = "",
 ) -> Iterator[Server]:
-    """With basic authentication, and with TLS when `certificate` is (certificate, key)."""
+    """With basic authentication, and with TLS when `certificate` is (certificate, key). `elsewhere`: a URL to which it
+    sends who asks for a blob, as one does that keeps them in a bucket."""
     root.mkdir(parents=True, exist_ok=True)
     port = port or free_ports(1)[0]
     (root / "htpasswd").write_text(f"{USER}:{HASHED}\n")
     tls = f"\n  tls: {{certificate: {certificate[0]}, key: {certificate[1]}}}" if certificate else ""
+    sent = f"\nmiddleware: {{storage: [{{name: redirect, options: {{baseurl: {elsewhere}}}}}]}}" if elsewhere else ""
     (root / "config.yaml").write_text(
         f"""version: 0.1
 log: {{level: error}}
 storage: {{filesystem: {{rootdirectory: {root / "data"}}}}}
 http:
   addr: {address}:{port}{tls}
-auth: {{htpasswd: {{realm: test, path: {root / "htpasswd"}}}}}
+auth: {{htpasswd: {{realm: test, path: {root / "htpasswd"}}}}}{sent}
 """
     )
     command = [binaries.registry(), "serve", root / "config.yaml"]

@@ -115,6 +115,22 @@ def test_a_second_push_sends_nothing(server: Server, tmp_path: Path, monkeypatch
     assert {method for method, _ in seen} == {"GET"}
 
 
+def test_a_registry_that_keeps_its_blobs_in_a_bucket_is_sent_what_it_lacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asked whether it has a blob, it names the place where the blob lies."""
+    try:
+        with registry(tmp_path / "registry", elsewhere="https://bucket.example.com/") as server:
+            target(server, "one").push(made(tmp_path / "one", a=b"shared", b=b"first"), ABOUT)
+            seen = requests_of(monkeypatch)
+            digest = target(server, "two").push(made(tmp_path / "two", a=b"shared", b=b"second"), ABOUT)
+            assert target(server, "two").holds(digest)
+    except (Unavailable, CommandFailed) as error:
+        leave_out(error)
+    uploads = [path for method, path in seen if (method, path.endswith("/uploads/")) == ("POST", True)]
+    assert len(uploads) == 2 + 2  # b and manifest.json, and two configurations
+
+
 def test_the_same_files_are_the_same_image_whenever_they_were_made(server: Server, tmp_path: Path) -> None:
     first, second = made(tmp_path / "one", a=b"same"), made(tmp_path / "two", a=b"same")
     assert target(server, "one").push(first, ABOUT) == target(server, "two").push(second, ABOUT)
