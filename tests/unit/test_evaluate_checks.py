@@ -10,6 +10,7 @@ import pytest
 
 from finetune_api.checks import BehaviourCheck
 from finetune_api.conditions import FailureReason
+from finetune_trainer.data.schemas import broken_rule
 from finetune_trainer.errors import UserInputError
 from finetune_trainer.evaluation.checks import fault, require_checks
 from finetune_trainer.tasks.kind import Answer
@@ -59,6 +60,71 @@ def test_a_length_that_was_not_seen_does_not_pass() -> None:
     cut = written("one two", stopped=False)
     assert fault(check(maxWords=9), cut) == "did not end by itself"
     assert fault(check(contains=["one"]), cut) is None
+
+
+SLOW = "^(a|aa)+$"
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"patternProperties": {SLOW: {"type": "string"}}},
+        {"patternProperties": {SLOW: {}}, "additionalProperties": False},
+        {"additionalProperties": {"patternProperties": {SLOW: {}}}},
+        # A part that refers to the whole is read by the same rules as the whole.
+        {
+            "$schema": "https://json-schema.org/draft/2020-12/schema",
+            "properties": {"more": {"$ref": "#"}},
+            "patternProperties": {SLOW: {}},
+        },
+        {"propertyNames": {"pattern": SLOW}},
+    ],
+    ids=["names", "others", "inner", "itself", "propertyNames"],
+)
+def test_a_pattern_for_names_comes_to_an_end(schema: dict[str, Any]) -> None:
+    name = "a" * 5000 + "!"
+    started = time.monotonic()
+    found = fault(
+        check(jsonSchema=json.dumps(schema)), written(json.dumps({"more": {name: {name: 1}}, name: {name: 1}}))
+    )
+    assert found is not None
+    assert time.monotonic() - started < 60
+
+
+@pytest.mark.parametrize(
+    ("schema", "value", "broken"),
+    [
+        ({"patternProperties": {"^n": {"type": "integer"}}}, {"n1": 1, "x": "a"}, None),
+        ({"patternProperties": {"^n": {"type": "integer"}}}, {"n1": "a"}, "type"),
+        ({"patternProperties": {"^n": False}}, {"n1": 1}, "false"),
+        (
+            {"properties": {"a": {}}, "patternProperties": {"^n": {}}, "additionalProperties": False},
+            {"a": 1, "n": 1},
+            None,
+        ),
+        ({"properties": {"a": {}}, "additionalProperties": False}, {"a": 1, "b": 1}, "additionalProperties"),
+        ({"additionalProperties": {"type": "string"}}, {"b": 1}, "type"),
+        ({"additionalProperties": False}, [1], None),
+        ({"unevaluatedProperties": False, "properties": {"a": {}}}, {"b": 1}, "unevaluatedProperties"),
+        ({"properties": {"$schema": {"type": "string"}}}, {"$schema": 1}, "type"),
+    ],
+)
+def test_names_are_judged_as_the_standard_has_it(schema: dict[str, Any], value: Any, broken: str | None) -> None:
+    assert broken_rule(schema, value) == broken
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"patternProperties": {"a": {}}, "unevaluatedProperties": False},
+        {"properties": {"a": {"$schema": "http://json-schema.org/draft-07/schema#", "pattern": SLOW}}},
+        {"properties": {"a": {"pattern": "("}}},
+        {"patternProperties": {"(": {}}},
+    ],
+)
+def test_what_could_not_be_bounded_is_refused_before_the_training(schema: dict[str, Any]) -> None:
+    with pytest.raises(UserInputError, match="one: jsonSchema is not a JSON schema"):
+        require_checks([check(jsonSchema=json.dumps(schema))])
 
 
 @pytest.mark.parametrize("kind", [{"matches": "(a+)+$"}, {"notMatches": "(a|a)+$"}, {"jsonSchema": SCHEMA}])
