@@ -88,6 +88,10 @@ def prepare(root: Path, models: Path, task: Task, train: Sequence[Any], held: Se
             Task.CHAT, [*CHATS, {"messages": [USER]}], [], "line 13", "no message is the assistant's",
             id="nobody answers",
         ),
+        pytest.param(
+            Task.CHAT, [*CHATS, chat("Hi", " ")], [], "line 13", "write the answer, give the message weight 0",
+            id="an empty turn of the assistant",
+        ),
     ],
 )  # fmt: skip
 def test_bad_lines_are_refused(
@@ -101,16 +105,6 @@ def test_bad_lines_are_refused(
     assert says in summary.failure.message
     file = "held.jsonl" if held else "train.jsonl"
     assert f"correct these lines of {file}" in summary.failure.advice
-
-
-def test_an_empty_answer_is_named_with_its_line_and_what_it_teaches(tmp_path: Path, models: Path) -> None:
-    """No error: a model may be meant to say nothing."""
-    summary = prepare(tmp_path, models / "chat", Task.CHAT, [*CHATS, chat("Hi", " ")])
-    assert summary.ok
-    assert summary.dataset is not None
-    (empty,) = (problem for problem in summary.dataset.problems if problem.check == "empty_answer")
-    assert empty.lines == [13]
-    assert "write the answer, or give the message weight 0" in empty.message
 
 
 def test_three_examples_are_prepared_with_a_warning(tmp_path: Path, models: Path) -> None:

@@ -148,6 +148,10 @@ BAD: list[tuple[dict[str, Any], str, str, str]] = [
     ),
     (chat(U, CALLS, U, RESULT, A, tools=[TOOL]), "call_without_result", "messages[1].tool_calls", "has no result"),
     (chat(U, A, tools=[TOOL, TOOL]), "tools", "tools[1].function.name", "the same name"),
+    *(
+        (chat(U, {**A, "content": content}), "empty_answer", "messages[1].content", "give the message weight 0")
+        for content in ("  ", [{"type": "text", "text": ""}, {"type": "text", "text": "\n"}])
+    ),
 ]
 
 
@@ -161,7 +165,6 @@ def test_bad_conversation_is_refused(example: dict[str, Any], check: str, where:
 WARNED: list[tuple[dict[str, Any], str]] = [
     (chat(U, A, id=7), "unknown_key"),
     (chat(U, A, U), "unanswered_end"),
-    (chat(U, {**A, "content": "  "}), "empty_answer"),
     (chat(U, CALLS, RESULT, A), "tools_missing"),
     (chat(U, {**CALLS, "tool_calls": [call({"city": 7})]}, tools=[CITY_TOOL]), "arguments_schema"),
     (chat(U, {**CALLS, "tool_calls": [call("{}")]}, tools=[CITY_TOOL]), "arguments_schema"),
@@ -180,6 +183,7 @@ GOOD: list[dict[str, Any]] = [
     chat(U, A),
     chat({"role": "system", "content": "Be kind."}, U, A, U, {**A, "weight": 0}, U, {**A, "weight": 1}),
     chat({"role": "developer", "content": "Be kind."}, U, A),
+    chat(U, {**A, "content": "", "weight": 0}, U, A),
     chat({**U, "name": "ann"}, A),
     chat({"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}, A),
     chat(U, {**A, "refusal": None, "annotations": [], "audio": None, "function_call": None, "tool_calls": None}),

@@ -102,7 +102,13 @@ def _message_keys(message: Mapping[str, Any], where: str) -> Iterator[Fault]:
 
 def _content(message: Mapping[str, Any], where: str) -> Iterator[Fault]:
     content, place = message.get("content"), f"{where}.content"
-    if content is None:
+    if _says_nothing(message):
+        text = (
+            "an assistant message is empty: it would teach the model to answer nothing; write the answer, give the "
+            "message weight 0, remove the line, or set dataset.cleaning.missingValues to Drop"
+        )
+        yield Fault("empty_answer", text, place)
+    elif content is None:
         if not (message.get("role") == "assistant" and message.get("tool_calls")):
             yield Fault(
                 "content", "`content` is missing or null; only an assistant with `tool_calls` may omit it", place
@@ -111,12 +117,16 @@ def _content(message: Mapping[str, Any], where: str) -> Iterator[Fault]:
         yield from _parts(content, place)
     elif not isinstance(content, str):
         yield Fault("content", f"`content` must be a text or a list of text parts, not {json_type(content)}", place)
-    elif message.get("role") == "assistant" and not content.strip() and not message.get("tool_calls"):
-        text = (
-            "an assistant message is empty: it teaches the model to answer nothing; write the answer, or give the "
-            "message weight 0"
-        )
-        yield Fault("empty_answer", text, place, severity="warning")
+
+
+def _says_nothing(message: Mapping[str, Any]) -> bool:
+    """Whether an answer that is learned is an empty text, in one piece or in several."""
+    if message.get("role") != "assistant" or message.get("weight") == 0 or message.get("tool_calls"):
+        return False
+    content = message.get("content")
+    parts = content if isinstance(content, list) else [{"text": content}]
+    texts = [part.get("text") if isinstance(part, dict) else None for part in parts]
+    return bool(texts) and all(isinstance(text, str) and not text.strip() for text in texts)
 
 
 def _parts(parts: list[Any], where: str) -> Iterator[Fault]:

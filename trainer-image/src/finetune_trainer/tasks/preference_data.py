@@ -196,6 +196,8 @@ def _conversations(pair: Pair, abilities: TemplateAbilities) -> list[Fault]:
     faults = []
     for answer, name in ((pair.chosen, pair.names.chosen), (pair.rejected, pair.names.rejected)):
         for fault in check_chat(pair.conversation(answer), abilities):
+            if fault.check == "empty_answer":  # of earlier turns, which are only read: both answers were looked at
+                continue
             faults.append(Fault(fault.check, fault.message, _place(fault.where, pair, name), fault.severity))
     messages = [*pair.prompt, pair.chosen, pair.rejected]
     if any(isinstance(each, Mapping) and each.get("weight") is not None for each in messages):
