@@ -22,6 +22,8 @@ from finetune_trainer import frame
 from finetune_trainer.context import StageContext
 from finetune_trainer.tracking.story import Story, tell
 
+SECRET = "0123456789abcdef" * 2 + "never0to"  # as long as a key is
+
 
 @pytest.fixture(scope="module", autouse=True)
 def _one_thread() -> Iterator[None]:
@@ -172,8 +174,11 @@ def test_weights_and_biases_offline_can_be_read_back(
     from wandb.proto import wandb_internal_pb2
     from wandb.sdk.internal.datastore import DataStore
 
+    monkeypatch.setenv("TRACKING_WANDB__WANDB_API_KEY", SECRET)
     code, summary = package(measured, monkeypatch, tmp_path, wandb={"mode": "Offline"})
     assert code == 0, summary.failure
+    written = [each for each in (measured.run_dir / "tracking" / "wandb").rglob("*") if each.is_file()]
+    assert not any(SECRET.encode() in each.read_bytes() for each in written)
     (path,) = (measured.run_dir / "tracking" / "wandb").rglob("*.wandb")
     store, records = DataStore(), []
     store.open_for_scan(str(path))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ from finetune_api.reports import EvaluateReport, Summary, TrainingReport
 from finetune_trainer.context import StageContext
 from finetune_trainer.errors import ArtifactInvalidError
 
+# The models whose figures are told, by their names in the status.
+MODELS = ("base", "few_shot", "retrieval", "previous", "tuned")
 CURVES = {"loss": "train/loss", "eval_loss": "eval/loss", "learning_rate": "train/learning_rate"}
 
 
@@ -93,9 +96,25 @@ def _parameters(context: StageContext, train: Summary) -> Iterator[tuple[str, st
 
 def _results(report: EvaluateReport) -> Iterator[tuple[str, float]]:
     found = report.evaluation
-    models = {"base": found.base, "few_shot": found.few_shot, "retrieval": found.retrieval, "tuned": found.tuned}
-    for name, scores in models.items():
-        yield from ((f"{name}/{metric}", value) for metric, value in _figures(scores))
+    for name in MODELS:
+        yield from ((f"{name}/{metric}", value) for metric, value in _figures(getattr(found, name)))
+    for check in found.checks:
+        if check.asked:
+            yield from _both("check", check.name, check.base, check.tuned)
+    for benchmark in found.benchmarks:
+        yield from _both(
+            "benchmark", f"{benchmark.task}/{benchmark.metric or 'figure'}", benchmark.base, benchmark.tuned
+        )
+    if found.judge and found.judge.share is not None:
+        yield "tuned/judge/share", found.judge.share
+
+
+def _both(kind: str, name: str, base: float | None, tuned: float) -> Iterator[tuple[str, float]]:
+    """A figure of base and tuned model, by a name that every tracker takes."""
+    plain = re.sub(r"[^\w./ -]", "-", name)  # lm-eval's metrics have commas
+    for model, value in (("base", base), ("tuned", tuned)):
+        if value is not None and math.isfinite(value):
+            yield f"{model}/{kind}/{plain}", value
 
 
 def _figures(scores: Scores | None) -> Iterator[tuple[str, float]]:
