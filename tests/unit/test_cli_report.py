@@ -75,6 +75,15 @@ def test_problems_are_told_with_the_file_as_the_job_names_it_and_with_the_place_
     assert "lines 4, 8" in shown
 
 
+def test_each_of_several_files_is_named_by_its_source() -> None:
+    files = [{"source": "pvc://data/a.jsonl"}, {"configMapRef": {"name": "corrections", "key": "b.jsonl"}}]
+    job = make_job(dataset={"train": {"files": files}})
+    assert [report.source_of(job, f"train.files[{index}]") for index in (0, 1)] == [
+        "pvc://data/a.jsonl",
+        "key b.jsonl of ConfigMap corrections",
+    ]
+
+
 def test_a_run_is_named_by_its_number_and_an_unknown_one_is_answered_with_those_that_are_known(tmp_path: Path) -> None:
     store, job = Store(tmp_path), Cluster(make_job()).run().change(hyperparameters={"epochs": 2}).run().job
     assert job.status.run is not None

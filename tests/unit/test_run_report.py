@@ -12,11 +12,13 @@ from huggingface_hub import ModelCard
 
 from finetune_api.conditions import Stage
 from finetune_api.cost import CostSum
+from finetune_api.optimization import Schedule
 from finetune_api.reports import Environment, EvaluateReport, ModelSummary, Summary, TrainingPoint
 from finetune_api.run_config import RunConfig
 from finetune_api.status import DatasetStatus, Estimate, LabelCount, ResolvedValues
 from finetune_trainer import __main__ as entry
 from finetune_trainer.context import StageContext
+from finetune_trainer.reporting.details import tables
 from finetune_trainer.reporting.leave import leave_report
 from finetune_trainer.training.device import Device
 from finetune_trainer.training.history import MOST_POINTS, environment, keep_history, points
@@ -153,3 +155,53 @@ def test_the_image_prints_the_report_of_its_run(
     assert entry.main(words) == 0
     path = found.card_path if flags else found.page_path
     assert capsys.readouterr().out == path.read_text()
+
+
+def test_lineage_names_every_file_of_the_training_data(tmp_path: Path) -> None:
+    files = [{"source": "pvc://data/a.jsonl", "weight": 2}, {"configMapRef": {"name": "corrections", "key": "b.jsonl"}}]
+    found = context(tmp_path, dataset={"train": {"files": files}, "validation": {"source": "pvc://data/held.jsonl"}})
+    leave_report(found, report(), [], HERE)
+    for text in (found.page_path.read_text(), found.card_path.read_text()):
+        assert "pvc://data/a.jsonl (weight 2); key b.jsonl of ConfigMap corrections" in text
+        assert "pvc://data/held.jsonl" in text
+
+
+@pytest.mark.parametrize(
+    ("schedule", "words"),
+    [(Schedule.CONSTANT, "steps were: Constant, after a warm-up of 1 steps."), (None, "steps were.")],
+)
+def test_the_curve_of_rates_is_explained_by_the_schedule_that_was(
+    tmp_path: Path, schedule: Schedule | None, words: str
+) -> None:
+    found = context(tmp_path)
+    values = VALUES.model_copy(update={"schedule": schedule})
+    keep(found, Summary(stage=Stage.TRAIN, ok=True, resolved=values, steps=4))
+    keep_history(found.training_report_path, [{"step": step, "learning_rate": 1e-4} for step in range(1, 5)], CPU)
+    leave_report(found, report(), [], HERE)
+    assert f"How large the {words}" in found.page_path.read_text()
+
+
+def test_figures_of_labels_and_what_was_taken_for_what_are_on_the_page(tmp_path: Path) -> None:
+    one = {"precision": 0.5, "recall": 0.25, "f1": 1 / 3, "examples": 4}
+    found = context(tmp_path, task="Classification")
+    details = {"labels": {HOSTILE: one, "b": {**one, "examples": 5}}, "confusion": [[1, 3], [0, 5]]}
+    leave_report(found, report(details=details), [], HERE)
+    page = found.page_path.read_text()
+    assert "script" not in Tags(page).found
+    for part in ("50.0%", "25.0%", "33.3%", "What was taken for what", "<strong>1</strong>", "<strong>5</strong>"):
+        assert part in page
+
+
+def test_labels_that_hold_together_have_no_table_of_confusions(tmp_path: Path) -> None:
+    one = {"precision": 1.0, "recall": 1.0, "f1": 1.0, "examples": 1}
+    assert [table.diagonal for table in tables({"labels": {"a": one}, "confusion": [[[1, 0], [0, 1]]]})] == [False]
+    many = {str(number): one for number in range(150)}
+    (labels,) = tables({"labels": many, "confusion": [[1] * 150] * 150})
+    assert len(labels.rows) == 100
+    assert "the first 100 of 150" in labels.caption
+
+
+def test_questions_are_told_apart_by_whether_they_have_an_answer(tmp_path: Path) -> None:
+    part = {"examples": 3, "exactMatch": 1 / 3, "answerF1": 0.5}
+    (found,) = tables({"unanswerable": part})
+    assert found.rows == [("without", ("3", "33.3%", "50.0%"))]

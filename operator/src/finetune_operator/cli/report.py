@@ -93,7 +93,8 @@ def _role(file: str) -> str:
 def source_of(job: FineTuneJob, file: str) -> str:
     """Where the job says that the data lies, in words. Held out of the training data is what has no file of its own."""
     data = job.spec.dataset
-    own = data.validation if file == "validation" and data.validation.fraction is None else data.train
+    held_out = file == "validation" and data.validation.fraction is None
+    own = data.validation if held_out else {place: each for place, each, _ in data.train.parts}.get(file, data.train)
     if own.config_map_ref is not None:
         return f"key {own.config_map_ref.key} of ConfigMap {own.config_map_ref.name}"
     return own.source or file

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from finetune_api.conditions import Stage
+from finetune_api.dataset import DataFile
 from finetune_api.gate import judge
 from finetune_api.lineage import Ancestor
 from finetune_api.meanings import METRIC_MEANINGS, PLAIN_METRICS
@@ -142,7 +143,7 @@ def lineage(facts: RunFacts) -> Mapping[str, str]:
         "hash of everything that training depends on": config.hash,
         "base model": config.base_model.told + (f" at {revision}" if revision else ""),
         "built on": "; ".join(f"run {each.run} of {each.job} ({each.mode})" for each in _ancestors(config)) or None,
-        "training data": _source(config.dataset.train),
+        "training data": "; ".join(_weighed(file, weight) for _, file, weight in config.dataset.train.parts),
         "held-out data": _held_out(config),
         "SHA-256 of the data": data.sha256 if data else None,
         "SHA-256 of the model's manifest": facts.train.model.sha256 if facts.train.model else None,
@@ -151,9 +152,13 @@ def lineage(facts: RunFacts) -> Mapping[str, str]:
     return {name: value for name, value in found.items() if value}
 
 
-def _source(data: object) -> str:
-    reference = getattr(data, "config_map_ref", None)
-    return f"key {reference.key} of ConfigMap {reference.name}" if reference else str(getattr(data, "source", ""))
+def _weighed(file: DataFile, weight: float) -> str:
+    return _source(file) + (f" (weight {weight:g})" if weight != 1 else "")
+
+
+def _source(data: DataFile) -> str:
+    reference = data.config_map_ref
+    return f"key {reference.key} of ConfigMap {reference.name}" if reference else data.source or ""
 
 
 def _held_out(config: RunConfig) -> str:

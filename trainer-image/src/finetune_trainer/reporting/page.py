@@ -13,10 +13,12 @@ from finetune_api.tasks import Metric
 from finetune_trainer.pages.charts import Chart, curves
 from finetune_trainer.pages.page import render
 from finetune_trainer.reporting import facts as told
+from finetune_trainer.reporting.details import tables
 from finetune_trainer.reporting.facts import RunFacts
 
 SECTIONS = (
     ("measured", "Is it better?"),
+    ("details", "In detail"),
     ("checks", "Behaviour"),
     ("benchmarks", "Benchmarks"),
     ("answers", "Answers side by side"),
@@ -30,7 +32,9 @@ def page(facts: RunFacts) -> str:
     """The whole page."""
     evaluation = facts.evaluation
     report = facts.report
+    detailed = tables(report.details)
     shown = {
+        "details": bool(detailed),
         "checks": bool(report.checks),
         "benchmarks": bool(report.benchmarks),
         "answers": bool(report.samples),
@@ -45,6 +49,7 @@ def page(facts: RunFacts) -> str:
         tiles=_tiles(facts),
         models=[name for name, _ in facts.models],
         rows=_rows(facts),
+        tables=detailed,
         checks=_checks(facts),
         benchmarks=[(each, told.change(each.score)) for each in report.benchmarks],
         samples=facts.report.samples,
@@ -130,9 +135,17 @@ def _charts(facts: RunFacts) -> list[Chart]:
         curves(
             {"learning rate": rates},
             title="Learning rate",
-            summary="How large the steps were: a warm-up, then slowly to zero.",
+            summary=f"How large the steps were{_schedule(facts)}.",
             x_label="optimizer step",
             y_label="rate",
         ),
     )
     return [chart for chart in drawn if chart is not None]
+
+
+def _schedule(facts: RunFacts) -> str:
+    """By which rule, where that is known: a run of an earlier version names none."""
+    values = facts.train.resolved or facts.prepare.resolved
+    if values is None or values.schedule is None:
+        return ""
+    return f": {values.schedule}, after a warm-up of {values.warmup_steps:,} steps"
