@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from datasets import load_from_disk
 from tests.cells import Cell, asked, run_cell, served
 from tests.prepared_runs import Laptop, lines
 from tests.tiny_encoders import make_tiny_encoder
@@ -87,11 +89,15 @@ def test_every_method_learns_answers_and_serves_them(models: Path, tmp_path: Pat
 
 
 def test_contexts_longer_than_the_model_reads(models: Path, tmp_path: Path) -> None:
-    """Training takes the window with the answer, and loses no example; the evaluation reads 300 words to the end."""
-    train, held = questions(150, seed=1, length=200, without=0), questions(12, seed=2, length=300, without=0)
-    cell = run_cell(tmp_path, models, TASK, MethodType.FULL, train, held, epochs=12, lost=0)
-    assert cell.prepared.dataset is not None
-    assert (cell.prepared.dataset.truncated, cell.prepared.dataset.dropped) == (0, 0)
+    """Training takes all windows, and loses no example; the evaluation reads 300 words to the end."""
+    train, held = questions(60, seed=1, length=200, without=0), questions(12, seed=2, length=300, without=0)
+    cell = run_cell(tmp_path, models, TASK, MethodType.FULL, train, held, epochs=8, lost=0)
+    data = cell.prepared.dataset
+    assert data is not None
+    assert (data.train_examples, data.truncated, data.dropped) == (60, 0, 0)
+    rows = load_from_disk(str(cell.context.dataset_dir / "train"))
+    assert len(rows) > 60 + 30
+    assert cell.trained.total_steps == 8 * math.ceil(len(rows) / 16)
     assert_better(cell)
     found = answers_to(cell, held)
     right = [one["start"] == row["answers"]["answer_start"][0] for one, row in zip(found, held, strict=True)]

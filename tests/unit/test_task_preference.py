@@ -340,7 +340,7 @@ def resolved(task: Task, method: MethodType = MethodType.LORA, **knobs: Any) -> 
         gpus=1,
         paths=RunPaths(run="a/b/runs/1", models="a/models"),
     )
-    sizes = DataSizes(train_examples=4000, train_tokens=4_000_000, validation_tokens=100_000, longest=2048)
+    sizes = DataSizes(train_rows=4000, train_tokens=4_000_000, validation_tokens=100_000, longest=2048)
     return resolve(config, sizes, shape, 2048, "r", 2)
 
 

@@ -23,7 +23,6 @@ from finetune_trainer.serving.errors import InvalidRequest
 from finetune_trainer.serving.predict_answer import AnswerPredictor
 from finetune_trainer.serving.predictor import PredictModel
 from finetune_trainer.serving.protocol import parse
-from finetune_trainer.tasks import windows
 from finetune_trainer.tasks.kind import Facts, HeldOut, Tokens
 from finetune_trainer.tasks.question_answering import AnswerFormat, QuestionAnswering, collate, mean_loss
 from finetune_trainer.tasks.question_answering_spans import Scored, best_passage, read
@@ -143,51 +142,6 @@ def test_the_answer_becomes_tokens(answers: Any, tokens: str, token_types: bool)
     first, after = columns["context"]
     assert after == len(columns["input_ids"]) - 1
     assert first == 6
-
-
-@pytest.mark.parametrize("place", [0, 3, 40, 62, 90, 150, 290, 299])
-@pytest.mark.parametrize("token_types", [True, False])
-def test_a_long_context_is_cut_to_the_window_that_holds_the_answer(place: int, token_types: bool) -> None:
-    form = make_format(token_types=token_types)
-    normal = form.normalise(long_line(place))
-    whole = form.encode(normal)
-
-    short = form.cut(whole, 64)
-
-    assert short is not None
-    assert len(short["input_ids"]) == 64
-    assert shown(short) == "Anna left Bern"
-    assert short["input_ids"][:6] == whole["input_ids"][:6]
-    assert short["input_ids"][-1] == whole["input_ids"][-1]
-    assert len({len(column) for name, column in short.items() if name.endswith("ids")}) == 1
-    tokenizer = make_tiny_encoder_tokenizer(token_types=token_types)
-    asked = windows.windows(windows.lay_out(tokenizer, normal["context"], normal["question"]), 64)
-    assert list(short["input_ids"]) in [list(window.input_ids) for window in asked]
-
-
-def test_an_answer_longer_than_the_overlap_is_learned_from_a_window_around_it() -> None:
-    form = make_format()
-    words = ["parcel"] * 40 + ["Anna"] * 50 + ["parcel"] * 200
-    context = " ".join(words)
-    whole = form.encode(form.normalise(line(squad(" ".join(["Anna"] * 50), context.index("Anna")), context)))
-
-    short = form.cut(whole, 64)
-
-    assert short is not None
-    assert shown(short).split() == ["Anna"] * 50
-    assert form.cut(whole, 50) is None
-
-
-def test_a_question_without_answer_learns_the_first_window() -> None:
-    form = make_format()
-    whole = form.encode(form.normalise(line([], "parcel " * 200)))
-
-    short = form.cut(whole, 64)
-
-    assert form.cut(whole, 999) is whole
-    assert short is not None
-    assert list(short["answer"]) == [0, 0]
-    assert form.cut(whole, 12) is None
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ from finetune_api.spec import Packing
 from finetune_api.status import Estimate, LengthStats, ResolvedValues
 from finetune_api.tasks import Task
 from finetune_trainer.distribution.batches import split
-from finetune_trainer.distribution.plan import ASSUMED_GPU_BYTES, Devices, Workload, applied, cut, device_bytes
+from finetune_trainer.distribution.plan import ASSUMED_GPU_BYTES, Cut, Devices, Workload, applied, cut, device_bytes
 from finetune_trainer.errors import UserInputError
 from finetune_trainer.estimate import ModelShape, estimate, step_seconds
 from finetune_trainer.methods.kind import Precision
@@ -61,9 +61,10 @@ FLASH = ATTENTIONS[Attention.FLASH_ATTENTION_2]
 
 @dataclass(frozen=True, slots=True)
 class DataSizes:
-    """Examples and tokens after the cut to max_length; `longest` is the longest kept example."""
+    """What is trained on and measured, after the cut to max_length: rows (examples, or windows of them), and tokens;
+    `longest` is the longest row."""
 
-    train_examples: int
+    train_rows: int
     train_tokens: int
     validation_tokens: int
     longest: int
@@ -122,43 +123,74 @@ def resolve(
 ) -> Resolution:
     """All values of the run, and what it will need. Sizes are those after the cut to `max_length`."""
     wanted = config.hyperparameters
-    precision: Precision = "bfloat16" if config.gpus and wanted.precision is not WantedPrecision.FLOAT32 else "float32"
     shape = replace(
         shape,
         recomputes=resolve_checkpointing(wanted, config.gpus),
         optimizer=resolve_optimizer(wanted, config.gpus),
     )
-    epochs = wanted.epochs if isinstance(wanted.epochs, int) else resolve_epochs(data.train_examples)
-    batch = wanted.batch_size if isinstance(wanted.batch_size, int) else resolve_batch(data.train_examples, epochs)
-    preference = config.task is Task.PREFERENCE
-    conversations = PAIR if preference else 1
-    longest = min(max_length, data.longest) * conversations
+    course = _course(config, data, shape, max_length, cores)
+    values = _values(config, course, max_length, revision, facts)
+    return Resolution(
+        values,
+        _needs(course, data, values),
+        check_fit(config, course.work, course.expected.choice, course.devices),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Course:
+    """How the training will go. `rows`: conversations that an example is; `passes`: forward passes of each process in a
+    step; `tokens` and `seconds` of a step, in the mean."""
+
+    work: Workload
+    devices: Devices
+    expected: Cut
+    rows: int
+    epochs: int
+    steps: int
+    passes: int
+    tokens: float
+    seconds: float
+
+
+def _course(config: RunConfig, data: DataSizes, shape: ModelShape, max_length: int, cores: int) -> _Course:
+    wanted = config.hyperparameters
+    precision: Precision = "bfloat16" if config.gpus and wanted.precision is not WantedPrecision.FLOAT32 else "float32"
+    epochs = wanted.epochs if isinstance(wanted.epochs, int) else resolve_epochs(data.train_rows)
+    batch = wanted.batch_size if isinstance(wanted.batch_size, int) else resolve_batch(data.train_rows, epochs)
+    rows = PAIR if config.task is Task.PREFERENCE else 1
     devices = expected_devices(config)
+    longest = min(max_length, data.longest) * rows
     work = Workload(config.task, config.method.type, shape, batch, longest, precision)
     expected = cut(work, devices, config.distribution)
-    steps = epochs * math.ceil(data.train_examples / batch)  # the last one of an epoch may be smaller
-    step_tokens = data.train_tokens * conversations * epochs / steps
+    steps = epochs * math.ceil(data.train_rows / batch)  # the last one of an epoch may be smaller
+    tokens = data.train_tokens * rows * epochs / steps
     passes = split(batch, devices.processes, expected.micro).passes
     gpus = devices.processes if devices.gpu else 0
-    seconds = step_seconds(shape, tokens=step_tokens, passes=passes, gpus=gpus, cores=cores)
-    evaluation_steps, checkpoint_steps = _intervals(config, steps, seconds)
+    seconds = step_seconds(shape, tokens=tokens, passes=passes, gpus=gpus, cores=cores)
+    return _Course(work, devices, expected, rows, epochs, steps, passes, tokens, seconds)
+
+
+def _values(config: RunConfig, course: _Course, max_length: int, revision: str, facts: Facts) -> ResolvedValues:
+    wanted, shape = config.hyperparameters, course.work.shape
+    evaluation_steps, checkpoint_steps = _intervals(config, course.steps, course.seconds)
     lora = config.method.type.adapter
     packing = _packing(config, shape)
     values = ResolvedValues(
-        epochs=epochs,
-        batch_size=batch,
-        micro_batch_size=expected.micro,
-        gradient_accumulation=passes,
+        epochs=course.epochs,
+        batch_size=course.work.batch,
+        micro_batch_size=course.expected.micro,
+        gradient_accumulation=course.passes,
         max_length=max_length,
-        total_steps=steps,
+        total_steps=course.steps,
         evaluation_steps=evaluation_steps,
         checkpoint_steps=checkpoint_steps,
         packing=packing,
-        precision=precision,
+        precision=course.work.precision,
         attention=resolve_attention(
             wanted,
             shape.attentions,
-            precision,
+            course.work.precision,
             packing=packing,
             plain=shape.plain_rows,
             installed=flash_attention_installed(),
@@ -166,27 +198,30 @@ def resolve(
         gradient_checkpointing=shape.recomputes,
         lora_rank=config.method.resolved_rank if lora else None,
         lora_alpha=config.method.resolved_alpha if lora else None,
-        beta=float(wanted.beta or BETA) if preference else None,
+        beta=float(wanted.beta or BETA) if config.task is Task.PREFERENCE else None,
         revision=revision,
         model_parameters=shape.parameters,
         trainable_parameters=shape.trainable,
-        **resolve_optimization(config, facts, steps=steps, evaluation_steps=evaluation_steps),
+        **resolve_optimization(config, facts, steps=course.steps, evaluation_steps=evaluation_steps),
     )
-    values = applied(values, expected, devices.processes)
+    return applied(values, course.expected, course.devices.processes)
+
+
+def _needs(course: _Course, data: DataSizes, values: ResolvedValues) -> Estimate:
+    work = course.work
     needs = estimate(
-        shape,
+        work.shape,
         rows=values.micro_batch_size,
-        length=longest,
-        precision=precision,
-        seconds_per_step=seconds,
-        steps=steps,
-        evaluations=math.ceil(steps / evaluation_steps),
-        evaluation_tokens=data.validation_tokens * conversations,
-        train_tokens_per_step=step_tokens,
+        length=work.length,
+        precision=work.precision,
+        seconds_per_step=course.seconds,
+        steps=course.steps,
+        evaluations=math.ceil(course.steps / values.evaluation_steps),
+        evaluation_tokens=data.validation_tokens * course.rows,
+        train_tokens_per_step=course.tokens,
     )
-    each = device_bytes(work, values.micro_batch_size, expected.choice, devices.processes)
-    needs = needs.model_copy(update={"memory_bytes": each})
-    return Resolution(values, needs, check_fit(config, work, expected.choice, devices))
+    each = device_bytes(work, values.micro_batch_size, course.expected.choice, course.devices.processes)
+    return needs.model_copy(update={"memory_bytes": each})
 
 
 def _intervals(config: RunConfig, steps: int, seconds: float) -> tuple[int, int]:

@@ -29,12 +29,14 @@ DATA_FILE = "data-00000-of-00001.arrow"  # as the `datasets` library names it
 
 @dataclass(slots=True)
 class Stored:
-    """What came of the examples of one side. `tokens` are of the kept ones, `learned` those that are trained on;
-    `longest` is the longest kept example; `lost` has the lines of those that were cut or dropped. An example that an
-    epoch passes over twice counts twice. `over_long` are those that were left out on request, each counted once."""
+    """What came of the examples of one side. `rows` are what is trained on, several of an example that is read in
+    windows. `tokens` are of the kept ones, `learned` those that are trained on; `longest` is the longest kept example;
+    `lost` has the lines of those that were cut or dropped. An example that an epoch passes over twice counts twice.
+    `over_long` are those that were left out on request, each counted once."""
 
     side: Side
     examples: int = 0
+    rows: int = 0
     tokens: int = 0
     learned: int = 0
     longest: int = 0
@@ -43,8 +45,10 @@ class Stored:
     over_long: int = 0
     lost: dict[FileName, Finding] = field(default_factory=dict)
 
-    def add(self, example: Example, times: int) -> None:
-        self.examples += times
+    def add(self, example: Example, times: int, *, more: bool = False) -> None:
+        """`more`: it is a further row of the example that was added last."""
+        self.rows += times
+        self.examples += 0 if more else times
         self.tokens += times * len(example.tokens["input_ids"])
         self.learned += times * example.learned
         self.longest = max(self.longest, example.length)
@@ -94,6 +98,8 @@ def store(
                 kept = _cut(example, max_length, form, side.stored, times or 1, findings, drop_over_long)
                 if kept:
                     side.add(kept, times or 1, attached)
+                for tokens in form.beside(form.settled(example.tokens), max_length) if kept and times else ():
+                    side.add_more(replace(example, tokens=tokens, learned=form.learned(tokens)), times)
     return train.stored, validation.stored
 
 
@@ -164,6 +170,12 @@ class SideWriter:
             writer.add(example.tokens)
             self._texts.write(f"{example.text}\n")
             attached.kept(self.stored.side, example)
+
+    def add_more(self, example: Example, times: int) -> None:
+        """A further row of the example that was added last, whose text is there already."""
+        self.stored.add(example, times, more=True)
+        for _ in range(times):
+            (self._columns or self._begin(list(example.tokens))).add(example.tokens)
 
     def __enter__(self) -> SideWriter:
         return self

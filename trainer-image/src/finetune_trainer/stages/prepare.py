@@ -200,7 +200,7 @@ def _split(
 
 def _sizes(train: Stored, validation: Stored) -> DataSizes:
     return DataSizes(
-        train_examples=train.examples,
+        train_rows=train.rows,
         train_tokens=train.tokens,
         validation_tokens=validation.tokens,
         longest=max(train.longest, validation.longest),

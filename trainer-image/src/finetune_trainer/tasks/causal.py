@@ -69,6 +69,9 @@ class CausalFormat:
         shorter = {name: column[:max_length] for name, column in tokens.items()}
         return shorter if self.learned(shorter) else None
 
+    def beside(self, tokens: Tokens, max_length: int) -> Sequence[Tokens]:
+        return ()
+
     def learned(self, tokens: Tokens) -> int:
         return len(tokens["labels"]) - tokens["labels"].count(IGNORED)
 

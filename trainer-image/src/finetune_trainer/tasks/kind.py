@@ -82,6 +82,9 @@ class ExampleFormat(Protocol):
         """At most `max_length` tokens of it, the same object when it is short enough; None when nothing to learn
         remains."""
 
+    def beside(self, tokens: Tokens, max_length: int) -> Sequence[Tokens]:
+        """What else is trained on of an example that `cut` takes a part of: other windows of a long text."""
+
     def learned(self, tokens: Tokens) -> int:
         """How many tokens (or labels) are trained on."""
 
@@ -104,6 +107,9 @@ class OneByOne:
 
     def settled(self, tokens: Tokens) -> Tokens:
         return tokens
+
+    def beside(self, tokens: Tokens, max_length: int) -> Sequence[Tokens]:
+        return ()
 
     def _encoded(self, normal: Mapping[str, Any]) -> Tokens | EncodingError:
         try:

@@ -103,20 +103,36 @@ class AnswerFormat(OneByOne):
         None when the question or the answer is too long for that."""
         if len(tokens["input_ids"]) <= max_length:
             return tokens
-        begin, after = tokens["context"]
-        room, length = max_length - (len(tokens["input_ids"]) - (after - begin)), after - begin
-        first, last = tokens["answer"]
-        answer = (first - begin, last - begin + 1) if first >= begin else None
+        answer, length, room = _sizes(tokens, max_length)
         if room < windows.LEAST_ROOM or (answer and answer[1] - answer[0] > room):
             return None
-        part = _part(answer, length, room)
+        return self._window(tokens, _part(answer, length, room), answer)
+
+    def beside(self, tokens: Tokens, max_length: int) -> list[Tokens]:
+        """The other windows, with all of which the model will be asked. One that holds the whole answer has it, and one
+        that holds nothing of it has none; one with a part of it would teach neither."""
+        if self.cut(tokens, max_length) in (None, tokens):
+            return []
+        answer, length, room = _sizes(tokens, max_length)
+        taken, found = _part(answer, length, room), windows.parts(length, room)
+        held = [answer if answer and _holds(part, answer) else None for part in found]
+        return [
+            self._window(tokens, part, inside)
+            for part, inside in zip(found, held, strict=True)
+            if part != taken and (inside or not answer or not _touch(part, answer))
+        ]
+
+    def _window(self, tokens: Tokens, part: windows.Span, answer: windows.Span | None) -> Tokens:
+        """A part of the context, with the answer in it (both as places in the context) or with none."""
+        begin, after = tokens["context"]
+        none = no_answer_position(tokens["input_ids"], self._tokenizer)
+        place = (none, none) if answer is None else (begin + answer[0] - part[0], begin + answer[1] - 1 - part[0])
         shorter = {
             name: array("i", windows.sliced(tokens[name], (begin, after), part))
             for name in ("input_ids", "token_type_ids")
             if name in tokens
         }
-        moved = (first, last) if answer is None else (first - part[0], last - part[0])
-        return {**shorter, "answer": array("i", moved), "context": array("i", (begin, begin + part[1] - part[0]))}
+        return {**shorter, "answer": array("i", place), "context": array("i", (begin, begin + part[1] - part[0]))}
 
     def learned(self, tokens: Tokens) -> int:
         """The answer is one thing that is learned."""
@@ -140,6 +156,22 @@ class AnswerFormat(OneByOne):
     @property
     def facts(self) -> Facts:
         return Facts()
+
+
+def _sizes(tokens: Tokens, max_length: int) -> tuple[windows.Span | None, int, int]:
+    """Tokens of the context that are the answer, of the whole context, and of it that fit beside the question."""
+    begin, after = tokens["context"]
+    first, last = tokens["answer"]
+    answer = (first - begin, last - begin + 1) if first >= begin else None
+    return answer, after - begin, max_length - (len(tokens["input_ids"]) - (after - begin))
+
+
+def _holds(part: windows.Span, answer: windows.Span) -> bool:
+    return part[0] <= answer[0] and answer[1] <= part[1]
+
+
+def _touch(part: windows.Span, answer: windows.Span) -> bool:
+    return part[0] < answer[1] and answer[0] < part[1]
 
 
 def _part(answer: windows.Span | None, length: int, room: int) -> windows.Span:

@@ -239,21 +239,33 @@ def _trainer(
             base_dir=prepared.base_dir,
             extra={
                 "measure": measure,
-                "progress": ProgressCallback(
-                    context.progress_path, resumed.step if resumed else 0, writes=group.place.first
-                ),
-                "stop": stop,
-                "resumed": resumed,
-                "patience": Patience.of(resolved),
-                "group": group,
                 "batches": Batches(len(rows), cut, group.place.rank, seed),
-                "layout": checkpoints.layout(resolved),
+                **_surroundings(context, resolved, stop, resumed, group),
             },
         )
     )
     if len(trainer.train_dataset) != len(rows):
         raise AssertionError(f"the trainer kept {len(trainer.train_dataset)} of {len(rows)} prepared examples")
     return trainer
+
+
+def _surroundings(
+    context: StageContext,
+    resolved: ResolvedValues,
+    stop: StopRequest,
+    resumed: checkpoints.SavedCheckpoint | None,
+    group: Group,
+) -> dict[str, Any]:
+    """What stops and watches a training, and what it goes on from: arguments of our mixin."""
+    first_step = resumed.step if resumed else 0
+    return {
+        "progress": ProgressCallback(context.progress_path, first_step, writes=group.place.first),
+        "stop": stop,
+        "resumed": resumed,
+        "patience": Patience.of(resolved),
+        "group": group,
+        "layout": checkpoints.layout(resolved),
+    }
 
 
 def _measure_base(
