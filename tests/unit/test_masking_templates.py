@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 from tests.tiny_models import make_tiny_tokenizer
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from finetune_trainer.data.problems import EncodingError
 from finetune_trainer.masking import IGNORED, ChatMasker, mask_completion
@@ -224,3 +226,21 @@ def test_completion_without_an_end_token_is_refused() -> None:
     tokenizer.eos_token = None
     with pytest.raises(EncodingError, match="end-of-sequence"):
         mask_completion(tokenizer, "a", "b")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "completion"), [("The harb", "our is quiet."), ("The harb", "\nour"), ("The", " harbour")]
+)
+def test_a_completion_that_goes_on_in_a_word_gets_no_blank(prompt: str, completion: str) -> None:
+    """SentencePiece puts one before every text, which a server never does in the middle of one."""
+    words = Tokenizer(models.BPE(byte_fallback=False))
+    words.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    words.decoder = decoders.Metaspace(prepend_scheme="first")
+    words.train_from_iterator(
+        ["The harbour is quiet. \n our harb"] * 9,
+        trainers.BpeTrainer(vocab_size=120, special_tokens=["</s>"], show_progress=False),
+    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>")
+    tokens = mask_completion(tokenizer, prompt, completion)
+    assert tokenizer.decode(tokens.input_ids[:-1]) == prompt + completion
+    assert tokens.labels[: len(tokenizer(prompt)["input_ids"])] == [IGNORED] * len(tokenizer(prompt)["input_ids"])

@@ -163,12 +163,20 @@ def mask_completions(tokenizer: Any, pairs: Sequence[tuple[str, str]]) -> list[M
     joint = _ids(tokenizer, [prompt + completion for prompt, completion in pairs])
     # Where a token lies across the border the server will tokenise the prompt alone, and so do we.
     apart = [n for n, whole in enumerate(joint) if whole[: len(prompts[n])] != prompts[n]]
-    answers = dict(zip(apart, _ids(tokenizer, [pairs[n][1] for n in apart]), strict=True))
+    answers = dict(zip(apart, _going_on(tokenizer, [pairs[n][1] for n in apart]), strict=True))
     masked: list[MaskedTokens | EncodingError] = []
     for n, whole in enumerate(joint):
         read, answer = [*begin, *prompts[n]], answers[n] if n in answers else whole[len(prompts[n]) :]
         masked.append(MaskedTokens([*read, *answer, end], [*[IGNORED] * len(read), *answer, end]))
     return masked
+
+
+def _going_on(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """Tokens of texts that go on in a word. SentencePiece's kin put a blank before whatever they are given, which is
+    not in the data; behind a line end, which joins with nothing, they put none."""
+    edge, *behind = _ids(tokenizer, ["\n", *(f"\n{text}" for text in texts)])
+    found = zip(behind, _ids(tokenizer, texts), strict=True)
+    return [whole[len(edge) :] if whole[: len(edge)] == edge else alone for whole, alone in found]
 
 
 def _ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
