@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
-from tests.simulator import Cluster, good_summary, make_job
+import yaml
+from tests.simulator import Cluster, Manifest, good_summary, make_job, succeed
 
 DIGEST = "ab" * 32  # of every model of the simulator
 MANUAL = {"mode": "Manual"}
@@ -25,10 +27,24 @@ def test_a_first_run_waits_and_says_what_to_write() -> None:
     assert cluster.condition("Ready") == ("False", "AwaitingApproval")
     assert cluster.condition("Promoted") == ("False", "AwaitingApproval")
     assert [cluster.condition(kind)[0] for kind in ("Reconciling", "Stalled")] == ["False", "False"]
-    message = next(c.message for c in cluster.job.status.conditions if c.type == "Ready")
-    assert "promotion.approved to {run: 1, digest: abababababab}" in message
+    message = cluster.job.status.conditions[0].message
+    assert 'promotion.approved to {run: 1, digest: "abababababab"}' in message
     assert results(cluster) == [(1, "AwaitingApproval")]
     assert cluster.events()[-1] == "AwaitingApproval"
+
+
+def test_what_it_says_can_be_put_into_a_file_as_it_stands() -> None:
+    """Without quotes YAML takes this digest for a number."""
+
+    def answer(pod: Manifest) -> tuple[int, str]:
+        code, message = succeed(pod)
+        return code, message.replace(DIGEST, "123456789012" + DIGEST[12:])
+
+    cluster = Cluster(make_job(promotion=MANUAL), answer=answer).run()
+    said = re.search(r"promotion.approved to (\{.*\})", cluster.job.status.conditions[0].message)
+    assert said
+    cluster.change(promotion={**MANUAL, "approved": yaml.safe_load(said[1])}).run()
+    assert results(cluster) == [(1, "Promoted")]
 
 
 def test_an_approved_run_answers_and_nothing_is_trained() -> None:

@@ -154,7 +154,8 @@ def _unpromoted(run: RunStatus) -> tuple[str, str]:
     """Reason and sentence of a run that was judged and shall not answer."""
     if run.gate is not None and run.gate.verdict is GateVerdict.PASSED:
         digest = (run.model.sha256 or "")[:12] if run.model else ""
-        text = f"set promotion.approved to {{run: {run.number}, digest: {digest}}}"
+        # In quotes: YAML takes 123456789012 for a number, and kubectl 1234567e8901, too.
+        text = f'set promotion.approved to {{run: {run.number}, digest: "{digest}"}}'
         return AWAITING_APPROVAL, f"Run {run.number} passed its gate and waits for approval: {text}."
     reasons = "; ".join(run.gate.reasons) if run.gate else ""
     return GATE_FAILED, f"Run {run.number} did not pass its gate: {reasons}."
