@@ -66,7 +66,7 @@ BY_TEXT = {
     f"helm upgrade {RELEASE} --reuse-values": API_SERVER,
     f'helm template {RELEASE} --validate --set "networkPolicy.jobNamespaces={{team-a}}" '
     "--show-only templates/job-network-policies.yaml | kubectl apply -f -": API_SERVER,
-    "kubectl get finetunejobs -A": API_SERVER,
+    "kubectl get finetunejobs -A -o wide": API_SERVER,
     "kubectl -n finetune-system rollout restart deployment/finetune-operator": API_SERVER,
     "kubectl -n argocd patch configmap argocd-cm --patch-file examples/gitops/argocd/argocd-cm.yaml": API_SERVER,
 }

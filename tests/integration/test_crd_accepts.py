@@ -6,6 +6,7 @@ import copy
 import json
 import types
 import typing
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from finetune_api.job import FineTuneJob, run_hash
 from finetune_api.schema import Schema
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus
+from finetune_operator.times import stamp
 
 OURS = {"v1", API_VERSION}  # the rest is for other tools: Kustomize, Argo CD, Flux
 
@@ -125,7 +127,10 @@ def test_columns_show_the_job(job_api: JobApi) -> None:
     assert job_api.create(job, dry_run=False).code == 201
     status = {
         **{"stage": "Serve", "modelName": "qwen3-0.6b", "percent": "100%"},
-        "run": {"number": 2, "hash": "a", "trigger": "SpecChanged", "gate": {"verdict": "Passed"}},
+        "run": {
+            **{"number": 2, "hash": "a", "trigger": "SpecChanged", "gate": {"verdict": "Passed"}},
+            "failure": {"reason": "NotReady", "message": "", "waiting": True, "since": _ago(hours=3)},
+        },
         "conditions": [
             {
                 **{"type": "Ready", "status": "True", "reason": "Serving"},
@@ -139,6 +144,13 @@ def test_columns_show_the_job(job_api: JobApi) -> None:
     shown = job_api.plane.kubectl("get", "finetunejobs.finetune-operator.io", "columns").splitlines()
     assert shown[0].split() == ["NAME", "TASK", "MODEL", "STAGE", "PROGRESS", "RUN", "GATE", "READY", "REASON", "AGE"]
     assert shown[1].split()[:-1] == ["columns", "Chat", "qwen3-0.6b", "Serve", "100%", "2", "Passed", "True", "Serving"]
+    wide = job_api.plane.kubectl("get", "finetunejobs.finetune-operator.io", "columns", "-o", "wide").splitlines()
+    assert wide[0].split()[9:12] == ["AGE", "SINCE", "TRIGGER"]
+    assert wide[1].split()[10:12] == ["3h", "SpecChanged"]
+
+
+def _ago(**time: float) -> str:
+    return stamp(datetime.now(UTC) - timedelta(**time))
 
 
 def test_status_is_written_by_the_subresource_only(job_api: JobApi) -> None:

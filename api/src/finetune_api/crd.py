@@ -34,6 +34,7 @@ def printer_columns() -> list[dict[str, Any]]:
         ("Age", "date", ".metadata.creationTimestamp", "Age of the job."),
     )
     wide = (  # with `-o wide` only
+        ("Since", "date", ".status.run.failure.since", "For how long it has been waiting, or stopped."),
         ("Trigger", "string", ".status.run.trigger", "Why the newest run was started."),
         ("Next-Run", "string", ".status.schedule.nextTime", "When the schedule starts the next run."),
         ("GPU-Hours", "string", ".status.run.cost.gpuHours", "GPU hours of the newest run."),
