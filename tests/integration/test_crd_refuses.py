@@ -49,6 +49,12 @@ def test_api_server_names_field_and_remedy(job_api: JobApi, bad: Bad) -> None:
     assert bad.field in answer.message
 
 
+def test_two_mistakes_of_one_rule_of_the_definition_are_both_named(job_api: JobApi) -> None:
+    both = "{hyperparameters: {loss: Hinge}, evaluation: {gate: {rules: [{metric: bleu, max: '1'}]}}}"
+    answer = job_api.create(Bad("two mistakes", both, "spec", "").manifest())
+    assert "toolName, toolValid, toolExact; use one of them. hyperparameters.loss: the task Chat has" in answer.message
+
+
 @pytest.mark.parametrize("bad", RULES, ids=lambda bad: bad.name)
 def test_laptop_says_the_same(bad: Bad) -> None:
     with pytest.raises(ValidationError) as refusal:

@@ -47,11 +47,14 @@ class Rule:
     # The rule sees `oldSelf` as an optional. The API server by itself forgives a stored value that breaks a rule while
     # the value is unchanged; a rule over several parts of the spec must look into the old one to be as forgiving.
     old_self: bool = False
+    # CEL: where it is true, the rule holds. Rules of an object that share one are asked together (joined_rules.py).
+    unless: str = ""
 
     def to_cel(self) -> dict[str, Any]:
-        """The half of the API server."""
+        """The half of the API server; `unless` is no part of it yet."""
         cel: dict[str, Any] = {"rule": self.rule, "message": self.message}
-        return {**cel, "optionalOldSelf": True} if self.old_self else cel
+        more = {"optionalOldSelf": self.old_self, "unless": self.unless}
+        return cel | {key: value for key, value in more.items() if value}
 
 
 def check_rules(value: Any, rules: Sequence[Rule]) -> Any:

@@ -69,8 +69,10 @@ class BudgetSpec(ApiModel):
         return None if self.max_cost is None else Decimal(self.max_cost)
 
 
+HAS_GPUS = "self.compute.gpus > 0"
 BUDGET_NEEDS_GPUS = Rule(
-    "!has(self.budget) || self.compute.gpus > 0",
+    "!has(self.budget)",
     "budget: it counts GPU hours, and compute.gpus is 0; remove it, or set compute.gpus",
     lambda spec: spec.budget is None or spec.compute.gpus > 0,
+    unless=HAS_GPUS,
 )

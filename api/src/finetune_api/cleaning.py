@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import Field
 
 from finetune_api.base import ApiModel, Int, Named, Rule
-from finetune_api.tasks import Task
+from finetune_api.tasks import Task, other_than
 
 SIMILARITY = r"^(0\.[5-9][0-9]{0,2}|1(\.0{1,3})?)$"
 Text = Annotated[str, Field(max_length=1024)]
@@ -113,10 +113,11 @@ class Cleaning(ApiModel):
 def over_long_rule() -> Rule:
     """Of the job's spec: no task drops what it does not cut."""
     return Rule(
-        "self.task != 'QuestionAnswering' || !has(self.dataset.cleaning) || !has(self.dataset.cleaning.overLong) || "
+        "!has(self.dataset.cleaning) || !has(self.dataset.cleaning.overLong) || "
         "self.dataset.cleaning.overLong != 'Drop'",
         "dataset.cleaning.overLong: QuestionAnswering reads long texts in windows and cuts nothing; remove it",
         lambda spec: spec.task is not Task.QUESTION_ANSWERING or spec.dataset.cleaning.over_long is not OverLong.DROP,
+        unless=other_than(Task.QUESTION_ANSWERING),
     )
 
 
@@ -126,11 +127,12 @@ def fill_rule(task: Task) -> Rule:
     spelled = [Fill.model_fields[name].alias or name for name in names]
     none = " && ".join(f"!has(self.dataset.cleaning.fill.{name})" for name in spelled)
     return Rule(
-        f"self.task == '{task}' || !has(self.dataset.cleaning) || !has(self.dataset.cleaning.fill) || ({none})",
+        f"self.task == '{task}' || ({none})",
         f"dataset.cleaning.fill: only the task {task} has {' and '.join(spelled)}; remove what is not of spec.task",
         lambda spec: (
             spec.task is task
             or spec.dataset.cleaning.fill is None
             or all(getattr(spec.dataset.cleaning.fill, name) is None for name in names)
         ),
+        unless="!has(self.dataset.cleaning) || !has(self.dataset.cleaning.fill)",
     )

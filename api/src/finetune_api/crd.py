@@ -7,6 +7,7 @@ from typing import Any
 
 from finetune_api import GROUP, KIND, PLURAL, VERSION
 from finetune_api.job import FineTuneJob
+from finetune_api.joined_rules import with_joined_rules
 from finetune_api.run_config import RunConfig
 from finetune_api.schema import Schema, structural_schema
 
@@ -65,7 +66,7 @@ def custom_resource_definition() -> dict[str, Any]:
         "storage": True,
         "subresources": {"status": {}},
         "additionalPrinterColumns": printer_columns(),
-        "schema": {"openAPIV3Schema": job_schema()},
+        "schema": {"openAPIV3Schema": with_joined_rules(job_schema())},
     }
     names = {"kind": KIND, "listKind": f"{KIND}List", "plural": PLURAL, "singular": KIND.lower()}
     return {

@@ -126,8 +126,7 @@ def _all(compute: _Compute) -> int:
 _PROCESSES = "(self.gpus > 0 ? self.gpus : (has(self.processes) ? self.processes : 1))"
 _ALL = f"{_PROCESSES} * self.nodes"
 # Defaults of objects are checked before what is in them has its own.
-_UNSAID = "!has(self.distribution) || !has(self.distribution.strategy)"
-_ALONE = (Strategy.AUTO, Strategy.NONE)
+_UNSAID = "!has(self.distribution) || !has(self.distribution.strategy) || self.distribution.strategy == 'auto'"
 COMPUTE_RULES = (
     Rule(
         "!has(self.processes) || self.gpus == 0",
@@ -135,37 +134,41 @@ COMPUTE_RULES = (
         lambda compute: compute.processes is None or compute.gpus == 0,
     ),
     Rule(
-        f"{_UNSAID} || self.distribution.strategy != 'None' || {_ALL} == 1",
+        f"self.distribution.strategy != 'None' || {_ALL} == 1",
         "compute.distribution.strategy: None is one process, and there are several; set it to auto, or gpus or "
         "processes to 1",
         lambda compute: (
             compute.distribution.strategy is not Strategy.NONE or processes_of(compute) * compute.nodes == 1
         ),
+        unless=_UNSAID,
     ),
     Rule(
-        f"{_UNSAID} || self.distribution.strategy in {[strategy.value for strategy in _ALONE]} || {_ALL} > 1",
+        f"self.distribution.strategy == 'None' || {_ALL} > 1",
         "compute.distribution.strategy: one process has nothing to distribute; set it to auto, or raise gpus or "
         "processes",
-        lambda compute: compute.distribution.strategy in _ALONE or _all(compute) > 1,
+        lambda compute: compute.distribution.strategy in (Strategy.AUTO, Strategy.NONE) or _all(compute) > 1,
+        unless=_UNSAID,
     ),
 )
 
 
 # Others keep a row and a column of a whole matrix, or blocks and pages of bitsandbytes' own.
 DIVISIBLE = (Optimizer.AUTO, Optimizer.ADAMW, Optimizer.ADAMW_FUSED)
-_DIVIDING = [strategy.value for strategy in Strategy if strategy.divides_state]
+_UNDIVIDED = (
+    f"!(self.compute.distribution.strategy in {[strategy.value for strategy in Strategy if strategy.divides_state]})"
+)
 
 
 def spec_rules() -> Iterator[Rule]:
     """Optimizers, tasks and methods that a strategy is not for."""
     yield Rule(
-        f"!(self.compute.distribution.strategy in {_DIVIDING}) || self.hyperparameters.optimizer in "
-        f"{[optimizer.value for optimizer in DIVISIBLE]}",
+        f"self.hyperparameters.optimizer in {[optimizer.value for optimizer in DIVISIBLE]}",
         "hyperparameters.optimizer: ZeRO and FSDP2 divide the state of AdamW and AdamWFused only; use one of them, or "
         "compute.distribution.strategy DDP",
         lambda spec: (
             not spec.compute.distribution.strategy.divides_state or spec.hyperparameters.optimizer in DIVISIBLE
         ),
+        unless=_UNDIVIDED,
     )
     for strategy, rules in STRATEGIES.items():
         if rules.why:
@@ -184,6 +187,7 @@ def _only(strategy: Strategy, rules: StrategyRules) -> Rule:
         f"compute.distribution.strategy: {strategy} is not for this task and method: {rules.why}; use auto, DDP or "
         "ZeRO2",
         holds,
+        unless=_UNDIVIDED,
     )
 
 

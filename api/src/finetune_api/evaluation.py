@@ -195,13 +195,13 @@ class EvaluationSpec(ApiModel):
     )
     rules: ClassVar = (
         Rule(
-            f"{_DEFAULT} || self.gate.rules.all(r, !has(r.against) || r.against == 'Base' "
-            "|| r.against in self.baselines)",
+            "self.gate.rules.all(r, !has(r.against) || r.against == 'Base' || r.against in self.baselines)",
             "evaluation.gate: a rule compares with a baseline that is not measured; add it to evaluation.baselines",
             lambda spec: all(rule.against in (None, Baseline.BASE, *spec.baselines) for rule in spec.gate.rules_),
+            unless=_DEFAULT,
         ),
         Rule(
-            f"{_DEFAULT} || self.gate.rules.all(r, !has(r.check) || (r.check == '{JUDGE_CHECK}' "
+            f"self.gate.rules.all(r, !has(r.check) || (r.check == '{JUDGE_CHECK}' "
             "? has(self.judge) : self.checks.exists(c, c.name == r.check)))",
             "evaluation.gate: a rule names a check that is not there; add it to evaluation.checks, or set "
             "evaluation.judge",
@@ -209,20 +209,22 @@ class EvaluationSpec(ApiModel):
                 {rule.check for rule in spec.gate.rules_ if rule.check}
                 <= {check.name for check in spec.checks} | ({JUDGE_CHECK} if spec.judge else set())
             ),
+            unless=_DEFAULT,
         ),
         Rule(
-            f"{_DEFAULT} || self.gate.rules.all(r, !has(r.benchmark) || "
-            "self.benchmarks.exists(b, b.task == r.benchmark))",
+            "self.gate.rules.all(r, !has(r.benchmark) || self.benchmarks.exists(b, b.task == r.benchmark))",
             "evaluation.gate: a rule names a benchmark that is not there; add it to evaluation.benchmarks",
             lambda spec: (
                 {rule.benchmark for rule in spec.gate.rules_ if rule.benchmark}
                 <= {benchmark.task for benchmark in spec.benchmarks}
             ),
+            unless=_DEFAULT,
         ),
         Rule(
-            f"{_DEFAULT} || self.checks.all(c, !has(c.maxTokens) || c.maxTokens < self.answerTokens)",
+            "self.checks.all(c, !has(c.maxTokens) || c.maxTokens < self.answerTokens)",
             "evaluation.checks: answers are cut off at answerTokens, so that no answer could break maxTokens; raise "
             "evaluation.answerTokens above it",
             lambda spec: all((check.max_tokens or 0) < spec.answer_tokens for check in spec.checks),
+            unless=_DEFAULT,
         ),
     )

@@ -68,6 +68,8 @@ _RATE = ruled(
         lambda text: bool(re.search(LEARNING_RATE, text)),
     )
 )
+# The API server asks the rules of the default {} too, before it fills in what is in it.
+_UNFILLED = "!has(self.schedule)"
 _Text = Annotated[str, Field(max_length=12)]
 _DECAY = _decimal("weightDecay", "0", "1", "0.01")
 _SMOOTHING = _decimal("labelSmoothing", "0", "0.5", "0.1", below=True)
@@ -194,7 +196,6 @@ class Hyperparameters(ApiModel):
         description='Preference: how strongly the model is held to its base, above "0" to "2". Default "0.1".',
     )
     seed: Int = Field(default=42, ge=0, le=2147483647, description="Seed of every random choice.")
-    # The API server asks these of the default {} too, before it fills in what is in it.
     rules: ClassVar = (
         Rule(
             "!has(self.learningRate) || self.learningRateMultiplier == 'auto'",
@@ -202,20 +203,23 @@ class Hyperparameters(ApiModel):
             lambda spec: spec.learning_rate is None or spec.learning_rate_multiplier == "auto",
         ),
         Rule(
-            "!has(self.schedule) || self.schedule != 'Constant' || self.warmup == 'auto' || self.warmup == 0",
+            "self.schedule != 'Constant' || self.warmup == 'auto' || self.warmup == 0",
             "hyperparameters.warmup: the schedule Constant has none; set schedule to ConstantWithWarmup or remove it",
             lambda spec: spec.schedule is not Schedule.CONSTANT or spec.warmup in ("auto", 0),
+            unless=_UNFILLED,
         ),
         Rule(
-            "!has(self.neftuneAlpha) || self.neftuneAlpha == 'auto' || self.packing != 'Enabled'",
+            "self.neftuneAlpha == 'auto' || self.packing != 'Enabled'",
             "hyperparameters.packing: NEFTune's noise is measured by the length of an example, which packed rows "
             "hide; set packing to auto, or remove neftuneAlpha",
             lambda spec: spec.neftune_alpha == "auto" or spec.packing is not Packing.ENABLED,
+            unless=_UNFILLED,
         ),
         Rule(
-            "!has(self.attention) || self.attention != 'FlashAttention2' || self.precision != 'Float32'",
+            "self.attention != 'FlashAttention2' || self.precision != 'Float32'",
             "hyperparameters.attention: FlashAttention2 computes in 16 bits; set precision to auto, or attention to "
             "SDPA",
             lambda spec: spec.attention is not Attention.FLASH_ATTENTION_2 or spec.precision is not Precision.FLOAT32,
+            unless=_UNFILLED,
         ),
     )

@@ -21,9 +21,10 @@ class Initialization(Named):
 
 def _only_adapters(field: str, attribute: str) -> Rule:
     return Rule(
-        f"self.type != 'Full' || !has(self.{field})",
+        f"!has(self.{field})",
         f"method.{field}: Full has no adapter; remove it or set method.type to LoRA, QLoRA or DoRA",
         lambda method: method.type.adapter or getattr(method, attribute) is None,
+        unless="self.type != 'Full'",
     )
 
 
@@ -70,14 +71,16 @@ class MethodSpec(ApiModel):
         _only_adapters("rsLoRA", "rs_lora"),
         _only_adapters("initialization", "initialization"),
         Rule(
-            "self.type == 'QLoRA' || !has(self.doubleQuantization)",
+            "!has(self.doubleQuantization)",
             "method.doubleQuantization: only QLoRA quantises; remove it or set method.type to QLoRA",
             lambda method: method.type is MethodType.QLORA or method.double_quantization is None,
+            unless="self.type == 'QLoRA'",
         ),
         Rule(
-            "self.type != 'DoRA' || !has(self.initialization) || self.initialization == 'default'",
+            "!has(self.initialization) || self.initialization == 'default'",
             "method.initialization: DoRA has its own; remove it",
             lambda method: method.type is not MethodType.DORA or method.initialization in (None, "default"),
+            unless="self.type != 'DoRA'",
         ),
     )
 

@@ -39,7 +39,7 @@ from finetune_api.placement import Resources as Resources
 from finetune_api.promotion import PromotionSpec as PromotionSpec
 from finetune_api.retention import RetentionSpec as RetentionSpec
 from finetune_api.rollout import SmokeTest as SmokeTest
-from finetune_api.tasks import DECODERS, TASKS
+from finetune_api.tasks import DECODERS, TASKS, other_than
 from finetune_api.tasks import MethodType as MethodType
 from finetune_api.tasks import Metric as Metric
 from finetune_api.tasks import Task as Task
@@ -96,14 +96,16 @@ class ComputeSpec(Spreading):
         *Spreading.rules,
         *COMPUTE_RULES,
         Rule(
-            "!has(self.gpuMemory) || self.gpus > 0",
+            "self.gpus > 0",
             "compute.gpuMemory: the job asks for no GPU; remove it, or set gpus",
             lambda compute: compute.gpu_memory is None or compute.gpus > 0,
+            unless="!has(self.gpuMemory)",
         ),
         Rule(
-            "!has(self.gpuMemory) || quantity(string(self.gpuMemory)).compareTo(quantity('1Gi')) >= 0",
+            "quantity(string(self.gpuMemory)).compareTo(quantity('1Gi')) >= 0",
             "compute.gpuMemory: less than 1Gi is no GPU's memory; write it with its unit, for example 80Gi",
             lambda compute: compute.gpu_memory is None or quantity(compute.gpu_memory) >= 2**30,
+            unless="!has(self.gpuMemory)",
         ),
     )
 
@@ -167,11 +169,12 @@ class ServingSpec(Placement):
 def _task_measures(task: Task) -> Rule:
     metrics = [metric.value for metric in TASKS[task].metrics]
     return Rule(
-        f"self.task != '{task}' || self.evaluation.gate.rules.all(r, !has(r.metric) || r.metric in {metrics})",
+        f"self.evaluation.gate.rules.all(r, !has(r.metric) || r.metric in {metrics})",
         f"evaluation.gate: the task {task} measures {', '.join(metrics)}; use one of them",
         lambda spec: (
             spec.task is not task or all(rule.metric in (None, *metrics) for rule in spec.evaluation.gate.rules_)
         ),
+        unless=other_than(task),
     )
 
 
@@ -229,48 +232,56 @@ class FineTuneJobSpec(ApiModel):
         *(_task_measures(task) for task in TASKS),
         *spec_rules(),
         Rule(
-            f"self.serving.engine != 'VLLM' || {_DECODER}",
+            "self.serving.engine != 'VLLM'",
             "serving.engine: vLLM serves Chat, Completion and Preference; set it to auto or Native",
             lambda spec: spec.serving.engine is not Engine.VLLM or spec.task in DECODERS,
+            unless=_DECODER,
         ),
         Rule(
-            f"self.hyperparameters.packing != 'Enabled' || {_TEXT}",
+            "self.hyperparameters.packing != 'Enabled'",
             "hyperparameters.packing: only Chat and Completion can share a row; set it to auto",
             lambda spec: spec.hyperparameters.packing is not Packing.ENABLED or spec.task in _TEXT_TASKS,
+            unless=_TEXT,
         ),
         Rule(
-            f"!('FewShot' in self.evaluation.baselines || 'Retrieval' in self.evaluation.baselines) || {_TEXT}",
+            "!('FewShot' in self.evaluation.baselines || 'Retrieval' in self.evaluation.baselines)",
             "evaluation.baselines: FewShot and Retrieval put examples into a prompt, which only Chat and Completion "
             "have; remove them",
             lambda spec: not set(IN_PROMPT) & set(spec.evaluation.baselines) or spec.task in _TEXT_TASKS,
+            unless=_TEXT,
         ),
         Rule(
-            f"self.evaluation.checks.size() == 0 || {_GENERATES}",
+            "self.evaluation.checks.size() == 0",
             "evaluation.checks: only Chat, Completion, Preference and Seq2Seq write answers that could be checked; "
             "remove them",
             lambda spec: not spec.evaluation.checks or TASKS[spec.task].generates,
+            unless=_GENERATES,
         ),
         Rule(
-            f"self.evaluation.benchmarks.size() == 0 || {_DECODER}",
+            "self.evaluation.benchmarks.size() == 0",
             "evaluation.benchmarks: only Chat, Completion and Preference tune a language model that does them; "
             "remove them",
             lambda spec: not spec.evaluation.benchmarks or spec.task in DECODERS,
+            unless=_DECODER,
         ),
         Rule(
-            f"!has(self.evaluation.judge) || {_GENERATES}",
+            "!has(self.evaluation.judge)",
             "evaluation.judge: only Chat, Completion, Preference and Seq2Seq write answers that could be judged; "
             "remove it",
             lambda spec: spec.evaluation.judge is None or TASKS[spec.task].generates,
+            unless=_GENERATES,
         ),
         Rule(
-            "!has(self.serving.smokeTest.prompt) || self.task != 'QuestionAnswering'",
+            "!has(self.serving.smokeTest.prompt)",
             "serving.smokeTest.prompt: QuestionAnswering takes a question and a text, not a prompt; remove it",
             lambda spec: spec.serving.smoke_test.prompt is None or spec.task is not Task.QUESTION_ANSWERING,
+            unless=other_than(Task.QUESTION_ANSWERING),
         ),
         Rule(
-            "!has(self.hyperparameters.beta) || self.task == 'Preference'",
+            "!has(self.hyperparameters.beta)",
             "hyperparameters.beta: only the task Preference has it; remove it",
             lambda spec: spec.hyperparameters.beta is None or spec.task is Task.PREFERENCE,
+            unless="self.task == 'Preference'",
         ),
         *COMBINATIONS,
         BUDGET_NEEDS_GPUS,

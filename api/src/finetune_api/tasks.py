@@ -102,4 +102,11 @@ TASKS: Mapping[Task, TaskRules] = {
         (Metric.LOSS, Metric.EXACT_MATCH, Metric.ANSWER_F1), "/v1/answer", "question, context and answers (SQuAD)"
     ),
 }
+
+
+def other_than(task: Task) -> str:
+    """CEL, for rules of the whole specification that are those of one task."""
+    return f"self.task != '{task}'"
+
+
 DECODERS = tuple(task for task, rules in TASKS.items() if rules.decoder)
