@@ -10,10 +10,11 @@ import statistics
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+from tests.bench import floor
 from tests.bench.budgets import judge
 from tests.bench.load import Load
 from tests.bench.machine import machine
@@ -43,7 +44,9 @@ def main() -> None:
     results: dict[str, Any] = {"machine": machine(), "controllers": controllers, "sizes": []}
     life = {"life": measured(life_of, min(LIVES, max(arguments.jobs)), controllers=True)} if controllers else {}
     for count in arguments.jobs:
-        found = {"jobs": count, **life, **measured(burst_of, count, arguments.idle, controllers=controllers)}
+        least = measured(floor_of, count, controllers=controllers)
+        found = {"jobs": count, **life, "floor": least}
+        found |= measured(burst_of, count, arguments.idle, controllers=controllers)
         results["sizes"].append({**found, "budgets": judge(found)})
     text = json.dumps(results, indent=1)
     print(text)
@@ -131,12 +134,23 @@ def burst_of(plane: ControlPlane, folder: Path, count: int, idle: float) -> dict
     }
 
 
-def cpu_seconds(plane: ControlPlane, operator: OperatorProcess) -> dict[str, float]:
-    """Processor time of every process until now; `load` is this one."""
-    pids = {each.name: each.pid for each in plane.components} | {
-        "operator": operator.component.pid,
-        "load": os.getpid(),
+def floor_of(plane: ControlPlane, _: Path, count: int) -> dict[str, Any]:
+    """The same objects as in a burst, made without an operator."""
+    before = cpu_seconds(plane)
+    burst, created = asyncio.run(all_at_once(plane, count, create=floor.create_all))
+    reached = cpu_seconds(plane)
+    return {
+        "created_seconds": created,
+        "last_first_job_seconds": burst["last"],
+        "cpu_seconds_until_then": {key: round(reached[key] - before[key], 2) for key in reached},
     }
+
+
+def cpu_seconds(plane: ControlPlane, operator: OperatorProcess | None = None) -> dict[str, float]:
+    """Processor time of every process until now; `load` is this one."""
+    pids = {each.name: each.pid for each in plane.components} | {"load": os.getpid()}
+    if operator:
+        pids["operator"] = operator.component.pid
     ticks = os.sysconf("SC_CLK_TCK")
     fields = {name: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for name, pid in pids.items()}
     return {name: (int(found[11]) + int(found[12])) / ticks for name, found in fields.items()}
@@ -170,12 +184,14 @@ def controllers(plane: ControlPlane) -> bool:
     return any(each.name == "kube-controller-manager" for each in plane.components)
 
 
-async def all_at_once(plane: ControlPlane, count: int) -> tuple[dict[str, Any], float]:
+async def all_at_once(
+    plane: ControlPlane, count: int, create: Callable[[Load, list[str]], Awaitable[None]] = Load.create_all
+) -> tuple[dict[str, Any], float]:
     """Latencies in a burst, and when it was created. Seconds from the first POST."""
     names = [f"burst-{number}" for number in range(count)]
-    async with Load(plane, "bench") as load:
+    async with Load(plane, "bench", only_jobs=True) as load:
         start = time.monotonic()
-        await load.create_all(names)
+        await create(load, names)
         created = round(time.monotonic() - start, 2)
         await load.wait_for_jobs(names, PATIENCE)
         last = round(max(load.seen.first_job.values()) - start, 2)

@@ -49,19 +49,20 @@ class Seen:
 
 
 class Load:
-    """A client of its own with one connection pool; use as an asynchronous context."""
+    """A client of its own with one connection pool; use as an asynchronous context. `only_jobs`: first Jobs are all
+    that it watches, so that what measures a burst takes as little as possible of the machine."""
 
-    def __init__(self, plane: ControlPlane, namespace: str) -> None:
+    def __init__(self, plane: ControlPlane, namespace: str, *, only_jobs: bool = False) -> None:
         self._plane = plane
-        self._namespace = namespace
+        self.namespace = namespace
+        self._only_jobs = only_jobs
         self.seen = Seen()
 
     async def __aenter__(self) -> Load:
         self._session = session_to(self._plane)
-        self.kubelets = Kubelets(self._session, self._namespace)
-        self._watches = [
-            asyncio.create_task(watch()) for watch in (self._watch_jobs, self._watch_pods, self._watch_ours)
-        ]
+        self.kubelets = Kubelets(self._session, self.namespace)
+        others = () if self._only_jobs else (self._watch_pods, self._watch_ours)
+        self._watches = [asyncio.create_task(watch()) for watch in (self._watch_jobs, *others)]
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -70,13 +71,20 @@ class Load:
         await asyncio.gather(*self._watches, return_exceptions=True)
         await self._session.close()
 
-    async def create(self, name: str) -> None:
-        path = f"/apis/{GROUP}/v1alpha1/namespaces/{self._namespace}/finetunejobs"
-        async with self._session.post(path, json=job_manifest(name, self._namespace)) as answer:
-            body = await answer.text()
-            if answer.status != 201:
-                raise RuntimeError(body)
+    async def create(self, name: str) -> str:
+        """Makes a FineTuneJob. Returns its uid."""
+        path = f"/apis/{GROUP}/v1alpha1/namespaces/{self.namespace}/finetunejobs"
+        body = await self.post(path, json.dumps(job_manifest(name, self.namespace)))
         self.seen.created[name] = time.monotonic()
+        return str(json.loads(body)["metadata"]["uid"])
+
+    async def post(self, path: str, text: str) -> bytes:
+        """The answer to a POST of JSON. Raises RuntimeError when it is refused."""
+        async with self._session.post(path, data=text, headers={"Content-Type": "application/json"}) as answer:
+            body = await answer.read()
+            if answer.status != 201:
+                raise RuntimeError(body.decode())
+        return body
 
     async def create_all(self, names: list[str]) -> None:
         """All of them, a few at the same time."""
@@ -135,7 +143,7 @@ class Load:
         """(kind, object) of a watch that begins now."""
         params = {"watch": "true", **({"labelSelector": selector} if selector else {})}
         timeout = aiohttp.ClientTimeout(total=None)
-        path = f"{root}/namespaces/{self._namespace}/{plural}"
+        path = f"{root}/namespaces/{self.namespace}/{plural}"
         async with self._session.get(path, params=params, timeout=timeout) as answer:
             async for line in answer.content:
                 event = json.loads(line)

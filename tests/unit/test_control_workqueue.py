@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
-from finetune_operator.control.workqueue import LAST_BACKOFF, WorkQueue
+from tests.virtual_time import run_virtually
+
+from finetune_operator.control.workqueue import CALM, LAST_BACKOFF, LATEST, WorkQueue
 
 
 async def drain(queue: WorkQueue[str], work: object, until: asyncio.Event, concurrency: int = 4) -> None:
@@ -171,3 +173,64 @@ async def test_a_delay_that_is_over_during_a_pass_brings_one_more() -> None:
     queue.add("a")
     await drain(queue, work, end)
     assert done == ["a", "a"]
+
+
+async def _starting(seconds: float, until: float) -> tuple[list[str], list[str], list[float]]:
+    """Jobs that come every so many seconds; each is started, and told of when the queue lets it. Virtual time."""
+    loop = asyncio.get_running_loop()
+    queue: WorkQueue[str] = WorkQueue(loop.time)
+    started: list[str] = []
+    told: list[str] = []
+    delays: list[float] = []
+    first: dict[str, float] = {}
+
+    async def work(key: str) -> None:
+        await asyncio.sleep(0.01)
+        if key not in first:
+            first[key] = loop.time()
+            started.append(key)
+            if queue.postpone(key):
+                queue.add(key)  # what its children's events bring about
+                return
+        told.append(key)
+        delays.append(loop.time() - first[key])
+
+    running = asyncio.create_task(queue.run(work, 4))
+    while loop.time() < until:
+        queue.add(f"{loop.time():.2f}")
+        await asyncio.sleep(seconds)
+    await asyncio.sleep(2 * LATEST)
+    queue.close()
+    await running
+    return started, told, delays
+
+
+def test_who_comes_alone_is_told_of_at_once() -> None:
+    started, told, delays = run_virtually(_starting(2 * CALM, 5.0))
+    assert started == told
+    assert max(delays) == 0
+
+
+def test_in_a_burst_all_are_started_before_the_second_is_told_of_and_each_is_told_of_once() -> None:
+    started, told, delays = run_virtually(_starting(CALM / 10, 5.0))
+    assert len(started) > 200
+    assert sorted(told) == sorted(started)
+    assert delays[0] == 0
+    assert min(delays[1:]) > CALM
+    assert max(delays) < 5.0 + 4 * CALM
+
+
+def test_nobody_waits_longer_than_the_bound_while_a_burst_does_not_end() -> None:
+    started, told, delays = run_virtually(_starting(CALM / 10, 4 * LATEST))
+    assert sorted(told) == sorted(started)
+    assert LATEST <= max(delays) < LATEST + 1
+
+
+def test_what_waits_counts_and_is_forgotten_with_its_object() -> None:
+    queue: WorkQueue[str] = WorkQueue(clock=lambda: 0.0)
+    assert not queue.postpone("a")
+    assert queue.postpone("b")
+    queue.add("b")
+    assert queue.depth == 1
+    queue.forget("b")
+    assert queue.depth == 0

@@ -83,7 +83,6 @@ class Reconciler:
         self._clock = clock
         self._refused: dict[Name, tuple[str, ApplyFailure]] = {}  # uid of the job, what the API server refused last
         self._unreadable: set[Name] = set()
-        self._gave_way: set[Name] = set()
         self._turns = Turns(cache, settings.server_rollouts)
 
     def trust(self, authority: str) -> None:
@@ -154,8 +153,8 @@ class Reconciler:
         self._turns.decided(name, plan)
         applied = await self._applier.children(job.metadata.uid, plan.apply)
         refused = applied.refused
-        if plan.apply and not refused and self._gives_way(name):
-            return
+        if plan.apply and not refused and self._queue.postpone(name):
+            return  # as if it died here: the next pass finds the children and tells of them
         if applied.otherwise or refused != observed.apply_failure:
             plan = self._reconsider(job, refused, plan, now)
         status = plan.status.to_wire()
@@ -180,17 +179,6 @@ class Reconciler:
             self._last_words.found(name)
             return
         self._queue.add_after(name, await self._last_words.seek(name, observed.jobs.values()))
-
-    def _gives_way(self, name: Name) -> bool:
-        """In a burst what starts work goes first: a job whose children have been made waits for its next turn with
-        telling it, once, while others wait for their first one. A pass that ends here is one that died here: the next
-        one finds the children."""
-        if name in self._gave_way or not self._queue.depth:
-            self._gave_way.discard(name)
-            return False
-        self._gave_way.add(name)
-        self._queue.add(name)
-        return True
 
     def _observe(self, job: FineTuneJob, refused: ApplyFailure | None) -> Observed:
         name = (job.metadata.namespace, job.metadata.name)
@@ -253,7 +241,6 @@ class Reconciler:
         self._count_unreadable(name, unreadable=False)
         self._queue.forget(name)
         self._turns.forget(name)
-        self._gave_way.discard(name)
         self._progress.forget(name)
         self._last_words.forget(name)
         self._refused.pop(name, None)

@@ -1,12 +1,12 @@
 """A queue of keys: each at most once in it, never worked on twice at the same time, failures later and later.
 
-First come, first served. In a burst that is fair: what follows from a first pass waits behind the first passes of the
-others, and all of it that happens meanwhile is one more pass.
+First come, first served, but for what can wait: see `postpone`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
 from collections.abc import Awaitable, Callable
@@ -16,6 +16,8 @@ Key = TypeVar("Key")
 
 FIRST_BACKOFF = 0.5  # seconds
 LAST_BACKOFF = 300.0  # seconds; a job that cannot be helped costs one pass in five minutes
+CALM = 0.2  # seconds without a start after which a burst is over
+LATEST = 10.0  # seconds that a postponed key waits at most
 
 
 class WorkQueue(Generic[Key]):
@@ -26,6 +28,9 @@ class WorkQueue(Generic[Key]):
         self._since: dict[Key, float] = {}  # waiting keys -> when they were added; in this order
         self._running: dict[Key, float] = {}  # -> when the pass began
         self._again: dict[Key, float] = {}  # added while running -> when
+        self._late: dict[Key, float] = {}  # postponed keys -> since when
+        self._granted: set[Key] = set()  # being worked on after they were postponed
+        self._calm_at = clock()
         self._timers: dict[Key, asyncio.TimerHandle] = {}
         self._failures: dict[Key, int] = {}
         self._wake = asyncio.Event()
@@ -34,6 +39,8 @@ class WorkQueue(Generic[Key]):
     def add(self, key: Key) -> None:
         """A pass over the key is wanted now. Adding what already waits changes nothing; of what is being worked on
         one more pass follows."""
+        if key in self._late:
+            return
         if key in self._running:
             self._again.setdefault(key, self._clock())
             return
@@ -49,6 +56,18 @@ class WorkQueue(Generic[Key]):
         if pending:
             pending.cancel()
         self._timers[key] = loop.call_later(seconds, self._fire, key)
+
+    def postpone(self, key: Key) -> bool:
+        """The pass over the key has started what it is about, and the rest of it may wait for those that have not.
+
+        Whether it does: that pass shall end here, and the next one follows when no other has started anything for a
+        moment. Not twice in a row, and not where nothing else is going on."""
+        now = self._clock()
+        waits = key not in self._granted and (bool(self._since) or now < self._calm_at)
+        self._calm_at = now + CALM
+        if waits:
+            self._late[key] = now
+        return waits
 
     def retry(self, key: Key, at_least: float = 0.0) -> float:
         """A pass failed: again after a delay that doubles with every failure in a row. Returns the delay."""
@@ -66,23 +85,33 @@ class WorkQueue(Generic[Key]):
     def forget(self, key: Key) -> None:
         """The object is gone: no delayed pass any more."""
         self._failures.pop(key, None)
+        self._late.pop(key, None)
         if timer := self._timers.pop(key, None):
             timer.cancel()
 
     @property
     def depth(self) -> int:
-        return len(self._since)
+        return len(self._since) + len(self._late)
 
     def oldest_seconds(self) -> float:
         """How long the longest waiting or longest running key has been waiting or running."""
-        starts = [next(iter(self._since.values()), None), next(iter(self._running.values()), None)]
+        starts = [next(iter(keys.values()), None) for keys in (self._since, self._late, self._running)]
         return max((self._clock() - start for start in starts if start is not None), default=0.0)
 
     async def run(self, work: Callable[[Key], Awaitable[None]], concurrency: int) -> None:
         """Works until close(); returns when the passes that were under way have ended."""
+        free = asyncio.Semaphore(concurrency)
+
+        async def one(key: Key) -> None:
+            try:
+                await work(key)
+            finally:
+                self._done(key)
+                free.release()
+
         async with asyncio.TaskGroup() as group:
-            for _ in range(concurrency):
-                group.create_task(self._worker(work))
+            while await free.acquire() and (key := await self._next()) is not None:
+                group.create_task(one(key))
 
     def close(self) -> None:
         """No pass begins any more."""
@@ -96,27 +125,31 @@ class WorkQueue(Generic[Key]):
         self._timers.pop(key, None)
         self.add(key)
 
-    async def _worker(self, work: Callable[[Key], Awaitable[None]]) -> None:
-        while (key := await self._next()) is not None:
-            try:
-                await work(key)
-            finally:
-                self._done(key)
-
     async def _next(self) -> Key | None:
         while not self._closed:
-            if self._since:
-                key = next(iter(self._since))
-                del self._since[key]
+            if (key := self._take()) is not None:
                 self._running[key] = self._clock()
                 return key
             self._wake.clear()
-            await self._wake.wait()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), CALM if self._late else None)
         return None
+
+    def _take(self) -> Key | None:
+        now = self._clock()
+        late, first = (next(iter(keys), None) for keys in (self._late, self._since))
+        if late is not None and (self._late[late] + LATEST <= now or (first is None and now >= self._calm_at)):
+            del self._late[late]
+            self._granted.add(late)
+            return late
+        if first is not None:
+            del self._since[first]
+        return first
 
     def _done(self, key: Key) -> None:
         self._running.pop(key, None)
+        self._granted.discard(key)
         since = self._again.pop(key, None)
-        if since is not None:
+        if since is not None and key not in self._late:
             self._since[key] = since
             self._wake.set()
