@@ -46,6 +46,7 @@ def test_the_charts_variables_are_read(tmp_path: Path) -> None:
             "POD_NAME": "operator-1",
             "POD_IP": "fd00::1",
             "FINETUNE_LEASE_SECONDS": "30",
+            "FINETUNE_SERVER_ROLLOUTS": "3",
             "FINETUNE_PRICES": '{"currency":"EUR","gpuHour":{"NVIDIA-H100":"4.20","default":2.5,"nvidia.com/gpu":0}}',
         }
     )
@@ -57,6 +58,7 @@ def test_the_charts_variables_are_read(tmp_path: Path) -> None:
     assert environment.settings.source_policy.https_hosts == ["a.example.com", "*.example.org"]
     assert (environment.settings.progress_url, environment.settings.progress_ca) == ("https://progress.svc:8443", "ca")
     assert environment.settings.image_pull_secrets == ("pull",)
+    assert environment.settings.server_rollouts == 3
     assert dict(environment.settings.source_env) == {"HF_ENDPOINT": "https://hub.example.com", "NO_PROXY": "a,b"}
     lease = environment.lease
     assert lease
@@ -70,6 +72,7 @@ def test_the_charts_variables_are_read(tmp_path: Path) -> None:
         ("FINETUNE_CONCURRENCY", "many"),
         ("FINETUNE_CONCURRENCY", "0"),
         ("FINETUNE_RESYNC_SECONDS", "nan"),
+        ("FINETUNE_SERVER_ROLLOUTS", "-1"),
         ("FINETUNE_LOG_FORMAT", "xml"),
         ("FINETUNE_LOG_LEVEL", "loud"),
         ("FINETUNE_ALLOW_PRIVATE_ADDRESSES", "yes"),

@@ -10,9 +10,10 @@ from tests.simulator import Cluster, good_summary, make_job, succeed
 
 from finetune_api.conditions import RunResult
 from finetune_api.job import FineTuneJob
-from finetune_api.lineage import Ancestor
+from finetune_api.lineage import MOST_ANCESTORS, Ancestor
 from finetune_api.status import FineTuneJobStatus
 from finetune_operator.builders.run_config_map import RUN_JSON
+from finetune_operator.origin import origin
 
 RESOLVED = {
     **dict.fromkeys(["epochs", "batchSize", "microBatchSize", "gradientAccumulation", "maxLength", "totalSteps"], 1),
@@ -47,6 +48,18 @@ def failure(made: Cluster) -> tuple[str, bool, str]:
 def once(made: Cluster) -> Cluster:
     made.execute(made.plan())
     return made
+
+
+def test_a_chain_of_jobs_is_followed_no_further_than_a_model_may_be_built() -> None:
+    """Each look reads a job, in each pass of each job of the chain: whoever may make jobs must not make that long."""
+    looked: list[str] = []
+
+    def look(name: str) -> FineTuneJob:
+        looked.append(name)
+        return make_job(name, **on(f"job-{len(looked)}"))
+
+    origin(make_job("polite", **on("job-0")), look)
+    assert len(looked) == MOST_ANCESTORS + 1
 
 
 def test_it_begins_by_itself_when_the_other_one_is_promoted() -> None:

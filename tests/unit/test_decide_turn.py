@@ -10,7 +10,7 @@ import pytest
 from tests.simulator import Cluster, make_job
 
 from finetune_operator.control.cache import Cache
-from finetune_operator.control.resources import DEPLOYMENT, FINE_TUNE_JOB
+from finetune_operator.control.resources import DEPLOYMENT
 from finetune_operator.control.turns import Turns
 from finetune_operator.diagnose.facts import is_rolling
 from finetune_operator.plan import Plan
@@ -105,24 +105,16 @@ def test_whether_servers_are_being_replaced(generation: int, status: dict[str, A
     assert is_rolling({"metadata": {"generation": generation}, "status": status}) is rolling
 
 
-def cache_of(*jobs: str) -> Cache:
-    cache = Cache()
-    for name in jobs:
-        metadata = {"name": name, "namespace": "team-a", "uid": name, "resourceVersion": "1"}
-        cache.store(FINE_TUNE_JOB, {"kind": FINE_TUNE_JOB.kind, "metadata": metadata})
-    return cache
-
-
 def tell(cache: Cache, job: str, version: int, status: dict[str, Any]) -> None:
     """What the watch says of the job's Deployment."""
     metadata = {"name": f"{job}-serve", "namespace": "team-a", "uid": f"{job}-d", "resourceVersion": str(version)}
-    metadata |= {"generation": 2, "ownerReferences": [{"uid": job, "controller": True}]}  # type: ignore[dict-item]
-    cache.store(DEPLOYMENT, {"kind": DEPLOYMENT.kind, "metadata": metadata, "spec": {}, "status": status})
+    body = {"kind": DEPLOYMENT.kind, "metadata": {**metadata, "generation": 2}, "spec": {}, "status": status}
+    cache.store(DEPLOYMENT, body)
 
 
 def test_passes_at_the_same_time_take_no_more_turns_than_there_are_and_who_waits_comes_when_one_is_free() -> None:
     status = make_job().status
-    cache = cache_of("a", "b", "c", "d")
+    cache = Cache()
     turns = Turns(cache, at_once=2)
     a, b, c, d = (("team-a", name) for name in "abcd")
     replaces = Plan(status=status, apply=({"kind": "Deployment"},))

@@ -171,10 +171,10 @@ class Cache:
         """The jobs that name this one in `baseModel.fineTuneJob`."""
         return list(self._dependents.get(name, ()))
 
-    def rolling(self) -> set[Name]:
-        """The jobs whose servers are being replaced."""
-        deployments = self._objects[DEPLOYMENT.kind]
-        return {job for name in self._rolling if (job := self.job_of(deployments[name])) is not None}
+    @property
+    def rolling(self) -> Collection[Name]:
+        """Deployments whose servers are being replaced."""
+        return self._rolling
 
     def job_of(self, body: Manifest) -> Name | None:
         """The FineTuneJob that an object concerns: that of its owner, else the one whose name its label has.
