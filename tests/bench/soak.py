@@ -1,8 +1,10 @@
 """`python -m tests.bench.soak [--seconds 1800] [--seed 1]`: two replicas on a real API server, jobs that come, change
 and go, and a fault every few seconds. In the end all jobs have come to rest, and nothing is left or was done twice.
 
-Faults: a replica killed or frozen past its Lease, the API server frozen or away for up to a minute, etcd killed, pods
-deleted, failing or interrupted. In the second half no replica is killed, so that its memory can be compared.
+Faults of the first half: a replica killed or frozen past its Lease, the API server frozen or away for up to a minute,
+etcd killed, pods deleted, failing or interrupted. A leader that loses its Lease ends, and its memory with it: so the
+second half has only faults that a leader lives through, and the same work in rounds. After each all jobs of the round
+before are gone, as many new ones are at rest, and the leader's memory is read.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ from typing import Any
 import aiohttp
 
 from finetune_api.conditions import ExitCode
-from tests.bench.__main__ import QUICK, memory
+from tests.bench.__main__ import QUICK
+from tests.bench.growth import Reading, grew, growth
 from tests.bench.kubelet import Kubelets, now
 from tests.bench.load import session_to
 from tests.bench.machine import machine
@@ -36,9 +39,10 @@ NAMESPACE = "soak"
 JOBS = 40
 AWAY = (1.0, 60.0)  # seconds for which the API server is away, at most a quarter of the whole
 REST = 420.0  # seconds after the last fault in which all must come to rest: longer than the longest delay of a pass
-WARM = 60.0  # seconds until the leader of the second half has seen everything
-GROWTH = 1.15  # of the leader's memory in the second half, at most
 LEASE_SECONDS = 5.0
+SHORT = LEASE_SECONDS / 5  # seconds without an API server that a leader lives through
+ROUND = 20  # jobs of a round
+AGAIN = 5  # of them, that train a second time
 PATH = f"/apis/{GROUP}/v1alpha1/namespaces/{NAMESPACE}/finetunejobs"
 MERGE = {"Content-Type": "application/merge-patch+json"}
 MADE = ("/apis/batch/v1", "jobs"), ("/api/v1", "configmaps"), ("/apis/apps/v1", "deployments"), ("/api/v1", "services")
@@ -82,6 +86,7 @@ class Soak:
         self.done: Counter[str] = Counter()
         self._suspended: set[str] = set()  # their trainings may have ended as their Jobs were deleted
         self._number = 0
+        self._restless: list[str] = []  # jobs that did not come to rest in time
 
     def start(self) -> None:
         """One more replica."""
@@ -103,24 +108,64 @@ class Soak:
         kubelets = asyncio.create_task(self.pods.run())
         for _ in range(JOBS):
             await self.create()
-        begin, half = time.monotonic(), None  # what the leader needs when no replica is killed any more
-        while (age := time.monotonic() - begin) < self._seconds:
+        begin = time.monotonic()
+        while time.monotonic() - begin < self._seconds / 2:
             await self._mend()
-            if half is None and age > self._seconds / 2 + WARM:
-                half = await self._memory()
             await self._user_does_something()
-            await self._something_fails(first_half=age < self._seconds / 2)
+            await self._something_fails()
             await asyncio.sleep(self._chance.uniform(0.5, 6))
-        await self._mend()
-        result = await self._at_rest()
-        end = await self._memory()
+        rest = await self._at_rest()
+        faults = dict(self.done)
+        readings = await self._rounds(begin + self._seconds)
+        result = await self._seen()
         kubelets.cancel()
         return {
             "seconds": round(time.monotonic() - begin),
+            "first_half": faults,
             "done": dict(self.done),
-            "memory": [half, end],
+            "at_rest_after_seconds": rest,
+            "restless": self._restless,
+            "memory": growth(readings),
             **result,
         }
+
+    async def _rounds(self, end: float) -> list[Reading]:
+        """The same work again and again, until the time is over; what the leader's memory was after each."""
+        readings: list[Reading] = []
+        while time.monotonic() < end:
+            faults = asyncio.create_task(self._survivable_faults())
+            try:
+                readings.append(await self._round())
+            finally:
+                faults.cancel()
+                await asyncio.gather(faults, return_exceptions=True)
+                self._plane.resume_api_server()
+        return readings
+
+    async def _round(self) -> Reading:
+        for job in (await self._ask("GET", PATH))["items"]:
+            await self._ask("DELETE", f"{PATH}/{job['metadata']['name']}")
+        first = self.done["created"] + 1
+        for _ in range(ROUND):
+            await self.create()
+        await self._until_rest()
+        for number in range(first, first + AGAIN):
+            await self._change(f"job-{number}", {"rerunToken": "again"})
+        await self._until_rest()
+        self.done["rounds"] += 1
+        return await self._reading()
+
+    async def _survivable_faults(self) -> None:
+        while True:
+            await asyncio.sleep(self._chance.uniform(0.5, 6))
+            fault = self._chance.choice([self._pod_deleted, self._pod_deleted, self._api_server_blinks])
+            self.done[fault.__name__.strip("_")] += 1
+            await fault()
+
+    async def _api_server_blinks(self) -> None:
+        self._plane.pause_api_server()
+        await asyncio.sleep(self._chance.uniform(0.1, SHORT))
+        self._plane.resume_api_server()
 
     async def create(self) -> None:
         self.done["created"] += 1
@@ -144,13 +189,16 @@ class Soak:
     async def _change(self, name: str, spec: dict[str, Any]) -> None:
         await self._ask("PATCH", f"{PATH}/{name}", data=json.dumps({"spec": spec}), headers=MERGE)
 
-    async def _something_fails(self, *, first_half: bool) -> None:
-        faults = [self._pod_deleted, self._api_server_frozen, self._etcd_killed, self._api_server_away]
-        weights = [5, 2, 1, 1]
-        if first_half:
-            faults += [self._replica_killed, self._replica_frozen]
-            weights += [3, 2]
-        fault = self._chance.choices(faults, weights)[0]
+    async def _something_fails(self) -> None:
+        faults = {
+            self._pod_deleted: 5,
+            self._api_server_frozen: 2,
+            self._etcd_killed: 1,
+            self._api_server_away: 1,
+            self._replica_killed: 3,
+            self._replica_frozen: 2,
+        }
+        fault = self._chance.choices(list(faults), list(faults.values()))[0]
         self.done[fault.__name__.strip("_")] += 1
         await fault()
 
@@ -194,23 +242,32 @@ class Soak:
         while len(self.replicas) < 2:
             await asyncio.to_thread(self.start)
 
-    async def _at_rest(self) -> dict[str, Any]:
-        """Resumes what is suspended and waits until every job serves or is stalled; what is not by then is named."""
+    async def _at_rest(self) -> int:
+        """Resumes what is suspended and waits until all is at rest; how many seconds that took."""
+        began = time.monotonic()
+        await self._mend()
         for job in (await self._ask("GET", PATH))["items"]:
             if job["spec"].get("suspend"):
                 await self._change(job["metadata"]["name"], {"suspend": False})
+        await self._until_rest()
+        return round(time.monotonic() - began)
+
+    async def _until_rest(self) -> None:
+        """Until every job serves or is stalled; those that are not when it has taken too long are remembered."""
         deadline = time.monotonic() + REST
         while restless := sorted(_restless((await self._ask("GET", PATH))["items"])):
             if time.monotonic() > deadline:
-                break
+                self._restless += restless
+                return
             await self._mend()
             await asyncio.sleep(1)
+
+    async def _seen(self) -> dict[str, Any]:
         logs = [path.read_text(errors="replace") for path in self._folder.glob("replica-*.log")]
         return {
-            "at_rest_after_seconds": round(time.monotonic() - deadline + REST),
-            "restless": restless,
             "orphans": await self._orphans(),
             "unexpected_errors": sum(log.count("error=unexpected") for log in logs),
+            "words_read": sum(log.count("last_words=read") for log in logs),
             "trained_twice": self._trained_twice(),
             "trainings": sum(map(len, self.pods.trained.values())),
         }
@@ -244,13 +301,14 @@ class Soak:
                 return left
             await asyncio.sleep(2)
 
-    async def _memory(self) -> dict[str, float]:
-        """Of the leader, which is named by its process: MiB."""
+    async def _reading(self) -> Reading:
+        """Of the leader."""
         for _ in range(120):
             for replica in self.replicas:
                 with contextlib.suppress(OSError):
                     if await asyncio.to_thread(replica.metric, "finetune_leader") == 1:
-                        return {"process": replica.component.pid, "mib": memory(replica)["resident_mib"]}
+                        passes = round(await asyncio.to_thread(replica.passes))
+                        return Reading(replica.component.pid, anonymous_mib(replica.component.pid), passes)
             await asyncio.sleep(1)
         raise RuntimeError("nobody leads")
 
@@ -283,11 +341,15 @@ def _restless(jobs: list[dict[str, Any]]) -> list[str]:
 
 def problems(found: dict[str, Any]) -> list[str]:
     """What should not have been seen."""
-    half, end = found["memory"]
-    same = half is not None and half["process"] == end["process"]
-    grown = [f"memory grew: {found['memory']}"] if same and end["mib"] > GROWTH * half["mib"] else []
     wrong = [key for key in ("restless", "orphans", "unexpected_errors", "trained_twice") if found[key]]
-    return [*(f"{key}: {found[key]}" for key in wrong), *grown]
+    grown = grew(found["memory"])
+    return [*(f"{key}: {found[key]}" for key in wrong), *([grown] if grown else [])]
+
+
+def anonymous_mib(process: int) -> float:
+    """Resident memory that is no file's."""
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith("RssAnon")).split()[1]) / 1024
 
 
 async def soak(plane: ControlPlane, folder: Path, seed: int, seconds: float) -> dict[str, Any]:
