@@ -113,6 +113,20 @@ def test_what_the_watch_tells_meanwhile_is_newer_than_the_list(monkeypatch: pyte
     assert phases(cache) == {"a": "Failed", "b": "Pending"}
 
 
+def test_what_the_watch_tells_late_is_older_than_the_list(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found by `make soak`: the pod's first event came while its end was being read."""
+    monkeypatch.setattr(last_words, "GRACE_SECONDS", 0.0)
+    cache, api = known(pod("b", 1, "Running")), Pods(pod("a", 5, "Succeeded"), pod("b", 1, "Running"))
+
+    def late() -> None:
+        cache.store(POD, pod("a", 3, "Pending"))
+        cache.remove(POD, pod("b", 6, "Succeeded"))
+
+    api.meanwhile = late
+    asyncio.run(LastWords(api, cache).seek(NAME, jobs(cache)))  # type: ignore[arg-type]
+    assert phases(cache) == {"a": "Succeeded"}
+
+
 def test_without_an_answer_nothing_counts_as_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(last_words, "GRACE_SECONDS", 0.0)
 

@@ -7,7 +7,7 @@ process dies. `make soak` looks for new cases.
 from __future__ import annotations
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from tests.lives import BUSY, FAULTS, SLOW, WATCH_FAULTS, Weather, run_lives
 from tests.unit.test_control_crashes import SCENARIOS, UNTIMED, clean, outcome
@@ -29,6 +29,7 @@ def test_each_fault_alone_is_survived(kind: str) -> None:
 
 @settings(max_examples=CASES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.sampled_from(UNTIMED), KINDS, SEEDS, SKEWS, SKEWS, DEATHS)
+@example("served", ["late", "throttled", "throttled for long"], 51764562, 0.0, 0.0, [6])  # a late event beside a list
 def test_any_weather_and_any_deaths_end_in_the_same_place(
     name: str, kinds: list[str], seed: int, skew: float, own_skew: float, deaths: list[int]
 ) -> None:

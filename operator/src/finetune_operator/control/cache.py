@@ -121,7 +121,7 @@ def shared_keys(value: Any) -> Any:
 
 @dataclass
 class Relist:
-    """What happened while a list was under way: the watch is right about those, the list may be late."""
+    """What happened while a list was under way: of those the watch may know more than the list."""
 
     touched: set[Name] = field(default_factory=set)
 

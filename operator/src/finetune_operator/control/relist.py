@@ -14,7 +14,8 @@ async def relist(
 ) -> tuple[int, list[Manifest]]:
     """How many objects were news, and those that are gone: of the `known` ones all that were not listed.
 
-    What a watch tells meanwhile is not touched: it is newer. Raises ApiError; what was listed until then counts.
+    What a watch tells meanwhile is newer than the list, unless it is late itself: versions tell. What it told to be
+    gone is gone. Raises ApiError; what was listed until then counts.
     """
     under_way = cache.begin_relist(resource)
     try:
@@ -23,8 +24,9 @@ async def relist(
         async for body in listing:
             name = name_of(body)
             listed.add(name)
-            if name not in under_way.touched:
-                news += cache.store(resource, body, from_watch=False)
+            touched = name in under_way.touched
+            if not touched or cache.get(resource, name):
+                news += cache.store(resource, body, from_watch=touched)
         gone = [name for name in known() if name not in listed | under_way.touched]
         bodies = [found for name in gone if (found := cache.get(resource, name))]
         for name in gone:
