@@ -27,6 +27,7 @@ def test_each_fault_alone_is_survived(kind: str) -> None:
         assert outcome(server) == outcome(clean("two runs"))
 
 
+@pytest.mark.timeout(3600)  # seconds: for a search; the cases of `make test` take some ten
 @settings(max_examples=CASES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.sampled_from(UNTIMED), KINDS, SEEDS, SKEWS, SKEWS, DEATHS)
 @example("served", ["late", "throttled", "throttled for long"], 51764562, 0.0, 0.0, [6])  # a late event beside a list
