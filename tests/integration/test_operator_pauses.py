@@ -103,6 +103,24 @@ def test_a_suspended_job_has_neither_job_nor_pod_and_goes_on(plane: ControlPlane
     assert status_of(plane, namespace, "travel")["run"]["number"] == 1
 
 
+def test_an_operator_that_should_watch_otherwise_ends_in_order(plane: ControlPlane, tmp_path: Path) -> None:
+    """Kueue goes and comes again; whoever starts the operator anew is a kubelet."""
+    namespace = make_namespace(plane, "discovery")
+    variables = {"FINETUNE_WATCH_NAMESPACES": namespace, "FINETUNE_RESYNC_SECONDS": "1"}
+    with running_operator(plane, tmp_path, name="with", **variables) as operator:
+        operator.wait_for_log("kueue=v1beta1")
+        plane.kubectl("delete", "crd", "workloads.kueue.x-k8s.io")
+        assert operator.component.process
+        assert operator.component.process.wait(PATIENCE) == 0
+    with running_operator(plane, tmp_path, name="without", **variables) as operator:
+        operator.wait_for_log("kueue=absent")
+        plane.kubectl.apply(WORKLOADS)
+        assert operator.component.process
+        assert operator.component.process.wait(PATIENCE) == 0
+        operator.wait_for_log("kueue=v1beta1 before=absent restarting")
+    plane.kubectl.wait_until(lambda: plane.kubectl.json("get", "workloads", "-A"), PATIENCE, "the CRD of Workloads")
+
+
 def workload(plane: ControlPlane, namespace: str, message: str) -> None:
     """What Kueue makes of the Train Job, with why it waits."""
     job = plane.kubectl.json("get", "job", "travel-r1-train", namespace=namespace)

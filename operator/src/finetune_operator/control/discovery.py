@@ -1,10 +1,14 @@
 """Which kinds this cluster has: those of Kubernetes itself, and Kueue's Workloads where Kueue is installed.
 
-Looked at once, when a replica begins to lead. Every authenticated user may ask (ClusterRole system:discovery).
+Looked at when a replica begins to lead, and then with every list of everything: kopf takes up no other kind while it
+runs, so a replica that should watch otherwise ends, and the next leader does. Every authenticated user may ask
+(ClusterRole system:discovery).
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,8 +24,23 @@ READ = ("v1", "v1beta2", "v1beta1")  # versions whose conditions we can read, th
 async def watched_kinds(api: Api) -> tuple[Resource, ...]:
     """What to list and watch. Raises ApiError when nobody answers: to guess would hide why a queue holds a job."""
     version = _best(await _versions(api))
-    logger.info("kueue=%s", version or "absent")
     return (*WATCHED, replace(WORKLOAD, version=version)) if version else WATCHED
+
+
+async def until_changed(api: Api, watched: Sequence[Resource], seconds: float) -> None:
+    """Returns when others should be watched, looked at so often. An API server that is away changes nothing."""
+    while True:
+        await asyncio.sleep(seconds)
+        with contextlib.suppress(ApiError):
+            found = await watched_kinds(api)
+            if tuple(found) != tuple(watched):
+                logger.warning("kueue=%s before=%s restarting", kueue(found), kueue(watched))
+                return
+
+
+def kueue(watched: Sequence[Resource]) -> str:
+    """The version of its Workloads that is watched, or `absent`."""
+    return next((each.version for each in watched if each.kind == WORKLOAD.kind), "absent")
 
 
 async def _versions(api: Api) -> Sequence[str]:

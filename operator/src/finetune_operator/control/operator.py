@@ -16,7 +16,7 @@ from finetune_operator.control.api_client import Api, load_configuration
 from finetune_operator.control.apply import Applier
 from finetune_operator.control.cache import Cache, Name
 from finetune_operator.control.certificates import Certificates
-from finetune_operator.control.discovery import watched_kinds
+from finetune_operator.control.discovery import kueue, until_changed, watched_kinds
 from finetune_operator.control.environment import Environment
 from finetune_operator.control.handlers import kopf_settings, make_registry
 from finetune_operator.control.health import Health, serve_health
@@ -111,6 +111,7 @@ class Operator:
 
     async def _act(self, stop: asyncio.Event, holding: list[asyncio.Task[None]]) -> None:
         watched = await watched_kinds(self._api)
+        logger.info("kueue=%s", kueue(watched))
         resync = Resync(
             self._api,
             self._cache,
@@ -125,11 +126,16 @@ class Operator:
                 return
             self._health.resync = resync
             work = asyncio.create_task(self._queue.run(self._reconciler, self._environment.concurrency))
-            others = [asyncio.create_task(resync.forever()), *holding]
+            ends = asyncio.create_task(self._end_when_others_are_to_be_watched(watched, stop))
+            others = [asyncio.create_task(resync.forever()), ends, *holding]
             try:
                 await _first_of(stop, [work, *others, *self._watch_tasks])
             finally:
                 await self._finish(work, others)
+
+    async def _end_when_others_are_to_be_watched(self, watched: Sequence[Resource], stop: asyncio.Event) -> None:
+        await until_changed(self._api, watched, self._environment.resync_seconds)
+        stop.set()
 
     async def _finish(self, work: asyncio.Task[None], others: list[asyncio.Task[None]]) -> None:
         """The passes under way may end, while the Lease is still held; no new one begins."""

@@ -34,8 +34,7 @@ TOO_LARGE = (
 )
 DEACTIVATED = "Set a new spec.rerunToken, or activate the Workload that the message names again."
 NO_WORKLOAD = (
-    "If it lasts: Kueue must run, and take Jobs of this namespace; kubectl get workloads shows what it made of them. "
-    "An operator that was started before Kueue was installed sees no Workloads until it is restarted."
+    "If it lasts: Kueue must run, and take Jobs of this namespace; kubectl get workloads shows what it made of them."
 )
 
 
