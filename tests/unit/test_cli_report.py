@@ -105,10 +105,11 @@ def test_words_that_a_newcomer_does_not_know_are_explained_where_they_stand() ->
     assert "(after)" in shown
 
 
-def test_every_baseline_stands_beside_the_tuned_model_with_what_a_request_costs() -> None:
-    def scores(loss: float, tokens: float) -> Scores:
-        return Scores(loss=loss, request_tokens=tokens)
+def scores(loss: float, tokens: float) -> Scores:
+    return Scores(loss=loss, request_tokens=tokens)
 
+
+def test_every_baseline_stands_beside_the_tuned_model_with_what_a_request_costs() -> None:
     found = EvaluationStatus(
         examples=20,
         base=scores(4, 31),
@@ -131,5 +132,16 @@ def test_every_baseline_stands_beside_the_tuned_model_with_what_a_request_costs(
     assert [line.split()[1:8:2] for line in shown.splitlines() if "no-hotel" in line] == [
         ["no-hotel", "20", "25%", "100%"]
     ]
-    report.show_scores(Console(file=file, width=200), found.model_copy(update={"few_shot": None, "retrieval": None}))
-    assert file.getvalue().count("tokens of a request") == 1
+    again = io.StringIO()
+    report.show_scores(Console(file=again, width=200), found.model_copy(update={"few_shot": None, "retrieval": None}))
+    assert "tokens of a request" not in again.getvalue()
+
+
+@pytest.mark.parametrize(
+    "baselines", [{}, {"few_shot": scores(3, 310), "retrieval": scores(2, 320)}], ids=["two", "four"]
+)
+def test_every_figure_is_explained_in_one_line_of_a_narrow_terminal(baselines: dict[str, Scores]) -> None:
+    found = EvaluationStatus(examples=20, base=scores(4, 31), tuned=scores(1, 31), **baselines)
+    file = io.StringIO()
+    report.show_scores(Console(file=file, width=80), found)
+    assert any("how wrong its guesses are" in line for line in file.getvalue().splitlines())

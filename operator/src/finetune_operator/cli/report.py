@@ -25,6 +25,7 @@ from finetune_operator.local.errors import BadInput
 from finetune_operator.local.store import Store
 
 SAMPLES = 4
+BESIDE = 2  # models, beside which a table has room for words in a terminal of 80 columns
 CLAIM_DEPTH = 6  # NAMESPACE/NAME/runs/RUN/reports/FILE
 # For who sees these words for the first time.
 EXPLAINED = {
@@ -138,16 +139,15 @@ def show_scores(console: Console, evaluation: EvaluationStatus) -> None:
     shown = [(name, scores) for name, scores in _columns(evaluation) if scores is not None]
     for name, _ in shown:
         table.add_column(name, justify="right")
-    table.add_column("")
-    for metric, (word, hint) in METRIC_MEANINGS.items():
-        if any(scores.value(metric) is not None for _, scores in shown):
-            table.add_row(
-                word, *(_figure(metric, scores.value(metric)) for _, scores in shown), EXPLAINED.get(metric, hint)
-            )
-    if len({scores.request_tokens for _, scores in shown}) > 1:  # the same for all says nothing
-        tokens = ("–" if scores.request_tokens is None else f"{scores.request_tokens:,.0f}" for _, scores in shown)
-        table.add_row("tokens of a request", *tokens, "what is read before the answer; fewer are cheaper")
+    rows = list(_score_rows([scores for _, scores in shown]))
+    beside = len(shown) <= BESIDE  # of more models nothing is left of the line for words
+    if beside:
+        table.add_column("")
+    for word, figures, hint in rows:
+        table.add_row(word, *figures, *([hint] if beside else []))
     console.print(table, highlight=False)
+    for word, _, hint in [] if beside else rows:
+        console.print(f"  {word}: {hint}", highlight=False, style="dim")
     for sentence in (evaluation.certainty, evaluation.worth, evaluation.preferred):
         if sentence:
             console.print(sentence, highlight=False)
@@ -155,6 +155,16 @@ def show_scores(console: Console, evaluation: EvaluationStatus) -> None:
         show_checks(console, evaluation.checks)
     if evaluation.benchmarks:
         show_benchmarks(console, evaluation.benchmarks)
+
+
+def _score_rows(shown: Sequence[Scores]) -> Iterator[tuple[str, list[str], str]]:
+    """What was measured, the figure of each model, and how to read it."""
+    for metric, (word, hint) in METRIC_MEANINGS.items():
+        if any(scores.value(metric) is not None for scores in shown):
+            yield word, [_figure(metric, scores.value(metric)) for scores in shown], EXPLAINED.get(metric, hint)
+    if len({scores.request_tokens for scores in shown}) > 1:  # the same for all says nothing
+        tokens = ["–" if scores.request_tokens is None else f"{scores.request_tokens:,.0f}" for scores in shown]
+        yield "tokens of a request", tokens, "what is read before the answer; fewer are cheaper"
 
 
 def _columns(evaluation: EvaluationStatus) -> list[tuple[str, Scores | None]]:
