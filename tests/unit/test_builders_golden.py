@@ -88,6 +88,7 @@ def model_of(kind: Any) -> ModelStatus:
         sha256="ab" * 32,
         name="travel",
         kind=kind,
+        precision="bfloat16",
     )
 
 

@@ -207,3 +207,22 @@ def test_the_rank_of_a_server_is_the_adapters() -> None:
     made.run()
     args = made.objects["Deployment", "polite-serve"]["spec"]["template"]["spec"]["containers"][0]["args"]
     assert args[args.index("--max-lora-rank") + 1] == "64"
+
+
+def test_a_server_computes_as_the_model_was_measured() -> None:
+    """Prepare expects bfloat16 of a GPU; Train has found one that has none."""
+
+    def answer(pod: dict[str, Any]) -> tuple[int, str]:
+        code, message = succeed(pod)
+        summary = json.loads(message)
+        if summary["stage"] in ("Prepare", "Train"):
+            precision = "bfloat16" if summary["stage"] == "Prepare" else "float32"
+            summary["resolved"] = {**RESOLVED, "precision": precision}
+        return code, json.dumps(summary)
+
+    made = Cluster(make_job(compute={"gpus": 1}), answer=answer).run()
+    assert made.job.status.model is not None
+    assert made.job.status.model.precision == "float32"
+    (server,) = (each for each in made.objects.values() if each["kind"] == "Deployment")
+    arguments = server["spec"]["template"]["spec"]["containers"][0]["args"]
+    assert arguments[arguments.index("--dtype") + 1] == "float32"

@@ -37,6 +37,9 @@ class ModelStatus(StatusModel):
     task: Task | None = Field(default=None, description="What it learned.")
     method: MethodType | None = Field(default=None, description="How it was trained.")
     rank: Count | None = Field(default=None, description="Rank of the adapter.")
+    precision: Literal["float32", "bfloat16"] | None = Field(
+        default=None, description="Arithmetic in which it was trained and measured, and is served."
+    )
     base_name: Word | None = Field(default=None, description="Name by which the endpoint answers for the base.")
     source: Annotated[str, Field(max_length=1200)] | None = Field(
         default=None, description="Where the first base model came from, and its commit or digest behind an @."

@@ -146,12 +146,14 @@ def _native(settings: Settings, smoke: SmokeTest) -> dict[str, Any]:
 def _vllm(model: ModelStatus, config: RunConfig, settings: Settings) -> dict[str, Any]:
     own = f"{pod.ARTIFACTS_PATH}/{names.path_of(model.uri)}"
     base = f"{pod.ARTIFACTS_PATH}/{names.path_of(model.base_uri or model.uri)}"
+    # By itself vLLM computes in float16 what is stored in float32 or float16. An earlier version did not note it.
+    dtype = ["--dtype", model.precision] if model.precision else []
     if model.kind == "Adapter":
         lora = ["--enable-lora", "--lora-modules", f"{model.name}={own}"]
         rank = ["--max-lora-rank", str(vllm_rank(model.rank or config.method.resolved_rank))]
-        args = [base, "--served-model-name", config.base_name, *lora, *rank, *ADDRESS]
+        args = [base, "--served-model-name", config.base_name, *lora, *rank, *dtype, *ADDRESS]
     else:
-        args = [own, "--served-model-name", model.name, *ADDRESS]
+        args = [own, "--served-model-name", model.name, *dtype, *ADDRESS]
     caches = {"VLLM_CACHE_ROOT": "/tmp/vllm", "VLLM_NO_USAGE_STATS": "1"}
     return {
         "image": settings.vllm_image,

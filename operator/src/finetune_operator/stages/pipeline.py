@@ -14,7 +14,7 @@ from finetune_api.job import evaluation_hash
 from finetune_api.package import PackageStatus
 from finetune_api.reports import Summary, model_status
 from finetune_api.spec import FineTuneJobSpec
-from finetune_api.status import Progress, RunStatus
+from finetune_api.status import Progress, ResolvedValues, RunStatus
 from finetune_operator import names
 from finetune_operator.builders.stage_job import run_claim
 from finetune_operator.conditions import shorten
@@ -63,7 +63,7 @@ def trained(view: View, run: RunStatus, summary: Summary) -> RunStatus | None:
         claim=run_claim(view.job, run),
         run=run.number,
         name=names.tuned_name(meta.name, spec, run.continued_from),
-    ).model_copy(update=_facts(spec, run))
+    ).model_copy(update=_facts(spec, run, summary.resolved or run.resolved))
     update = {
         "model": model,
         "progress": _finished(view, run, summary),
@@ -74,9 +74,9 @@ def trained(view: View, run: RunStatus, summary: Summary) -> RunStatus | None:
     return with_training_cost(with_costs(run.model_copy(update=update), summary.stop_costs))
 
 
-def _facts(spec: FineTuneJobSpec, run: RunStatus) -> dict[str, Any]:
-    """What a run that goes on from the model has to know of it."""
-    continued, resolved = run.continued_from, run.resolved
+def _facts(spec: FineTuneJobSpec, run: RunStatus, resolved: ResolvedValues | None) -> dict[str, Any]:
+    """What its server, and a run that goes on from the model, have to know of it. `resolved`: as Train has told it."""
+    continued = run.continued_from
     source = continued.model.source if continued else spec.base_model.source
     if continued is None and resolved is not None and resolved.revision:
         source = f"{source}@{resolved.revision}"
@@ -84,6 +84,7 @@ def _facts(spec: FineTuneJobSpec, run: RunStatus) -> dict[str, Any]:
         "task": spec.task,
         "method": spec.method.type,
         "rank": resolved.lora_rank if resolved else None,
+        "precision": resolved.precision if resolved else None,
         "base_name": names.base_name(spec, continued),
         "source": source,
         "lineage": continued.lineage if continued else [],
