@@ -5,7 +5,6 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
-export PYTHONDONTWRITEBYTECODE = 1
 export HF_HUB_DISABLE_TELEMETRY = 1
 # Threads that wait for their next piece sleep: spinning, they take the cores from whatever else runs, ten times slower.
 export OMP_WAIT_POLICY ?= PASSIVE

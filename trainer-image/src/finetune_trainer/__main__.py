@@ -13,6 +13,7 @@ from finetune_trainer import frame, polling, removal
 from finetune_trainer.context import StageContext
 from finetune_trainer.distribution.environment import GANG, end_with_launcher, place
 from finetune_trainer.errors import TrainerError
+from finetune_trainer.left_out import unused, without
 
 KUBELET_LOG, ARTIFACTS = Path("/dev/termination-log"), Path("/artifacts")
 REPORT, REMOVE, POLL = "report", "remove", "poll"
@@ -42,13 +43,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     frame.set_up_log(stage, config, rank)
     artifacts, sources = options.artifacts.resolve(), options.sources.resolve()
     context = StageContext(config, artifacts, sources, first_evaluation=snapshot.evaluation)
-    if stage is Stage.SERVE:
-        return frame.run_server(context, options.host, options.port, termination_log)
-    frame.stop_on_sigterm()
-    if folder := os.environ.get(GANG):
-        end_with_launcher()
-        return frame.run_process(stage, context, Path(folder), rank)
-    return frame.run_stage(stage, context, termination_log)
+    with without(unused(stage, config)):
+        if stage is Stage.SERVE:
+            return frame.run_server(context, options.host, options.port, termination_log)
+        frame.stop_on_sigterm()
+        if folder := os.environ.get(GANG):
+            end_with_launcher()
+            return frame.run_process(stage, context, Path(folder), rank)
+        return frame.run_stage(stage, context, termination_log)
 
 
 def _kubelet_log() -> Path | None:
