@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -368,23 +369,26 @@ class TestProcess:
         assert saved is not None
         assert 3 <= saved < 60
         assert f"step {saved} of 60" in failure.message
-        again = self.start(context, tmp_path)
+        again = self.start(context, tmp_path, PYTHONPROFILEIMPORTTIME="1")
         _, log = again.communicate(timeout=300)
         assert again.returncode == 0, log
         assert f"resumed_from_step={saved}" in log
+        imported = set(re.findall(r"^import time:.* ([\w.]+)$", log, re.MULTILINE))
+        assert "trl" in imported
+        assert not imported & {"wandb", "mlflow", "deepspeed", "bitsandbytes"}, "seconds for nothing at every start"
         summary = Summary.model_validate_json((tmp_path / "message").read_bytes())
         assert summary.ok
         assert summary.resumed_from_step == saved
         assert_same_weights(context.model_dir, reference.model_dir)
 
-    def start(self, context: StageContext, folder: Path) -> subprocess.Popen[str]:
+    def start(self, context: StageContext, folder: Path, **variables: str) -> subprocess.Popen[str]:
         (folder / "run.json").write_text(context.config.model_dump_json(by_alias=True))
         options = {"config": folder / "run.json", "artifacts": context.artifacts, "sources": context.sources}
         options["termination-log"] = folder / "message"
         flags = [text for name, value in options.items() for text in (f"--{name}", str(value))]
         return subprocess.Popen(
             [sys.executable, "-m", "finetune_trainer", "train", *flags],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(SOURCES)},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(SOURCES), **variables},
             stderr=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
