@@ -13,7 +13,7 @@ PYTEST := $(BIN)/python -m pytest
 WORKERS ?= auto
 PARALLEL := -n $(WORKERS) --dist loadfile
 
-.PHONY: help setup lint verify generate unit integration local test soak e2e images demo bench bench-prepare bench-trainer gpu lock cluster clean
+.PHONY: help setup lint verify generate unit integration local test soak e2e e2e-faults images demo bench bench-prepare bench-trainer gpu lock cluster clean
 
 help: ## List the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -62,6 +62,9 @@ soak: setup ## Property tests with new random cases, trainings that `test` leave
 
 e2e: setup ## The whole product on a real node: kubelet, containerd, images (root, Debian; or KUBECONFIG_E2E)
 	@echo "==> end-to-end tests on a real cluster"; $(PYTEST) tests/e2e --timeout=2400
+
+e2e-faults: setup ## Faults on a real node that take longer than `e2e` may
+	@echo "==> faults on a real cluster"; $(PYTEST) tests/e2e -m soak --timeout=2400
 
 images: setup ## Both images, by buildah
 	@$(BIN)/python -m tests.cluster images

@@ -80,6 +80,8 @@ ONLY_NAMED = {
     "finetune delete NAME --artifacts",
     "python -m finetune_trainer prepare",
     "helm rollback finetune-operator --namespace finetune-system",
+    "kubectl taint nodes NODE node.kubernetes.io/out-of-service=off:NoExecute",
+    "kubectl delete node NODE",
 }
 STANDS_FOR = {"FILE": "job.yaml", "FOLDER": "examples/travel"}
 

@@ -41,14 +41,15 @@ class Containerd:
         """Where the kubelet finds it."""
         return self.folder / "containerd.sock"
 
-    def start(self, logs: Path, *, die_with_parent: bool) -> Component:
-        """Writes the configuration, starts it, and returns when it answers."""
+    def start(self, logs: Path, pods: tuple[str, str], *, die_with_parent: bool) -> Component:
+        """Writes the configuration, starts it, and returns when it answers. Pods get addresses from `pods`, the first
+        and the last one."""
         (self.folder / "cni").mkdir(parents=True, exist_ok=True)
         settings = CONFIGURATION.format(folder=self.folder, pause=PAUSE_IMAGE, plugins=debian.cni_plugins())
         (self.folder / "config.toml").write_text(settings)
-        (self.folder / "cni" / "10-bridge.conflist").write_text(network.cni_configuration(self.folder / "ipam"))
+        (self.folder / "cni" / "10-bridge.conflist").write_text(network.cni_configuration(self.folder / "ipam", *pods))
         command = ["containerd", "-c", str(self.folder / "config.toml")]
-        component = start("containerd", command, logs, die_with_parent=die_with_parent)
+        component = start(self.folder.name, command, logs, die_with_parent=die_with_parent)
 
         def answers() -> str:
             if not component.running():

@@ -14,7 +14,8 @@ BRIDGE = "ftjtest0"
 # A range that home routers, clouds, docker (172.17) and podman (10.88) do not use by default.
 GATEWAY = "10.231.0.1"
 POD_RANGE = "10.231.0.0/16"
-FIRST_POD = "10.231.1.1"
+FIRST_POD, LAST_POD = "10.231.1.1", "10.231.127.254"
+OTHERS = ("10.231.128.1", "10.231.255.254")  # of the pods of a second node
 CNI_NAME = "finetune-test"
 SETTINGS = ("net/ipv4/ip_forward", "net/bridge/bridge-nf-call-iptables")
 # Chains of kube-proxy, of kubelet and of the CNI plugins.
@@ -60,12 +61,12 @@ def undo(record: Path) -> None:
             (Path("/proc/sys") / name).write_text(value)
 
 
-def cni_configuration(data: Path) -> str:
-    """The CNI plugin list: pods on the bridge, addresses noted under `data`."""
+def cni_configuration(data: Path, first: str, last: str) -> str:
+    """The CNI plugin list: pods on the bridge, with addresses of this range, noted under `data`."""
     address = {
         "type": "host-local",
         "dataDir": str(data),
-        "ranges": [[{"subnet": POD_RANGE, "rangeStart": FIRST_POD, "gateway": GATEWAY}]],
+        "ranges": [[{"subnet": POD_RANGE, "rangeStart": first, "rangeEnd": last, "gateway": GATEWAY}]],
         "routes": [{"dst": "0.0.0.0/0"}],
     }
     bridge = {

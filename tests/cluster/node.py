@@ -20,13 +20,18 @@ from tests.cluster.control_plane import Address, ControlPlane, start_control_pla
 from tests.cluster.credentials import User
 from tests.cluster.errors import ComponentDied, Unavailable
 from tests.cluster.kubectl import Kubectl
+from tests.cluster.kubelet import Host, start_kubelet
 from tests.cluster.processes import Component, recorded, run, say, start, tails, wait_until
 from tests.cluster.volumes import offer_default_class
 
 NODE = "node-1"
 SCHEDULER = User("kube-scheduler", user="system:kube-scheduler")
 PROXY = User("kube-proxy", user="system:kube-proxy")
-KUBELET = User("kubelet", ("system:nodes",), user=f"system:node:{NODE}")
+FIRST = Host(NODE, "", 10250, (network.FIRST_POD, network.LAST_POD))
+# Not there unless a test starts it; it counts what a pod writes to its scratch space, and evicts one that writes too
+# much.
+SECOND = Host("node-2", "-2", 10260, network.OTHERS, (("localStorageCapacityIsolation", True),))
+HOSTS = (FIRST, SECOND)
 READY_SECONDS = 120
 KEPT = "kept-by-hand"
 
@@ -105,11 +110,11 @@ def start_node(*, die_with_parent: bool = True) -> Node:
             folder / "kubernetes",
             controller_manager=True,
             address=address,
-            users=(SCHEDULER, PROXY, KUBELET),
+            users=(SCHEDULER, PROXY, FIRST.user, SECOND.user),
             die_with_parent=die_with_parent,
             assets=assets,
         )
-        node = Node(folder, plane, Containerd(folder / "containerd"), lock)
+        node = Node(folder, plane, FIRST.containerd(folder), lock)
         _start_programs(node, coredns, pause, die_with_parent=die_with_parent)
     except BaseException:
         clear_remains()
@@ -136,9 +141,9 @@ def clear_remains() -> None:
         return
     components = recorded(folder / "kubernetes" / "log")
     _stop_node_programs(components)
-    containerd = Containerd(folder / "containerd")
-    if any(component.name == "containerd" and component.running() for component in components):
-        containerd.remove_pods()
+    for containerd in (host.containerd(folder) for host in HOSTS):
+        if any(component.name == containerd.folder.name and component.running() for component in components):
+            containerd.remove_pods()
     for component in components:
         component.end()
     _remove_remains(folder)
@@ -147,7 +152,7 @@ def clear_remains() -> None:
 def _start_programs(node: Node, coredns: Path, pause: Path, *, die_with_parent: bool) -> None:
     plane, kubectl = node.plane, node.kubectl
     kubectl("create", "clusterrolebinding", "proxy", "--clusterrole=system:node-proxier", f"--user={PROXY.username}")
-    plane.components.append(node.containerd.start(plane.logs, die_with_parent=die_with_parent))
+    plane.components.append(node.containerd.start(plane.logs, FIRST.pods, die_with_parent=die_with_parent))
     node.containerd.load(_pause_archive(node.folder, pause))
     plane.start_component(
         "kube-scheduler",
@@ -155,7 +160,7 @@ def _start_programs(node: Node, coredns: Path, pause: Path, *, die_with_parent: 
         *("--leader-elect=false", "--secure-port=0"),
         die_with_parent=die_with_parent,
     )
-    _start_kubelet(node, die_with_parent=die_with_parent)
+    start_kubelet(FIRST, plane, node.folder, die_with_parent=die_with_parent)
     plane.start_component(
         "kube-proxy",
         f"--kubeconfig={plane.kubeconfig_of(PROXY.name)}",
@@ -168,43 +173,6 @@ def _start_programs(node: Node, coredns: Path, pause: Path, *, die_with_parent: 
     plane.components.append(_start_dns(node, coredns, die_with_parent=die_with_parent))
     wait_until(lambda: _ready(node), READY_SECONDS, "a Ready node", lambda: tails(plane.components), interval=0.2)
     offer_default_class(kubectl, node.folder / "volumes")
-
-
-def _start_kubelet(node: Node, *, die_with_parent: bool) -> None:
-    folder = node.folder / "kubelet"
-    folder.mkdir()
-    settings = {
-        "apiVersion": "kubelet.config.k8s.io/v1beta1",
-        "kind": "KubeletConfiguration",
-        "authentication": {"anonymous": {"enabled": True}, "webhook": {"enabled": False}},
-        "authorization": {"mode": "AlwaysAllow"},
-        # Works with cgroup v1 and v2, with swap, and in a container that may not write the root cgroup.
-        "cgroupDriver": "cgroupfs",
-        "cgroupsPerQOS": False,
-        "enforceNodeAllocatable": [],
-        "failCgroupV1": False,
-        "failSwapOn": False,
-        "localStorageCapacityIsolation": False,
-        "containerRuntimeEndpoint": f"unix://{node.containerd.socket}",
-        "resolvConf": "",
-        "clusterDNS": [network.GATEWAY],
-        "clusterDomain": "cluster.local",
-        "volumePluginDir": str(folder / "plugins"),
-        "podLogsDir": str(folder / "pod-logs"),
-        # A full disk of the developer's machine is not what these tests are about.
-        "evictionHard": {"memory.available": "0%", "nodefs.available": "0%", "imagefs.available": "0%"},
-        "imageGCHighThresholdPercent": 100,
-    }
-    configuration = node.folder / "kubelet.json"
-    configuration.write_text(json.dumps(settings))
-    node.plane.start_component(
-        "kubelet",
-        f"--config={configuration}",
-        f"--kubeconfig={node.plane.kubeconfig_of(KUBELET.name)}",
-        *(f"--hostname-override={NODE}", f"--node-ip={network.GATEWAY}"),
-        *(f"--root-dir={folder}", f"--cert-dir={folder / 'pki'}"),
-        die_with_parent=die_with_parent,
-    )
 
 
 def _start_dns(node: Node, coredns: Path, *, die_with_parent: bool) -> Component:
@@ -222,7 +190,12 @@ def _ready(node: Node) -> bool:
     dead = [component for component in node.plane.components if not component.running()]
     if dead:
         raise ComponentDied(tails(dead))
-    found = node.kubectl.get("node", NODE)
+    return is_ready(node.plane, NODE)
+
+
+def is_ready(plane: ControlPlane, name: str) -> bool:
+    """Whether the cluster has the node as Ready."""
+    found = plane.kubectl.get("node", name)
     conditions = found["status"].get("conditions", []) if found else []
     return any(each["type"] == "Ready" and each["status"] == "True" for each in conditions)
 
@@ -234,12 +207,19 @@ def _pause_archive(folder: Path, program: Path) -> Path:
 
 def _stop_node_programs(components: list[Component]) -> None:
     for component in components:
-        if component.name in ("kubelet", "kube-proxy", "coredns", "kube-scheduler", "kube-controller-manager"):
+        if component.name in (
+            *(host.user.name for host in HOSTS),
+            "kube-proxy",
+            "coredns",
+            "kube-scheduler",
+            "kube-controller-manager",
+        ):
             component.end(signal.SIGKILL)
 
 
 def _remove_remains(folder: Path) -> None:
-    Containerd(folder / "containerd").remove_remains()
+    for host in HOSTS:
+        host.containerd(folder).remove_remains()
     network.undo(folder / "settings-before.json")
     unmount_below(folder)
     for link in Path("/var/log/containers").glob("*.log"):  # the kubelet's links to the logs of our pods

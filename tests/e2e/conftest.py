@@ -18,7 +18,7 @@ from tests.cluster import binaries
 from tests.cluster.environment import Cluster
 from tests.documented import ROOT
 from tests.e2e.manifests import TICKET_WORDS, travel_job, write_data
-from tests.e2e.product import NAMESPACE, VALUES, Product, Tenant
+from tests.e2e.product import NAMESPACE, VALUES, Product, Tenant, tenancy
 from tests.tiny_encoders import make_tiny_encoder
 
 README_MODEL = "smollm2-135m-instruct"  # a tiny model under the name that the README shows
@@ -89,13 +89,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def tenant(request: pytest.FixtureRequest, node_cluster: Cluster, inputs: Path, tmp_path: Path) -> Iterator[Tenant]:
-    """A namespace for one test, with its two claims bound. Removed at the end, and its children with it."""
+    """A namespace for one test."""
     name = re.sub(r"[^a-z0-9]+", "-", request.node.name.removeprefix("test_").lower()).strip("-")[:40].strip("-")
-    node_cluster.kubectl.make_namespace(name)
-    sources, models = tmp_path / "sources", tmp_path / "models"
-    shutil.copytree(inputs, sources)
-    models.mkdir()
-    node_cluster.claim(models, name, "models")
-    node_cluster.claim(sources, name, "sources")
-    yield Tenant(node_cluster, name)
-    node_cluster.kubectl("delete", "namespace", name, "--wait=false")
+    with tenancy(node_cluster, name, inputs, tmp_path) as tenant:
+        yield tenant

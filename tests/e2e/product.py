@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -146,6 +148,20 @@ class Tenant:
 
     def child_names(self, kind: str, job: str) -> set[str]:
         return {item["metadata"]["name"] for item in self.children(kind, job)}
+
+
+@contextmanager
+def tenancy(cluster: Cluster, name: str, inputs: Path, folder: Path) -> Iterator[Tenant]:
+    """A tenant with both claims bound, to a copy of `inputs` and to `folder`/models, which may be there. Removed at the
+    end, and its children with it."""
+    cluster.kubectl.make_namespace(name)
+    sources, models = folder / "sources", folder / "models"
+    shutil.copytree(inputs, sources)
+    models.mkdir(exist_ok=True)
+    cluster.claim(models, name, "models")
+    cluster.claim(sources, name, "sources")
+    yield Tenant(cluster, name)
+    cluster.kubectl("delete", "namespace", name, "--wait=false")
 
 
 def status(job: Job) -> Job:

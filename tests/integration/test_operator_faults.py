@@ -222,6 +222,32 @@ def test_the_whole_cluster_is_served_when_no_namespace_is_named(plane: ControlPl
         assert not operator.metric("finetune_api_requests_total", code="403")
 
 
+def test_a_control_plane_that_was_killed_is_waited_out(plane: ControlPlane, tmp_path: Path) -> None:
+    """etcd first, then the API server with it; both come back with what etcd had written."""
+    namespace = make_namespace(plane, "killed")
+    variables = {
+        "FINETUNE_WATCH_NAMESPACES": namespace,
+        "FINETUNE_REQUEST_SECONDS": "1",
+        "FINETUNE_RESYNC_SECONDS": "2",
+    }
+    with running_operator(plane, tmp_path, **variables) as operator:
+        plane.kubectl.apply(job_manifest("travel", namespace))
+        plane.kubectl.wait_until(lambda: len(children(plane, namespace)) == 2, PATIENCE, "two children", namespace)
+        before = children(plane, namespace)
+        for name in ("etcd", "kube-apiserver"):
+            failed = operator.component.log.read_text().count("resync=failed")
+            plane.kill(name)
+            wait_until(
+                lambda failed=failed: operator.component.log.read_text().count("resync=failed") > failed,
+                PATIENCE, "a list that fails", operator.component.tail,
+            )  # fmt: skip
+        for name in ("etcd", "kube-apiserver"):
+            plane.revive(name)
+        plane.kubectl.wait_until(lambda: children(plane, namespace) == before, PATIENCE, "what was there", namespace)
+        Kubelet(plane, namespace).end(f"{GROUP}/job=travel,{GROUP}/stage=Prepare", good_summary("Prepare", 1))
+        plane.kubectl.wait_until(lambda: len(children(plane, namespace)) == 3, PATIENCE, "the next stage", namespace)
+
+
 def test_an_api_server_that_hangs_is_waited_out(plane: ControlPlane, tmp_path: Path) -> None:
     namespace = make_namespace(plane, "hanging")
     variables = {

@@ -161,7 +161,7 @@ def test_a_full_volume_is_named_and_the_other_exports_are_done(
 
     monkeypatch.setattr(merged, "copy_beside", full)
     code, summary = package(context, monkeypatch, tmp_path, {"name": "second"}, {"name": "third"})
-    assert code == 1  # tried again
+    assert code == 73  # tried again
     assert summary.failure is not None
     assert summary.failure.reason is FailureReason.STORAGE_FULL
     assert summary.failure.message.startswith("export second: OSError: [Errno 28] No space left")

@@ -134,7 +134,7 @@ def test_a_volume_that_fills_up_is_called_so_and_nothing_is_left(
     monkeypatch.setattr(prepare, "Spool", lambda path, seed: Spool(link, seed))
     context = laptop.context(laptop.put("train.jsonl", lines(CHATS)))
     code, summary = laptop.prepare(context)
-    assert code == 1  # tried again: somebody may make room
+    assert code == 73  # tried again: somebody may make room
     assert summary.failure is not None
     assert summary.failure.reason is FailureReason.STORAGE_FULL
     assert "enlarge the output claim" in summary.failure.advice

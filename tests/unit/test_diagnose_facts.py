@@ -19,7 +19,7 @@ from finetune_operator.diagnose import (
     first_finding,
     job_failure,
     last_summary,
-    mount_check_after,
+    look_again_after,
     pod_trouble,
     refused_pod,
     spent,
@@ -63,6 +63,15 @@ def unscheduled(message: str, reason: str = "Unschedulable") -> Pod:
     return pod(phase="Pending", conditions=[condition("PodScheduled", "False", reason=reason, message=message)])
 
 
+def on_node(*, ready: bool = True, condition: str = "True", deleted: str | None = None) -> Pod:
+    """A pod that runs on the node gpu-7, as its kubelet and the node controller have it."""
+    states = container(state={"running": {"startedAt": "x"}}, ready=ready)
+    conditions = [{"type": "Ready", "status": condition, "lastTransitionTime": "2026-01-01T11:00:00Z"}]
+    found = pod(phase="Running", containerStatuses=states, conditions=conditions)
+    meta = {**found["metadata"], **({"deletionTimestamp": deleted} if deleted else {})}
+    return {**found, "metadata": meta, "spec": {"nodeName": "gpu-7"}}
+
+
 FACTS: list[tuple[str, Pod, Reason | None, str]] = [
     ("own words win", ended(11, message=said(Reason.CUDA_OUT_OF_MEMORY)), Reason.CUDA_OUT_OF_MEMORY, "own words"),
     ("a full disk by its words", ended(1, message=said(Reason.STORAGE_FULL)), Reason.STORAGE_FULL, "own words"),
@@ -85,6 +94,11 @@ FACTS: list[tuple[str, Pod, Reason | None, str]] = [
         "PreemptionByScheduler",
     ),
     ("deleted", {**pod(), "metadata": {"name": "p", "deletionTimestamp": "x"}}, Reason.INTERRUPTED, "deleted"),
+    ("a node that does not answer", on_node(ready=True, condition="False"), Reason.NODE_LOST, "gpu-7"),
+    ("a server that is not ready yet", on_node(ready=False, condition="False"), None, ""),
+    ("a node that does not confirm", on_node(deleted="2026-01-01T11:58:00Z"), Reason.NODE_LOST, "11:58:00Z"),
+    ("a pod that is saving", on_node(deleted="2026-01-01T12:01:00Z"), Reason.INTERRUPTED, "deleted"),
+    ("a pod that is about to be gone", on_node(deleted="2026-01-01T11:59:30Z"), Reason.INTERRUPTED, "deleted"),
     ("no GPU", unscheduled("0/3 nodes: 3 Insufficient nvidia.com/gpu."), Reason.UNSCHEDULABLE, "nvidia.com/gpu"),
     ("unbound", unscheduled("pod has unbound immediate PersistentVolumeClaims."), Reason.STORAGE_UNBOUND, "unbound"),
     ("no claim", unscheduled('persistentvolumeclaim "x" not found'), Reason.STORAGE_UNBOUND, '"x"'),
@@ -247,7 +261,7 @@ def test_a_pod_without_its_volumes_is_looked_at_again(age: int, again: float | N
     scheduled = {"type": "PodScheduled", "status": "True", "lastTransitionTime": since}
     sandbox = {"type": "PodReadyToStartContainers", "status": "False"}
     fact = pod(phase="Pending", conditions=[scheduled, sandbox])
-    assert mount_check_after([fact], NOW) == again
+    assert look_again_after([fact], NOW) == again
     assert (first_finding(fact, NOW) is None) == (again is not None)
 
 

@@ -54,6 +54,7 @@ def test_a_process_tells_from_when_to_when_it_held_how_many_gpus() -> None:
         ((12,), "Failed", "PodFailurePolicy"),
         ((13,), "Failed", "PodFailurePolicy"),
         ((1, 1), "Failed", "BackoffLimitExceeded"),
+        ((75, 73), "Failed", "PodFailurePolicy"),  # a full disk: here whoever reads it has to make room
         ((-9, 1), "Failed", "BackoffLimitExceeded"),
         ((75, 75, 75, 0), "Complete", ""),
         ((1, 0), "Complete", ""),

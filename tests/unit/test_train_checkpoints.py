@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -101,3 +104,16 @@ def test_rotation_clears_unfinished_ones_but_never_the_last_hope(tmp_path: Path)
     save(tmp_path, 2)
     checkpoints.rotate(tmp_path)
     assert steps(tmp_path) == [2]
+
+
+@pytest.mark.parametrize(("free", "named"), [(0, True), (2**30, False)])
+def test_a_writer_that_fails_without_a_word_is_taken_at_a_full_volume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, named: bool
+) -> None:
+    """As PyTorch says it of optimizer.pt on a file system of 3 MB."""
+    room: Any = shutil.disk_usage(tmp_path)._replace(free=free)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: room)
+    with pytest.raises((OSError, RuntimeError)) as caught, checkpoints.full_volume_named(tmp_path):
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534")
+    assert isinstance(caught.value, OSError) is named
+    assert not named or caught.value.errno == errno.ENOSPC  # type: ignore[union-attr]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import pytest
 
 from finetune_api.interruptions import StopCosts
 from finetune_api.reports import ProgressFile
+from finetune_trainer import artifacts
 from finetune_trainer.errors import LossNotFiniteError
 from finetune_trainer.training.progress import ProgressCallback, check_finite, lost_steps
 
@@ -60,3 +63,25 @@ def test_the_slowest_step_and_checkpoint_are_kept(tmp_path: Path) -> None:
         callback.checkpoint_saved(1, seconds)
     written = ProgressFile.model_validate_json((tmp_path / "progress.json").read_bytes())
     assert written.stop_costs == StopCosts(save_seconds=3.0)
+
+
+def test_progress_that_cannot_be_noted_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(path: Path, text: str) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    progress = ProgressCallback(tmp_path / "progress.json", 0)
+    monkeypatch.setattr(artifacts, "write_json", full)
+    progress.checkpoint_saved(20, 1.0)
+    assert progress.values.checkpoint_step == 20
+    assert "No space left on device" in caplog.text
+
+
+def test_progress_that_fails_otherwise_is_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(path: Path, text: str) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(artifacts, "write_json", denied)
+    with pytest.raises(PermissionError):
+        ProgressCallback(tmp_path / "progress.json", 0).checkpoint_saved(20, 1.0)

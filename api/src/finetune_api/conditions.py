@@ -93,6 +93,7 @@ class FailureReason(Named):
     CONFIG_MISSING = "ConfigMissing"
     CONFIG_UNREADABLE = "ConfigUnreadable"
     EVICTED = "Evicted"
+    NODE_LOST = "NodeLost"
     INTERRUPTED = "Interrupted"
     DEADLINE_EXCEEDED = "DeadlineExceeded"
     QUOTA_EXCEEDED = "QuotaExceeded"
@@ -116,4 +117,5 @@ class ExitCode:
     GPU_OUT_OF_MEMORY = 11  # no retry: the micro batch was halved already
     LOSS_NOT_FINITE = 12  # no retry
     ARTIFACT_INVALID = 13  # no retry
+    STORAGE_FULL = 73  # retry, not counted: it waits for room (sysexits.h EX_CANTCREAT)
     INTERRUPTED = 75  # a checkpoint was saved: retry, not counted (sysexits.h EX_TEMPFAIL)

@@ -35,6 +35,7 @@ EXIT_CODES = {
     ExitCode.GPU_OUT_OF_MEMORY: "The GPU's memory does not suffice. Not tried again.",
     ExitCode.LOSS_NOT_FINITE: "The loss is not finite. Not tried again.",
     ExitCode.ARTIFACT_INVALID: "An artifact failed its verification. Not tried again.",
+    ExitCode.STORAGE_FULL: "The volume is full. Tried again at growing intervals, and not counted.",
     ExitCode.INTERRUPTED: "Interrupted, with a checkpoint saved. Tried again, and not counted.",
 }
 # For people who never trained a model: a name, and how to read the figure.

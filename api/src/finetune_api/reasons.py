@@ -151,8 +151,11 @@ REASONS: dict[Reason, ReasonFacts] = {
     Reason.STORAGE_FULL: ReasonFacts(
         Blame.CLUSTER,
         "The volume is full.",
-        "Enlarge the run's claim, delete old runs from it, or name another one in output.claimName; then set a new "
+        "Enlarge the run's claim, or delete old runs from it: the stage is tried again by itself, at intervals that "
+        "grow to ten minutes, and goes on from its last checkpoint. A run that has ended for it needs a new "
         "spec.rerunToken.",
+        waits=True,
+        exit_code=ExitCode.STORAGE_FULL,
     ),
     Reason.DESTINATION_UNAVAILABLE: ReasonFacts(
         Blame.CLUSTER,
@@ -174,9 +177,10 @@ REASONS: dict[Reason, ReasonFacts] = {
     ),
     Reason.EVICTED: ReasonFacts(
         Blame.CLUSTER,
-        "The node put the pod out too often.",
+        "The node puts the pod out.",
         "Set requests in compute.resources (memory, ephemeral-storage) to what the stage really uses, so that the "
         "node keeps room for it.",
+        waits=True,
     ),
     Reason.INTERRUPTED: ReasonFacts(
         Blame.CLUSTER,
@@ -184,6 +188,13 @@ REASONS: dict[Reason, ReasonFacts] = {
         "Nothing to do: the stage goes on from its last checkpoint as soon as a pod can run.",
         waits=True,
         exit_code=ExitCode.INTERRUPTED,
+    ),
+    Reason.NODE_LOST: ReasonFacts(
+        Blame.CLUSTER,
+        "The pod's node does not answer.",
+        "It goes on when the node answers: nothing starts beside a pod that may still run there. If that machine is "
+        "off for good, say so: kubectl taint nodes NODE node.kubernetes.io/out-of-service=off:NoExecute.",
+        waits=True,
     ),
     Reason.DEADLINE_EXCEEDED: ReasonFacts(
         Blame.TRAINING,
@@ -261,5 +272,7 @@ REASONS: dict[Reason, ReasonFacts] = {
 EXIT_REASONS = {facts.exit_code: reason for reason, facts in REASONS.items() if facts.exit_code is not None}
 FINAL_CODES = tuple(code for code, reason in EXIT_REASONS.items() if not REASONS[reason].waits)
 """Exit codes after which the same pod would fail again: the Job ends with the first."""
+AGAIN_CODES = tuple(code for code, reason in EXIT_REASONS.items() if REASONS[reason].waits)
+"""Exit codes after which the next pod may fare better: the Job goes on, and does not count them."""
 INPUT_REASONS = frozenset(reason for reason, facts in REASONS.items() if facts.blame is Blame.INPUT)
 """What the user has to change, as opposed to what went wrong while running."""

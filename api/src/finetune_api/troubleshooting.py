@@ -122,8 +122,12 @@ TROUBLES: dict[Reason, Trouble] = {
         CLAIMS,
     ),
     Reason.STORAGE_FULL: Trouble(
-        "Runs and checkpoints of months, base models of several revisions: `models/` and `runs/` on the claim.",
+        "Runs and checkpoints of months, base models of several revisions: `models/` and `runs/` on the claim. A "
+        "checkpoint that was cut off by it is never gone on from.",
         CLAIMS,
+        "It shows while it lasts, and the stage goes on by itself when there is room. With `compute.nodes` above 1, "
+        "and where a library ends the process without a word, it counts as a failure and ends the run after the "
+        "retries.",
     ),
     Reason.CONFIG_MISSING: Trouble(
         "The ConfigMap of the data or a Secret was not applied, has another namespace, or was pruned while the run was "
@@ -132,10 +136,20 @@ TROUBLES: dict[Reason, Trouble] = {
     ),
     Reason.CONFIG_UNREADABLE: Trouble("The operator or the trainer image was taken back to an older version.", STATUS),
     Reason.EVICTED: Trouble(
-        "A node that ran out of memory or disk chose this pod: it used more than it had requested.", POD
+        "A node that ran out of memory or disk chose this pod: it used more than it had requested; or the pod wrote "
+        "more to its scratch space than its own limit.",
+        POD,
+        "It is tried again at growing intervals, goes on from its checkpoint, and at once when compute is changed.",
     ),
     Reason.INTERRUPTED: Trouble(
         "A drained node, a spot node that was taken back, a pod that was deleted. It is not counted as a failure.", PODS
+    ),
+    Reason.NODE_LOST: Trouble(
+        "A machine that is off or has no network, a kubelet that died. Kubernetes ends the node's pods after five "
+        "minutes (`tolerationSeconds` of `node.kubernetes.io/unreachable` in compute.tolerations), but only the node "
+        "can confirm their end, and two trainings must never write into one folder. Servers are replaced elsewhere "
+        "without that. The operator never removes a pod by force.",
+        "kubectl get nodes",
     ),
     Reason.DEADLINE_EXCEEDED: Trouble(
         "Progress slower than estimated (a shared GPU, a slow volume), or long waiting: the deadline counts from the "

@@ -5,6 +5,7 @@ TrainerError
  ├── GpuOutOfMemoryError   exit 11   also with the halved micro batch
  ├── LossNotFiniteError    exit 12   training diverged
  ├── ArtifactInvalidError  exit 13   what was made or found on the volume fails verification
+ ├── StorageFullError      exit 73   the volume is full; run again when there is room
  ├── InterruptedStageError exit 75   SIGTERM; a checkpoint was saved, run again
  └── PackageError          exit of what went wrong with an export; the others are done
 Any other exception is a system fault: exit 1, retried with backoff.
@@ -60,6 +61,13 @@ class ArtifactInvalidError(TrainerError):
 
     exit_code = ExitCode.ARTIFACT_INVALID
     default_reason = FailureReason.ARTIFACT_INVALID
+
+
+class StorageFullError(TrainerError):
+    """There is no room on the volume."""
+
+    exit_code = ExitCode.STORAGE_FULL
+    default_reason = FailureReason.STORAGE_FULL
 
 
 class PackageError(TrainerError):

@@ -13,6 +13,9 @@ from finetune_trainer.errors import TrainerError
 # Environment variables whose values must never reach a log or a status. The rest of a Secret's keys that this
 # trainer knows (HF_ENDPOINT, AWS_ENDPOINT_URL, AWS_REGION) are places, which an error has to name.
 SECRET_WORDS = ("TOKEN", "SECRET", "PASSWORD", "AUTHORIZATION", "ACCESS_KEY", "API_KEY")
+FULL = (errno.ENOSPC, errno.EDQUOT)
+# The same from libraries that are not written in Python: safetensors, tokenizers.
+FULL_WORDS = tuple(os.strerror(number) for number in FULL)
 SHORTEST_SECRET = 6  # characters; replacing shorter values would garble ordinary words
 
 
@@ -24,14 +27,22 @@ def explain(error: BaseException) -> tuple[StageFailure, int]:
         failure = _failure(FailureReason.INTERRUPTED, "interrupted from the keyboard", "run the same command again")
         return failure, ExitCode.INTERRUPTED
     text = f"{type(error).__name__}: {error}"
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return _failure(FailureReason.STORAGE_FULL, text, "enlarge the output claim, or delete old runs from it"), 1
+    if is_full(error):
+        advice = "enlarge the output claim, or delete old runs from it; the stage is tried again by itself"
+        return _failure(FailureReason.STORAGE_FULL, text, advice), ExitCode.STORAGE_FULL
     if isinstance(error, MemoryError):
         return _failure(FailureReason.OUT_OF_MEMORY, text, "raise compute.resources.limits.memory"), 1
     if type(error).__name__ == "OutOfMemoryError":  # torch's, by name: the frame does not load torch
         advice = "use a GPU with more memory, a smaller maxLength, or a smaller model"
         return _failure(FailureReason.CUDA_OUT_OF_MEMORY, text, advice), ExitCode.GPU_OUT_OF_MEMORY
     return _failure(FailureReason.SYSTEM_FAULT, text, "the stage is tried again; its log has the stack trace"), 1
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether a volume had no room, or a quota left none."""
+    if isinstance(error, OSError) and error.errno in FULL:
+        return True
+    return any(words in str(error) for words in FULL_WORDS)
 
 
 def redact(text: str, environment: Mapping[str, str] | None = None) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from finetune_api.conditions import ExitCode, Stage
+from finetune_api.conditions import Stage
 from finetune_api.exports import secret_prefix
 from finetune_api.job import (
     FineTuneJob,
@@ -17,7 +17,7 @@ from finetune_api.job import (
 )
 from finetune_api.package import PackageInputs
 from finetune_api.placement import ResourceList, Resources
-from finetune_api.reasons import FINAL_CODES
+from finetune_api.reasons import AGAIN_CODES, FINAL_CODES
 from finetune_api.spec import ComputeSpec, DistributionSpec
 from finetune_api.status import RunStatus
 from finetune_api.tracking import tracker_prefix
@@ -111,7 +111,7 @@ def failure_rules() -> list[dict[str, Any]]:
     """podFailurePolicy: what is never retried, and what is retried without being counted."""
     return [
         {"action": "FailJob", "onExitCodes": _exit_codes(list(FINAL_CODES))},
-        {"action": "Ignore", "onExitCodes": _exit_codes([ExitCode.INTERRUPTED])},
+        {"action": "Ignore", "onExitCodes": _exit_codes(list(AGAIN_CODES))},
         {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
     ]
 

@@ -78,9 +78,10 @@ def slim(body: Manifest) -> Manifest:
         # That its pods may begin is asked only of a Job that a queue holds back: without one it is no news.
         read = (*JOB_STATUS_PARTS, "startTime") if names.label(body, names.LABEL_QUEUE) else JOB_STATUS_PARTS
         kept["status"] = {part: status[part] for part in read if part in status}
-    if body.get("kind") == POD.kind:  # which claims and ConfigMaps a pod waits for, and what it is charged for
+    if body.get("kind") == POD.kind:  # where it is, which claims and ConfigMaps it waits for, what it is charged for
         spec = body.get("spec") or {}
-        kept["spec"] = {"volumes": spec.get("volumes") or [], **charged_for(spec)}
+        where = {"nodeName": spec["nodeName"]} if spec.get("nodeName") else {}
+        kept["spec"] = {"volumes": spec.get("volumes") or [], **where, **charged_for(spec)}
     if body.get("kind") == WORKLOAD.kind:
         kept["spec"] = {"active": (body.get("spec") or {}).get("active")}
         kept["status"] = {"conditions": (body.get("status") or {}).get("conditions") or []}

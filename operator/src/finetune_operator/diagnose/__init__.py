@@ -1,6 +1,6 @@
 """From the facts of Jobs and pods to (reason, message): what is wrong, in the cluster's own words."""
 
-from finetune_operator.diagnose.chain import first_finding, mount_check_after
+from finetune_operator.diagnose.chain import first_finding, look_again_after, lost_node
 from finetune_operator.diagnose.facts import (
     current,
     ever_ran,
@@ -35,7 +35,8 @@ __all__ = [
     "job_condition",
     "job_failure",
     "last_summary",
-    "mount_check_after",
+    "look_again_after",
+    "lost_node",
     "pod_trouble",
     "refused_pod",
     "spent",

@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any
 
 from finetune_api.conditions import FailureReason as Reason
-from finetune_api.reasons import EXIT_REASONS
+from finetune_api.reasons import EXIT_REASONS, REASONS
 from finetune_api.reports import parse_summary
 from finetune_operator.diagnose.facts import (
     claims,
@@ -30,6 +30,8 @@ from finetune_operator.times import parse_time
 
 # The kubelet mounts volumes within seconds; after a minute something that it needs is not there.
 MOUNT_SECONDS = 60.0
+# A pod has ended when its grace period is over, and its node says so within seconds.
+ENDING_SECONDS = 60.0
 IMAGE_REASONS = {"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError",
                  "RegistryUnavailable"}  # fmt: skip
 KILLED = 128 + 9
@@ -66,6 +68,29 @@ def _memory(pod: Manifest, now: datetime) -> Finding | None:
         if ended.get("reason") == "OOMKilled":
             return Finding(Reason.OUT_OF_MEMORY, "The container passed its memory limit and was killed (OOMKilled).")
     return None
+
+
+def _lost_node(pod: Manifest, now: datetime) -> Finding | None:
+    """The kubelet called the container ready, and the pod is not: so says the node controller alone, of a node that
+    does not answer. Or the kubelet was to end the pod, and has not confirmed it."""
+    name, node = pod["metadata"]["name"], (pod.get("spec") or {}).get("nodeName")
+    if is_over(pod) or not node:
+        return None
+    silent = pod_condition(pod, "Ready", "False") if container_of(pod).get("ready") else None
+    if silent is not None:
+        text = f"The node {node} of the pod {name} does not answer since {silent.get('lastTransitionTime')}."
+    elif (_ending_for(pod, now) or 0.0) >= ENDING_SECONDS:
+        end = pod["metadata"]["deletionTimestamp"]
+        text = f"The pod {name} should have ended at {end}, and its node {node} does not confirm it."
+    else:
+        return None
+    return Finding(Reason.NODE_LOST, text, REASONS[Reason.NODE_LOST].advice.replace(" NODE ", f" {node} "))
+
+
+def _ending_for(pod: Manifest, now: datetime) -> float | None:
+    """Seconds since the pod's grace period was over, negative before; None: nobody deleted it."""
+    end = pod["metadata"].get("deletionTimestamp")
+    return None if end is None else (now - parse_time(end, now)).total_seconds()
 
 
 def _disrupted(pod: Manifest, now: datetime) -> Finding | None:
@@ -143,9 +168,21 @@ def _unmounted(pod: Manifest, now: datetime) -> Finding | None:
     return Finding(Reason.STORAGE_UNBOUND, text, advice)
 
 
-def mount_check_after(pods: Sequence[Manifest], now: datetime) -> float | None:
-    """Seconds until `_unmounted` can judge a pod that waits for its volumes. None: nothing to wait for."""
-    return min((left for pod in current(pods) if (left := _mount_check_after(pod, now)) is not None), default=None)
+def look_again_after(pods: Sequence[Manifest], now: datetime) -> float | None:
+    """Seconds until `_unmounted` can judge a pod that waits for its volumes, or `_lost_node` one that is being ended.
+    None: nothing to wait for."""
+    times = (check(pod, now) for pod in current(pods) for check in (_mount_check_after, _end_check_after))
+    return min((left for left in times if left is not None), default=None)
+
+
+def lost_node(pods: Sequence[Manifest], now: datetime) -> Finding | None:
+    """That one of the pods is on a node that does not answer."""
+    return next((found for pod in current(pods) if (found := _lost_node(pod, now))), None)
+
+
+def _end_check_after(pod: Manifest, now: datetime) -> float | None:
+    over = None if is_over(pod) else _ending_for(pod, now)
+    return ENDING_SECONDS - over + 1 if over is not None and over < ENDING_SECONDS else None
 
 
 def _mount_check_after(pod: Manifest, now: datetime) -> float | None:
@@ -160,6 +197,7 @@ RULES: tuple[Callable[[Manifest, datetime], Finding | None], ...] = (
     _evicted,  # before exit codes: the container of an evicted pod was killed, too
     _own_words,
     _memory,
+    _lost_node,  # before what the cluster does about it, which it cannot bring to an end
     _disrupted,
     _exit_code,
     _waiting,

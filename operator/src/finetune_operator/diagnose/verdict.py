@@ -113,7 +113,7 @@ def job_failure(job: Manifest, pods: Sequence[Manifest], now: datetime) -> Findi
 def deployment_trouble(deployment: Manifest, pods: Sequence[Manifest], now: datetime) -> Finding | None:
     """What keeps new servers from being ready."""
     # A server that is ended by the cluster is replaced; that is no trouble of the others.
-    staying = [pod for pod in pods if not is_ready(pod) and not _is_interrupted(pod, now)]
+    staying = [pod for pod in pods if not is_ready(pod) and not _is_replaced(pod, now)]
     finding = worst(staying, now)
     if finding is not None:
         known = finding.reason is not Reason.SYSTEM_FAULT
@@ -127,9 +127,10 @@ def deployment_trouble(deployment: Manifest, pods: Sequence[Manifest], now: date
     return None
 
 
-def _is_interrupted(pod: Manifest, now: datetime) -> bool:
+def _is_replaced(pod: Manifest, now: datetime) -> bool:
     finding = first_finding(pod, now)
-    return finding is not None and finding.reason is Reason.INTERRUPTED
+    interrupted = finding is not None and finding.reason is Reason.INTERRUPTED
+    return interrupted or "deletionTimestamp" in pod["metadata"]  # also by a lost node, which never confirms its end
 
 
 def _from_condition(message: str) -> Finding:

@@ -17,13 +17,15 @@ from finetune_operator.diagnose import (
     Finding,
     current,
     ever_ran,
+    has_failed,
     held_back,
     is_explained,
     is_over,
     job_condition,
     job_failure,
     last_summary,
-    mount_check_after,
+    look_again_after,
+    lost_node,
     pod_trouble,
     refused_pod,
     spent,
@@ -83,8 +85,11 @@ def advance(view: View, run: RunStatus, stage: JobStage) -> Step:
     spent_up = None if view.job.spec.suspend else out_of_budget(view, run, stage.stage)
     held = view.job.spec.suspend or spent_up is not None
     if job is not None and is_deleting(job):
-        run = with_last_words(run, pods_of(view, job))
-        return Step(_told(view, run, stage.stage, spent_up) if held else run, pause=Pause.ENDING if held else None)
+        pods = pods_of(view, job)
+        run = _told(
+            view, with_last_words(run, pods), stage.stage, lost_node(pods, view.now) or (spent_up if held else None)
+        )
+        return Step(run, pause=Pause.ENDING if held else None)
     if job is not None and measures_otherwise(view, run, job):
         return replace_job(view, without_time(run, stage.stage), job)
     run = _counted_anew(run, stage.stage)
@@ -297,6 +302,8 @@ def _watch(view: View, run: RunStatus, stage: JobStage, job: Manifest) -> Step:
     pods = pods_of(view, job)
     if not any(ever_ran(pod) for pod in pods) and _is_outdated(view, run, stage.stage, job):
         return replace_job(view, run, job)
+    if pods and all(has_failed(pod) for pod in pods) and _inputs_changed(view, job):
+        return replace_job(view, run, job)  # what it waits to be tried again with is not wanted any more
     run = with_last_words(with_time(run, stage.stage, start=view.time), pods)
     name = job["metadata"]["name"]
     finding = held_back(job, view.observed.workloads.get(name))
@@ -304,7 +311,7 @@ def _watch(view: View, run: RunStatus, stage: JobStage, job: Manifest) -> Step:
         finding = refused_pod(view.observed.refusals.get(name), pods, view.now) or pod_trouble(pods, view.now)
     failure = finding and to_failure(finding, stage.stage, view.time, waiting=True, previous=run.failure)
     run = run.model_copy(update={"failure": failure, "attempt": _attempt(run, job, pods)})
-    step = Step(run, apply=_peers(view, stage.stage), requeue_after=mount_check_after(pods, view.now))
+    step = Step(run, apply=_peers(view, stage.stage), requeue_after=look_again_after(pods, view.now))
     if stage.live is None:
         return step
     run, again = stage.live(view, run)

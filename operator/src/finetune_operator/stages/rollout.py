@@ -30,6 +30,7 @@ OWED = frozenset(
     {
         FailureReason.UNSCHEDULABLE,
         FailureReason.IMAGE_PULL,
+        FailureReason.NODE_LOST,
         FailureReason.STORAGE_UNBOUND,
         FailureReason.QUOTA_EXCEEDED,
         FailureReason.POD_REFUSED,

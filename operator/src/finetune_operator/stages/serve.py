@@ -16,7 +16,7 @@ from finetune_api.status import EndpointStatus, ModelStatus, RunStatus
 from finetune_operator import names
 from finetune_operator.builders.run_config_map import UnreadableError, parse_run_config, read_run_config, run_config
 from finetune_operator.builders.server import answers_for_base, endpoint_url, server_deployment, server_service
-from finetune_operator.diagnose import Finding, deployment_trouble, mount_check_after
+from finetune_operator.diagnose import Finding, deployment_trouble, look_again_after
 from finetune_operator.drift import has_drifted, is_autoscaled
 from finetune_operator.plan import Manifest, ObjectRef
 from finetune_operator.stages.job_stage import FOREIGN_SECONDS, ensure_config_map, soonest
@@ -186,7 +186,7 @@ def _count(deployment: Manifest, key: str) -> int:
 
 def _look_again(view: View, pods: list[Manifest]) -> float | None:
     left = seconds_left(view, pods)
-    return soonest(mount_check_after(pods, view.now), left + 1 if left is not None and left > 0 else None)
+    return soonest(look_again_after(pods, view.now), left + 1 if left is not None and left > 0 else None)
 
 
 def _pods(view: View, wanted: ModelStatus, manifest: Manifest | None) -> list[Manifest]:

@@ -16,9 +16,10 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from finetune_api.conditions import ExitCode, FailureReason, Stage
+from finetune_api.conditions import FailureReason, Stage
 from finetune_api.exports import ExportSpec, destination
 from finetune_api.package import ExportStatus, PackageInputs, PackageSummary, TrackerStatus
+from finetune_api.reasons import AGAIN_CODES
 from finetune_api.reports import StageFailure, Summary
 from finetune_api.tracking import Tracker
 from finetune_trainer import artifacts
@@ -120,7 +121,7 @@ def package_inputs(environment: Mapping[str, str]) -> PackageInputs:
 
 def _all(failures: list[tuple[StageFailure, int]], done: PackageSummary) -> PackageError:
     """One error for all. One that may right itself goes before one that does not: its Job is tried again."""
-    first, exit_code = min(failures, key=lambda each: each[1] not in (1, ExitCode.INTERRUPTED))
+    first, exit_code = min(failures, key=lambda each: each[1] not in (1, *AGAIN_CODES))
     text = "; ".join([first.message, *(failure.message for failure, _ in failures if failure is not first)])
     return PackageError(text, advice=first.advice, reason=first.reason, exit_code=exit_code, done=done)
 

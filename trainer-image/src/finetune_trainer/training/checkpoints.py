@@ -7,11 +7,15 @@ and random states are pickles).
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import math
+import os
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +26,7 @@ from finetune_trainer.errors import ArtifactInvalidError
 
 log = logging.getLogger(__name__)
 NAME = re.compile(r"checkpoint-(\d+)")
+LITTLE = 2**20  # bytes; a writer that failed for want of room leaves less than a block free
 KEEP_NEWEST = 2  # beside the best one: the second is there for the day the first is damaged
 
 
@@ -100,6 +105,18 @@ def score_later(path: Path, eval_loss: float) -> None:
     """
     digest = artifacts.sha256_of(path / artifacts.MANIFEST)
     artifacts.write_json(_late_score(path), json.dumps({"manifest": digest, "eval_loss": eval_loss}))
+
+
+@contextmanager
+def full_volume_named(directory: Path) -> Iterator[None]:
+    """PyTorch's writer of optimizer states says that it could not write, and not why. Raises OSError (ENOSPC) in place
+    of its RuntimeError when the volume has no room."""
+    try:
+        yield
+    except RuntimeError as error:
+        if shutil.disk_usage(directory).free >= LITTLE:
+            raise
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(directory)) from error
 
 
 def is_scored(path: Path, step: int) -> bool:

@@ -18,6 +18,7 @@ from finetune_api.interruptions import StopCosts
 from finetune_api.reports import ProgressFile
 from finetune_trainer import artifacts
 from finetune_trainer.errors import LossNotFiniteError
+from finetune_trainer.explanation import is_full
 
 log = logging.getLogger(__name__)
 SECONDS_BETWEEN_WRITES = 1.0
@@ -120,8 +121,14 @@ class ProgressCallback(TrainerCallback):  # type: ignore[misc]  # untyped librar
 
     def _write(self) -> None:
         self._written = time.monotonic()
-        if self._writes:
+        if not self._writes:
+            return
+        try:
             artifacts.write_json(self._path, self._values.model_dump_json(by_alias=True, exclude_none=True))
+        except OSError as error:
+            if not is_full(error):
+                raise
+            log.warning("progress is not noted: %s; a checkpoint will need room, too", error)
 
 
 def lost_steps(path: Path, first_step: int) -> int:

@@ -254,7 +254,8 @@ class Checkpointing(Trainer):  # type: ignore[misc]  # untyped library
         if first and folder.exists():  # left unfinished by an attempt that was killed, or passed over as damaged
             shutil.rmtree(folder)
         self._group.barrier()
-        super()._save_checkpoint(model, trial)
+        with checkpoints.full_volume_named(folder.parent):
+            super()._save_checkpoint(model, trial)
         self._group.barrier()
         if first:
             artifacts.write_json(folder / checkpoints.LAYOUT, json.dumps({"layout": self._layout}))

@@ -1,0 +1,91 @@
+"""A volume that is full: while the data is prepared, and while a checkpoint is written."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from finetune_api.conditions import FailureReason as Reason
+from tests.cluster.environment import Cluster
+from tests.cluster.processes import run
+from tests.e2e.manifests import travel_job, with_epochs
+from tests.e2e.product import Job, Product, Tenant, condition, failure, run_of, tenancy
+
+SMALL, LARGER = "48m", "192m"  # bytes of the volume: a run of the tiny model takes about 25 MB
+
+
+@pytest.fixture
+def small_volume(node_cluster: Cluster, tmp_path: Path) -> Iterator[Path]:
+    """A real file system of its own for the claim `models`."""
+    if not node_cluster.is_local:
+        pytest.skip("a volume is filled on the built-in node only")
+    folder = tmp_path / "models"
+    folder.mkdir()
+    run("mount", "-t", "tmpfs", "-o", f"size={SMALL}", "tmpfs", folder)
+    yield folder
+    run("umount", "--lazy", folder)
+
+
+@pytest.fixture
+def tenant(node_cluster: Cluster, inputs: Path, small_volume: Path, tmp_path: Path) -> Iterator[Tenant]:
+    with tenancy(node_cluster, "full-volume", inputs, tmp_path) as tenant:
+        yield tenant
+
+
+def fill(folder: Path, leaving: int) -> Path:
+    """A file of somebody else that leaves so many bytes."""
+    ballast = folder / "ballast"
+    room = os.statvfs(folder)
+    with ballast.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, room.f_bavail * room.f_frsize - leaving)
+    return ballast
+
+
+def is_full(stage: str) -> Callable[[Job], bool]:
+    def check(job: Job) -> bool:
+        told = failure(job)
+        return (told.get("reason"), told.get("stage")) == (Reason.STORAGE_FULL, stage)
+
+    return check
+
+
+def test_a_full_volume_is_waited_for_and_nothing_is_lost(product: Product, tenant: Tenant, small_volume: Path) -> None:
+    ballast = fill(small_volume, leaving=2**20)
+    tenant.apply(with_epochs(travel_job("travel", serving={"replicas": 0}), 4))
+    expect_told(tenant.wait_for("travel", is_full("Prepare"), 120, "a full volume in Prepare"), "Prepare")
+    ballast.unlink()
+
+    tenant.wait_for("travel", lambda job: (run_of(job).get("checkpoint") or {}).get("step", 0) >= 20, 240, "step 20")
+    fill(small_volume, leaving=2**20)
+    full = tenant.wait_for("travel", is_full("Train"), 120, "a full volume in Train")
+    expect_told(full, "Train")
+    saved = run_of(full)["checkpoint"]["step"]
+    folders = {int(path.name.split("-")[-1]): path for path in small_volume.glob("**/checkpoints/checkpoint-*[0-9]")}
+    halves = [step for step, path in folders.items() if not (path / "manifest.json").exists()]
+    assert halves == [max(folders)], "the checkpoint that did not fit is there in part"
+    assert max(folders) > saved
+    before = tenant.kubectl.json("get", "job", "travel-r1-train", namespace=tenant.name)
+
+    run("mount", "-o", f"remount,size={LARGER}", small_volume)
+    ready = tenant.wait_ready("travel")
+    after = tenant.kubectl.json("get", "job", "travel-r1-train", namespace=tenant.name)
+    assert after["metadata"]["uid"] == before["metadata"]["uid"], "its Job waited and keeps its place"
+    assert after["status"].get("failed", 0) == 0, "waiting for room is no failure"
+    logs = tenant.kubectl("logs", "-l", "finetune-operator.io/stage=Train", "--tail=-1", namespace=tenant.name)
+    resumed = {int(step) for step in re.findall(r"resumed_from_step=(\d+)", logs)}
+    assert resumed <= {0, saved}
+    assert saved in resumed, "the half checkpoint was not gone on from"
+    assert run_of(ready)["evaluation"]["tuned"]["loss"] < run_of(ready)["evaluation"]["base"]["loss"]
+
+
+def expect_told(job: Job, stage: str) -> None:
+    told = failure(job)
+    assert told["waiting"] is True
+    assert "No space left on device" in told["message"]
+    assert "enlarge the output claim" in told["advice"]
+    assert condition(job, "Reconciling") == "True", f"{stage} goes on by itself"
+    assert condition(job, "Stalled") == "False"
