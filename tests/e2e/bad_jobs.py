@@ -9,7 +9,8 @@ from finetune_api.conditions import FailureReason as Reason
 from tests.e2e.manifests import travel_job
 from tests.e2e.product import Job
 
-NO_GPU = {"gpus": 1, "gpuResource": "example.com/gpu"}  # no node has it: what needs it waits
+NO_GPU = {"gpus": 1, "gpuResource": "example.com/gpu"}  # no node has it: a training waits for it
+NO_NODE = {"nodeSelector": {"example.com/pool": "nowhere"}}  # Prepare waits already, and costs nothing
 SMALL = {"requests": {"cpu": "100m", "memory": "64Mi"}, "limits": {"memory": "96Mi"}}
 UNBOUND = {
     "apiVersion": "v1",
@@ -70,10 +71,7 @@ BAD = (
     Bad(Reason.LOSS_NOT_FINITE, "loss is nan at step 1", {"baseModel": {"source": "pvc://sources/nan-base"}}),
     Bad(Reason.CUDA_OUT_OF_MEMORY, "Tried to allocate 2.00 GiB", {}),
     Bad(Reason.OUT_OF_MEMORY, "OOMKilled", compute(resources=SMALL), waits=True),
-    Bad(Reason.SYSTEM_FAULT, "GPU", compute(gpus=1), waits=True),  # the node pretends to have one
-    Bad(Reason.UNSCHEDULABLE, "example.com/gpu", compute(**NO_GPU), waits=True),
-    Bad(Reason.DEADLINE_EXCEEDED, "deadline", compute(**NO_GPU, activeDeadlineSeconds=60)),
-    Bad(Reason.BUDGET_EXCEEDED, "GPU hours", {**compute(**NO_GPU), "budget": {"maxGpuHours": "0.000001"}}, waits=True),
+    Bad(Reason.UNSCHEDULABLE, "node affinity/selector", compute(**NO_NODE), waits=True),
     Bad(Reason.PRICE_MISSING, "price", {**compute(**NO_GPU), "budget": {"maxCost": "5"}}, waits=True),
     Bad(Reason.BASE_NOT_PROMOTED, "nobody", {"baseModel": {"fineTuneJob": {"name": "nobody"}}}, waits=True),
     Bad(

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 from finetune_api.conditions import FailureReason as Reason
 from tests.cluster.environment import Cluster, LocalCluster
 from tests.cluster.network import GATEWAY
-from tests.e2e.bad_jobs import BAD, NAMESPACES, NO_GPU, Bad, compute, no_gpu_memory
+from tests.e2e.bad_jobs import BAD, NAMESPACES, NO_GPU, NO_NODE, Bad, compute, no_gpu_memory
 from tests.e2e.manifests import travel_job
 from tests.e2e.product import Job, Product, Tenant, condition, failure, run_of, status, tenancy
 from tests.hub_mirror import Mirror, Repository, serving
@@ -45,14 +45,14 @@ def many(
             closed = Mirror({"models/acme/gated": Repository({}, closed="GatedRepo")})
             hub = stack.enter_context(serving(closed, GATEWAY))
             node_cluster.kubectl.apply(*policy)
-            node_cluster.set_gpus(1)
             tenant.apply({**HUB, "stringData": {"HF_ENDPOINT": hub.url}}, travel_job("gated", **GATED))
         tenant.apply(*(manifest for bad in BAD for manifest in bad.manifests))
         tenant.apply(
             travel_job("scheduled", suspend=True, **CRON),
             travel_job("changed", **compute(queueName="nobody-serves-it")),
-            travel_job("paused", **compute(**NO_GPU)),
-            travel_job("left", **compute(**NO_GPU)),
+            travel_job("paused", **compute(**NO_NODE)),
+            travel_job("left", **compute(**NO_NODE)),
+            travel_job("costly", budget={"maxGpuHours": "0.000001"}, **compute(**NO_GPU)),
         )
         yield tenant
         for manifest in policy:
@@ -71,7 +71,7 @@ def says(reason: Reason, words: str = "") -> Callable[[Job], bool]:
     return lambda job: failure(job).get("reason") == reason and words in failure(job)["message"]
 
 
-def awaited(tenant: Tenant, name: str, reason: Reason, words: str, *, waits: bool, seconds: float = 240) -> Job:
+def awaited(tenant: Tenant, name: str, reason: Reason, words: str, *, waits: bool, seconds: float = 600) -> Job:
     """The job as soon as it says so: with message, advice, and the conditions that go with it."""
     job = tenant.wait_for(name, says(reason, words), seconds, reason)
     told = failure(job)
@@ -85,7 +85,7 @@ def awaited(tenant: Tenant, name: str, reason: Reason, words: str, *, waits: boo
 
 @pytest.mark.parametrize("bad", BAD, ids=[bad.reason for bad in BAD])
 def test_a_bad_job_says_why_and_what_to_do(many: Tenant, bad: Bad) -> None:
-    if bad.reason in (Reason.CUDA_OUT_OF_MEMORY, Reason.SYSTEM_FAULT):
+    if bad.reason is Reason.CUDA_OUT_OF_MEMORY:
         own_node_only(many)
     awaited(many, bad.name, bad.reason, bad.words, waits=bad.waits)
 
@@ -131,11 +131,11 @@ def test_a_schedule_that_cannot_be_is_told(many: Tenant) -> None:
 
 
 def test_a_job_that_somebody_suspended_says_so_and_goes_on(many: Tenant) -> None:
-    many.wait_for("paused", says(Reason.UNSCHEDULABLE), 240, "a training that waits")
-    suspend(many, "paused-r1-train", True)
-    awaited(many, "paused", Reason.JOB_SUSPENDED, "paused-r1-train", waits=True)
-    suspend(many, "paused-r1-train", False)
-    many.wait_for("paused", says(Reason.UNSCHEDULABLE), 60, "a training that waits again")
+    many.wait_for("paused", says(Reason.UNSCHEDULABLE), 60, "a pod that waits")
+    suspend(many, "paused-r1-prepare", True)
+    awaited(many, "paused", Reason.JOB_SUSPENDED, "paused-r1-prepare", waits=True)
+    suspend(many, "paused-r1-prepare", False)
+    many.wait_for("paused", says(Reason.UNSCHEDULABLE), 60, "a pod that waits again")
 
 
 def suspend(tenant: Tenant, job: str, value: bool) -> None:
@@ -144,21 +144,25 @@ def suspend(tenant: Tenant, job: str, value: bool) -> None:
     )
 
 
-def test_no_training_begins_beside_a_pod_that_its_job_left(many: Tenant) -> None:
-    many.wait_for("left", says(Reason.UNSCHEDULABLE), 240, "a training that waits")
-    [pod] = pods_of(many, "left", "Train")
-    many.kubectl("delete", "job", "left-r1-train", "--cascade=orphan", namespace=many.name)
+def test_nothing_begins_beside_a_pod_that_its_job_left(many: Tenant) -> None:
+    many.wait_for("left", says(Reason.UNSCHEDULABLE), 60, "a pod that waits")
+    [pod] = many.child_names("pods", "left")
+    many.kubectl("delete", "job", "left-r1-prepare", "--cascade=orphan", namespace=many.name)
     awaited(many, "left", Reason.FORMER_POD, pod, waits=True)
-    assert pods_of(many, "left", "Train") == [pod]
+    assert many.child_names("pods", "left") == {pod}
     many.kubectl("delete", "pod", pod, "--force", "--grace-period=0", namespace=many.name)
-    many.wait_for("left", says(Reason.UNSCHEDULABLE), 60, "a training in its place")
+    many.wait_for("left", says(Reason.UNSCHEDULABLE), 60, "a pod in its place")
 
 
-def pods_of(tenant: Tenant, job: str, stage: str) -> list[str]:
-    found = tenant.children("pods", job)
-    return [
-        pod["metadata"]["name"] for pod in found if pod["metadata"]["labels"]["finetune-operator.io/stage"] == stage
-    ]
+def test_a_training_is_held_then_too_late_then_at_fault(many: Tenant) -> None:
+    """What it may use and what it runs on is changed as one does who reads the status; the data is prepared once."""
+    awaited(many, "costly", Reason.BUDGET_EXCEEDED, "GPU hours", waits=True)
+    many.apply(travel_job("costly", **compute(**NO_GPU, activeDeadlineSeconds=60)))
+    many.wait_for("costly", says(Reason.UNSCHEDULABLE, "example.com/gpu"), 60, "a training that waits for a GPU")
+    awaited(many, "costly", Reason.DEADLINE_EXCEEDED, "deadline", waits=False)
+    own_node_only(many).set_gpus(1)  # that PyTorch cannot use
+    many.apply(travel_job("costly", **compute(gpus=1)))
+    awaited(many, "costly", Reason.SYSTEM_FAULT, "GPU", waits=True)
 
 
 def test_what_was_changed_on_the_volume_is_not_trained_on(many: Tenant) -> None:

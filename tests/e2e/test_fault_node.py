@@ -103,13 +103,13 @@ def test_four_pods_and_a_server_outlive_a_lost_node(product: Product, tenant: Te
 
     # One of the four is killed, without a word and without its grace period.
     tenant.kubectl("delete", "pod", min(members.on(NODE)), "--grace-period=0", "--force", namespace=tenant.name)
-    tenant.wait_for("travel", lambda _: len(members.names() - first) == 4, 180, "four pods in their places")
+    tenant.wait_for("travel", lambda _: len(members.names() - first) == 4, 300, "four pods in their places")
     at_step(tenant, members, 45)
 
     there = members.on(SECOND)
     assert len(there) == 2
     second_node.lose()
-    lost = tenant.wait_for("travel", is_lost, 120, "a lost node that is told")
+    lost = tenant.wait_for("travel", is_lost, 240, "a lost node that is told")
     told = failure(lost)
     assert told["waiting"] is True
     assert SECOND in told["message"]
@@ -119,17 +119,17 @@ def test_four_pods_and_a_server_outlive_a_lost_node(product: Product, tenant: Te
     tenant.wait_for(
         "travel", lambda _: NODE in {pod["spec"].get("nodeName") for pod in servers(tenant)}, 90, "a server"
     )
-    serving = tenant.wait_for("travel", lambda job: condition(job, "Serving") == "True", 90, "run 1 in service again")
+    serving = tenant.wait_for("travel", lambda job: condition(job, "Serving") == "True", 300, "run 1 in service again")
     assert status(serving)["endpoint"]["run"] == 1
     assert is_lost(serving), failure(serving)
     assert there <= members.names(), "nothing began beside them"
 
     second_node.come_back()
-    tenant.wait_for("travel", lambda _: not there & members.names(), 120, "the end of the lost pods")
+    tenant.wait_for("travel", lambda _: not there & members.names(), 240, "the end of the lost pods")
     ready = tenant.wait_for(
         "travel",
         lambda job: bool(members.look()) and status(job).get("endpoint", {}).get("run") == 2,
-        420,
+        600,
         "run 2 in service",
     )
     assert members.twice == []
@@ -151,7 +151,7 @@ def at_step(tenant: Tenant, members: Members, step: int) -> None:
         run = run_of(job)
         return run.get("number") == 2 and (run.get("progress") or {}).get("step", 0) >= step
 
-    tenant.wait_for("travel", reached, 300, f"step {step} of run 2")
+    tenant.wait_for("travel", reached, 600, f"step {step} of run 2")
 
 
 def is_lost(job: Job) -> bool:
@@ -171,13 +171,13 @@ def test_a_pod_that_its_node_puts_out_says_why(product: Product, tenant: Tenant,
     resources: dict[str, Any] = {"limits": {"ephemeral-storage": "1Ki"}}
     job["spec"]["compute"] |= {"resources": resources, "nodeSelector": {"kubernetes.io/hostname": SECOND}}
     tenant.apply(job)
-    seen = tenant.wait_for("travel", lambda job: failure(job).get("reason") == Reason.EVICTED, 180, "Evicted")
+    seen = tenant.wait_for("travel", lambda job: failure(job).get("reason") == Reason.EVICTED, 300, "Evicted")
     assert "ephemeral" in failure(seen)["message"]
     assert "limits.ephemeral-storage" in failure(seen)["advice"]
     # It is heeded at once: nobody waits until the Job controller would try again.
     resources["limits"]["ephemeral-storage"] = "1Gi"
     tenant.apply(job)
-    tenant.wait_for("travel", lambda job: condition(job, "DatasetValid") == "True", 120, "data that is prepared")
+    tenant.wait_for("travel", lambda job: condition(job, "DatasetValid") == "True", 300, "data that is prepared")
 
 
 @pytest.mark.soak
@@ -194,7 +194,7 @@ def test_a_machine_that_is_said_to_be_off_is_replaced(
     finally:
         cordon(tenant, NODE, False)
     second_node.lose()
-    lost = tenant.wait_for("travel", is_lost, 120, "a lost node that is told")
+    lost = tenant.wait_for("travel", is_lost, 240, "a lost node that is told")
     found = re.search(r"kubectl (taint nodes \S+ \S+:NoExecute)", failure(lost)["advice"])
     assert found, failure(lost)
     words = found[1].split()

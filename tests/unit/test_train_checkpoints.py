@@ -14,6 +14,9 @@ import pytest
 from finetune_trainer import artifacts
 from finetune_trainer.training import checkpoints
 
+# Of optimizer.pt on a file system of 3 MB.
+PYTORCH = "[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534"
+
 
 def save(directory: Path, step: int, eval_loss: float | None = None, *, finished: bool = True) -> Path:
     folder = directory / f"checkpoint-{step}"
@@ -106,14 +109,20 @@ def test_rotation_clears_unfinished_ones_but_never_the_last_hope(tmp_path: Path)
     assert steps(tmp_path) == [2]
 
 
-@pytest.mark.parametrize(("free", "named"), [(0, True), (2**30, False)])
-def test_a_writer_that_fails_without_a_word_is_taken_at_a_full_volume(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, named: bool
+@pytest.mark.parametrize(
+    ("free", "words", "named"),
+    [
+        (0, PYTORCH, True),
+        (2**30, PYTORCH, False),
+        (2**30, "Error while serializing: I/O error: No space left on device (os error 28)", True),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_names_the_volume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, words: str, named: bool
 ) -> None:
-    """As PyTorch says it of optimizer.pt on a file system of 3 MB."""
     room: Any = shutil.disk_usage(tmp_path)._replace(free=free)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: room)
     with pytest.raises((OSError, RuntimeError)) as caught, checkpoints.full_volume_named(tmp_path):
-        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534")
+        raise RuntimeError(words)
     assert isinstance(caught.value, OSError) is named
-    assert not named or caught.value.errno == errno.ENOSPC  # type: ignore[union-attr]
+    assert not named or f"[Errno {errno.ENOSPC}] No space left on device: '{tmp_path}'" == str(caught.value)

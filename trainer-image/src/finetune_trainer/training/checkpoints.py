@@ -23,6 +23,7 @@ from finetune_api.distribution import Strategy
 from finetune_api.status import ResolvedValues
 from finetune_trainer import artifacts
 from finetune_trainer.errors import ArtifactInvalidError
+from finetune_trainer.explanation import is_full
 
 log = logging.getLogger(__name__)
 NAME = re.compile(r"checkpoint-(\d+)")
@@ -109,12 +110,13 @@ def score_later(path: Path, eval_loss: float) -> None:
 
 @contextmanager
 def full_volume_named(directory: Path) -> Iterator[None]:
-    """PyTorch's writer of optimizer states says that it could not write, and not why. Raises OSError (ENOSPC) in place
-    of its RuntimeError when the volume has no room."""
+    """Of the libraries that write a checkpoint, safetensors does not say where there was no room, and PyTorch's writer
+    only that it failed (RuntimeError). Raises OSError (ENOSPC) with the folder's name in their place."""
     try:
         yield
-    except RuntimeError as error:
-        if shutil.disk_usage(directory).free >= LITTLE:
+    except Exception as error:
+        without_a_word = isinstance(error, RuntimeError) and shutil.disk_usage(directory).free < LITTLE
+        if not without_a_word and not is_full(error):
             raise
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(directory)) from error
 
