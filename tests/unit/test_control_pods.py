@@ -80,10 +80,9 @@ def test_pods_that_a_job_left_are_seen_though_the_job_has_no_children_yet() -> N
     cache.store(JOB, made(JOB, "travel-r1-train", "J", owner="T"))
     cache.store(POD, made(POD, "own", "P2", owner="J", kind="Job"))
     cache.store(POD, made(POD, "server", "P3", owner="R", kind="ReplicaSet"))
-    cache.store(POD, made(POD, "orphan", "P4"))  # `kubectl delete job --cascade=orphan` takes its owner out of it
     observed = observe(cache, "T")
     assert [pod["metadata"]["name"] for pod in observed.pods] == ["own", "server"]
-    assert [pod["metadata"]["name"] for pod in observed.former_pods] == ["left", "orphan"]
+    assert [pod["metadata"]["name"] for pod in observed.former_pods] == ["left"]
 
 
 def test_a_pod_without_an_owner_is_what_a_job_left_and_a_server_without_one_is_nobodys() -> None:

@@ -25,7 +25,7 @@ from finetune_operator.diagnose import (
     is_explained,
     job_condition,
     job_failure,
-    mount_check_after,
+    look_again_after,
     pod_trouble,
     refused_pod,
     summary_of,
@@ -215,7 +215,7 @@ def _waiting(view: View, spec: DatasetPollSpec, silent: Polling, job: Manifest, 
     finding = refused_pod(refused, pods, view.now) or pod_trouble(pods, view.now)
     if view.job.spec.suspend:
         return replace(silent, delete=_away(view, [job]))
-    again = mount_check_after(pods, view.now)
+    again = look_again_after(pods, view.now)
     return replace(silent, judgement=_told(view, spec, finding), requeue_after=again)
 
 
