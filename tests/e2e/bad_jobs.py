@@ -100,7 +100,7 @@ LIMITS = {
 }
 NAMESPACES = (
     Bad(Reason.QUOTA_EXCEEDED, "exceeded quota: none", {}, waits=True, beside=(QUOTA,)),
-    Bad(Reason.POD_REFUSED, "per Container", {}, waits=True, beside=(LIMITS,)),
+    Bad(Reason.POD_REFUSED, "memory limit of 64Mi", {}, waits=True, beside=(LIMITS,)),
 )
 
 # The node has no GPU: what a trainer says when the memory of one does not suffice is said in its place, by its own

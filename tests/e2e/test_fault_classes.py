@@ -19,7 +19,7 @@ from finetune_api.conditions import FailureReason as Reason
 from tests.cluster.environment import Cluster, LocalCluster
 from tests.cluster.network import GATEWAY
 from tests.e2e.bad_jobs import BAD, NAMESPACES, NO_GPU, NO_NODE, Bad, compute, no_gpu_memory
-from tests.e2e.manifests import travel_job
+from tests.e2e.manifests import travel_job, with_epochs
 from tests.e2e.product import Job, Product, Tenant, condition, failure, run_of, status, tenancy
 from tests.hub_mirror import Mirror, Repository, serving
 
@@ -52,7 +52,7 @@ def many(
             travel_job("changed", **compute(queueName="nobody-serves-it")),
             travel_job("paused", **compute(**NO_NODE)),
             travel_job("left", **compute(**NO_NODE)),
-            travel_job("costly", budget={"maxGpuHours": "0.000001"}, **compute(**NO_GPU)),
+            costly(budget={"maxGpuHours": "0.01"}, **compute(**NO_GPU)),
         )
         yield tenant
         for manifest in policy:
@@ -154,14 +154,19 @@ def test_nothing_begins_beside_a_pod_that_its_job_left(many: Tenant) -> None:
     many.wait_for("left", says(Reason.UNSCHEDULABLE), 60, "a pod in its place")
 
 
+def costly(**spec: Any) -> Job:
+    """A training of more than half a minute, which is 0.01 GPU hours."""
+    return with_epochs(travel_job("costly", **spec), 60)
+
+
 def test_a_training_is_held_then_too_late_then_at_fault(many: Tenant) -> None:
     """What it may use and what it runs on is changed as one does who reads the status; the data is prepared once."""
     awaited(many, "costly", Reason.BUDGET_EXCEEDED, "GPU hours", waits=True)
-    many.apply(travel_job("costly", **compute(**NO_GPU, activeDeadlineSeconds=60)))
+    many.apply(costly(**compute(**NO_GPU, activeDeadlineSeconds=60)))
     many.wait_for("costly", says(Reason.UNSCHEDULABLE, "example.com/gpu"), 60, "a training that waits for a GPU")
     awaited(many, "costly", Reason.DEADLINE_EXCEEDED, "deadline", waits=False)
     own_node_only(many).set_gpus(1)  # that PyTorch cannot use
-    many.apply(travel_job("costly", **compute(gpus=1)))
+    many.apply(costly(**compute(gpus=1)))
     awaited(many, "costly", Reason.SYSTEM_FAULT, "GPU", waits=True)
 
 
