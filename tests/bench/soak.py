@@ -39,10 +39,11 @@ NAMESPACE = "soak"
 JOBS = 40
 AWAY = (1.0, 60.0)  # seconds for which the API server is away, at most a quarter of the whole
 REST = 420.0  # seconds after the last fault in which all must come to rest: longer than the longest delay of a pass
-LEASE_SECONDS = 5.0
-SHORT = LEASE_SECONDS / 5  # seconds without an API server that a leader lives through
-ROUND = 20  # jobs of a round
-AGAIN = 5  # of them, that train a second time
+LEASE_SECONDS = 5.0  # of the first half: a replica that is killed or frozen is soon replaced
+SHIPPED_LEASE_SECONDS = 15.0  # of the second half, in which a leader shall stay, also on a busy machine
+SHORT = 1.0  # seconds without an API server that a leader lives through
+ROUND = 10  # jobs of a round
+AGAIN = 3  # of them, that train a second time
 PATH = f"/apis/{GROUP}/v1alpha1/namespaces/{NAMESPACE}/finetunejobs"
 MERGE = {"Content-Type": "application/merge-patch+json"}
 MADE = ("/apis/batch/v1", "jobs"), ("/api/v1", "configmaps"), ("/apis/apps/v1", "deployments"), ("/api/v1", "services")
@@ -83,6 +84,7 @@ class Soak:
         self._chance = random.Random(seed)
         self.pods = Fates(session, random.Random(seed + 1))
         self.replicas: list[OperatorProcess] = []
+        self._lease_seconds = LEASE_SECONDS
         self.done: Counter[str] = Counter()
         self._suspended: set[str] = set()  # their trainings may have ended as their Jobs were deleted
         self._number = 0
@@ -93,7 +95,7 @@ class Soak:
         self._number += 1
         variables = {
             "FINETUNE_LEASE_NAMESPACE": HOME,
-            "FINETUNE_LEASE_SECONDS": str(LEASE_SECONDS),
+            "FINETUNE_LEASE_SECONDS": str(self._lease_seconds),
             "FINETUNE_RESYNC_SECONDS": "60",
             "FINETUNE_REQUEST_SECONDS": "5",
         }
@@ -132,6 +134,10 @@ class Soak:
     async def _rounds(self, end: float) -> list[Reading]:
         """The same work again and again, until the time is over; what the leader's memory was after each."""
         readings: list[Reading] = []
+        self._lease_seconds = SHIPPED_LEASE_SECONDS
+        for replica in self.replicas:
+            replica.kill()
+        await self._mend()
         while time.monotonic() < end:
             faults = asyncio.create_task(self._survivable_faults())
             try:
