@@ -1,9 +1,9 @@
 """`python -m tests.bench.soak [--seconds 1800] [--seed 1]`: two replicas on a real API server, jobs that come, change
 and go, and a fault every few seconds. In the end all jobs have come to rest, and nothing is left or was done twice.
 
-Faults of the first half: a replica killed or frozen past its Lease, the API server frozen or away for up to a minute,
+Faults of the first part (half of it; --hard): a replica killed or frozen past its Lease, the API server frozen or away for up to a minute,
 etcd killed, pods deleted, failing or interrupted. A leader that loses its Lease ends, and its memory with it: so the
-second half has only faults that a leader lives through, and the same work in rounds. After each all jobs of the round
+second part has only faults that a leader lives through, and the same work in rounds. After each all jobs of the round
 before are gone, as many new ones are at rest, and the leader's memory is read.
 """
 
@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,14 +40,22 @@ NAMESPACE = "soak"
 JOBS = 40
 AWAY = (1.0, 60.0)  # seconds for which the API server is away, at most a quarter of the whole
 REST = 420.0  # seconds after the last fault in which all must come to rest: longer than the longest delay of a pass
-LEASE_SECONDS = 5.0  # of the first half: a replica that is killed or frozen is soon replaced
-SHIPPED_LEASE_SECONDS = 15.0  # of the second half, in which a leader shall stay, also on a busy machine
+LEASE_SECONDS = 5.0  # of the first part: a replica that is killed or frozen is soon replaced
+SHIPPED_LEASE_SECONDS = 15.0  # of the second part, in which a leader shall stay, also on a busy machine
 SHORT = 1.0  # seconds without an API server that a leader lives through
 ROUND = 10  # jobs of a round
 AGAIN = 3  # of them, that train a second time
 PATH = f"/apis/{GROUP}/v1alpha1/namespaces/{NAMESPACE}/finetunejobs"
 MERGE = {"Content-Type": "application/merge-patch+json"}
 MADE = ("/apis/batch/v1", "jobs"), ("/api/v1", "configmaps"), ("/apis/apps/v1", "deployments"), ("/api/v1", "services")
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """Seconds of the whole soak, and those of its first part, in which no replica is spared."""
+
+    whole: float
+    hard: float
 
 
 class Fates(Kubelets):
@@ -79,8 +88,8 @@ class Fates(Kubelets):
 class Soak:
     """The setting, and what may happen in it."""
 
-    def __init__(self, plane: ControlPlane, folder: Path, session: aiohttp.ClientSession, seed: int, seconds: float):
-        self._plane, self._folder, self._session, self._seconds = plane, folder, session, seconds
+    def __init__(self, plane: ControlPlane, folder: Path, session: aiohttp.ClientSession, seed: int, times: Times):
+        self._plane, self._folder, self._session, self._times = plane, folder, session, times
         self._chance = random.Random(seed)
         self.pods = Fates(session, random.Random(seed + 1))
         self.replicas: list[OperatorProcess] = []
@@ -111,19 +120,19 @@ class Soak:
         for _ in range(JOBS):
             await self.create()
         begin = time.monotonic()
-        while time.monotonic() - begin < self._seconds / 2:
+        while time.monotonic() - begin < self._times.hard:
             await self._mend()
             await self._user_does_something()
             await self._something_fails()
             await asyncio.sleep(self._chance.uniform(0.5, 6))
         rest = await self._at_rest()
         faults = dict(self.done)
-        readings = await self._rounds(begin + self._seconds)
+        readings = await self._rounds(begin + self._times.whole)
         result = await self._seen()
         kubelets.cancel()
         return {
             "seconds": round(time.monotonic() - begin),
-            "first_half": faults,
+            "first_part": faults,
             "done": dict(self.done),
             "at_rest_after_seconds": rest,
             "restless": self._restless,
@@ -226,7 +235,7 @@ class Soak:
 
     async def _api_server_away(self) -> None:
         self._plane.kill("kube-apiserver")
-        await asyncio.sleep(min(self._chance.uniform(*AWAY), self._seconds / 4))
+        await asyncio.sleep(min(self._chance.uniform(*AWAY), self._times.hard / 2))
         self._plane.revive("kube-apiserver")
 
     async def _replica_killed(self) -> None:
@@ -358,9 +367,9 @@ def anonymous_mib(process: int) -> float:
     return int(next(line for line in lines if line.startswith("RssAnon")).split()[1]) / 1024
 
 
-async def soak(plane: ControlPlane, folder: Path, seed: int, seconds: float) -> dict[str, Any]:
+async def soak(plane: ControlPlane, folder: Path, seed: int, times: Times) -> dict[str, Any]:
     async with session_to(plane) as session:
-        setting = Soak(plane, folder, session, seed, seconds)
+        setting = Soak(plane, folder, session, seed, times)
         try:
             return await setting.go_on()
         finally:
@@ -374,7 +383,9 @@ def main() -> None:
     seconds, seed = (os.environ.get(f"FINETUNE_SOAK_{name}") for name in ("SECONDS", "SEED"))
     parser.add_argument("--seconds", type=float, default=float(seconds or 1800), help="(FINETUNE_SOAK_SECONDS)")
     parser.add_argument("--seed", type=int, default=int(seed or time.time()), help="(FINETUNE_SOAK_SEED)")
+    parser.add_argument("--hard", type=float, default=0.5, help="the share of it in which no replica is spared")
     arguments = parser.parse_args()
+    times = Times(arguments.seconds, arguments.seconds * arguments.hard)
     print(f"seed {arguments.seed}, {arguments.seconds:.0f} seconds", flush=True)
     with tempfile.TemporaryDirectory(prefix="finetune-soak-") as folder:
         plane = start_control_plane()
@@ -383,7 +394,7 @@ def main() -> None:
             install_crd(plane)
             for name in (NAMESPACE, HOME):
                 plane.kubectl.make_namespace(name)
-            found = asyncio.run(soak(plane, Path(folder), arguments.seed, arguments.seconds))
+            found = asyncio.run(soak(plane, Path(folder), arguments.seed, times))
         finally:
             plane.stop()
     print(json.dumps({"machine": machine(), "seed": arguments.seed, **found}, indent=1))
