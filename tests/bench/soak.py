@@ -1,10 +1,10 @@
 """`python -m tests.bench.soak [--seconds 1800] [--seed 1]`: two replicas on a real API server, jobs that come, change
 and go, and a fault every few seconds. In the end all jobs have come to rest, and nothing is left or was done twice.
 
-Faults of the first part (half of it; --hard): a replica killed or frozen past its Lease, the API server frozen or away for up to a minute,
-etcd killed, pods deleted, failing or interrupted. A leader that loses its Lease ends, and its memory with it: so the
-second part has only faults that a leader lives through, and the same work in rounds. After each all jobs of the round
-before are gone, as many new ones are at rest, and the leader's memory is read.
+Faults of the first part (half of it; --hard): a replica killed or frozen past its Lease, the API server frozen or away
+for up to a minute, etcd killed, pods deleted, failing or interrupted. A leader that loses its Lease ends, and its
+memory with it: so the second part has only faults that a leader lives through, and the same work in rounds. After each
+all jobs of the round before are gone, as many new ones are at rest, and the leader's memory is read.
 """
 
 from __future__ import annotations
