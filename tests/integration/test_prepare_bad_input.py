@@ -107,12 +107,12 @@ def test_bad_lines_are_refused(
     assert f"correct these lines of {file}" in summary.failure.advice
 
 
-def test_three_examples_are_prepared_with_a_warning(tmp_path: Path, models: Path) -> None:
+def test_three_examples_are_refused(tmp_path: Path, models: Path) -> None:
     summary = prepare(tmp_path, models / "chat", Task.CHAT, CHATS[:3])
-    assert summary.ok
-    assert summary.dataset is not None
-    assert (summary.dataset.train_examples, summary.dataset.validation_examples) == (2, 1)
-    assert "only 2 training examples" in summary.dataset.problems[0].message
+    assert not summary.ok
+    assert summary.failure is not None
+    assert "train data: 3 example(s), and at least 10 are needed" in summary.failure.message
+    assert "add examples of the same kind" in summary.failure.advice
 
 
 def altered(models: Path, root: Path, **config: Any) -> Path:

@@ -163,24 +163,24 @@ def test_missing_values_are_filled_before_they_are_missed(laptop: Laptop) -> Non
         {"prompt": None, "completion": "another thing"},
         {"completion": "a third thing"},
         {"prompt": "b", "completion": " "},
-        {"text": "all of this is learned"},
+        *({"text": f"all of this is learned {time} times"} for time in range(7)),
     ]
     cleaning = {"fill": {"prompt": "say:"}, "missingValues": "Drop"}
     code, summary, context = prepare(
         laptop, rows, [{"prompt": "c", "completion": "held"}], dataset={"cleaning": cleaning}, task=Task.COMPLETION
     )
     assert code == 0, summary.failure
-    assert [row["prompt"] for row in stored(context)] == ["a", "say:", "say:", ""]
+    assert [row["prompt"] for row in stored(context)] == ["a", "say:", "say:", *[""] * 7]
     assert summary.dataset is not None
     assert [(step.step, step.count) for step in summary.dataset.cleaned] == [("fill", 2), ("missingValues", 1)]
 
 
 def test_a_cleaning_that_leaves_too_little_is_refused(laptop: Laptop) -> None:
-    rows = [CHATS[0], CHATS[1], *[CHATS[2]] * 10]
+    rows = [*CHATS[:10], *[CHATS[2]] * 30]
     code, summary, _ = prepare(laptop, rows, dataset={"cleaning": {"duplicates": "Drop"}})
     assert code == 10
     assert summary.failure is not None
-    assert "dataset.cleaning would leave out 9 of 12 examples (duplicates 9), 75 % of them" in summary.failure.message
+    assert "dataset.cleaning would leave out 30 of 40 examples (duplicates 30), 75 % of them" in summary.failure.message
     assert "maxDroppedPercent" in summary.failure.advice
     allowed = {"cleaning": {"duplicates": "Drop", "maxDroppedPercent": 80}}
     assert prepare(laptop, rows, dataset=allowed)[0] == 0

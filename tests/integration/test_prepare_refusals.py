@@ -110,7 +110,8 @@ def test_mistakes_of_the_specification_are_named(
     ("train", "held", "text"),
     [
         (b"", None, "no examples in key train.jsonl of ConfigMap travel"),
-        (lines(CHATS[:1] * 5), None, "1 different example"),
+        (lines(CHATS[:9]), None, "9 example(s), and at least 10"),
+        (lines(CHATS[:1] * 10), None, "1 different example"),
         (lines(CHATS), b"", "no examples in key held.jsonl"),
         (lines(CHATS), lines(CHATS[:2]), "every held-out example is also a training example"),
         (json.dumps(CHATS).encode()[:-1], None, "breaks off in line 1"),

@@ -41,7 +41,7 @@ def held_out(contents: Sequence[int], fraction: float, seed: int) -> list[int]:
 
 
 @given(
-    contents=st.lists(st.integers(0, 30), min_size=2, max_size=60).filter(lambda found: len(set(found)) > 1),
+    contents=st.lists(st.integers(0, 30), min_size=10, max_size=60).filter(lambda found: len(set(found)) > 1),
     fraction=st.floats(0.01, 0.5),
     seed=st.integers(0, 5),
 )
@@ -57,7 +57,7 @@ def test_a_share_is_held_out_by_content_whatever_the_order(contents: list[int], 
 
 
 @given(
-    contents=st.lists(st.integers(0, 20), min_size=1, max_size=40),
+    contents=st.lists(st.integers(0, 20), min_size=10, max_size=40),
     held=st.lists(st.integers(0, 40), min_size=1, max_size=40),
 )
 def test_what_is_trained_on_is_not_measured_on(contents: list[int], held: list[int]) -> None:
@@ -77,7 +77,14 @@ def test_what_is_trained_on_is_not_measured_on(contents: list[int], held: list[i
 
 def test_one_different_example_cannot_be_split() -> None:
     with pytest.raises(UserInputError, match="1 different example"):
-        _split([7, 7, 7], None, 0.5, 0)
+        _split([7] * 10, None, 0.5, 0)
+
+
+@pytest.mark.parametrize("held", [None, [20]])
+def test_fewer_than_ten_examples_teach_nothing(held: list[int] | None) -> None:
+    with pytest.raises(UserInputError, match=r"train data: 9 example\(s\), and at least 10 are needed"):
+        _split(range(9), held, 0.5, 0)
+    assert _split(range(10), held, 0.5, 0)[0].train_examples == (5 if held is None else 10)
 
 
 def _split(contents: Sequence[int], held: Sequence[int] | None, fraction: float, seed: int) -> tuple[Split, Findings]:

@@ -12,7 +12,9 @@ from finetune_trainer.data.problems import Fault, FileName, Findings
 from finetune_trainer.data.spool import Part, Spool
 from finetune_trainer.errors import UserInputError
 
-FEW_EXAMPLES = 50  # OpenAI's guide: clear improvements begin at 50 to 100 examples; below we warn
+# OpenAI's guide to supervised fine-tuning: at least 10 examples, and clear improvements begin at 50 to 100.
+LEAST_EXAMPLES = 10  # below we refuse
+FEW_EXAMPLES = 50  # below we warn
 Positions = NDArray[np.int64]
 
 
@@ -45,10 +47,11 @@ def split(
     """Hold out `fraction` of the training data, or the examples of `held` that are not trained on. `gone`, shape [n]:
     examples that are on neither side.
 
-    Raises UserInputError when one of both sides would be empty.
+    Raises UserInputError with fewer than LEAST_EXAMPLES, or when one of both sides would be empty.
     """
     examples = train[-1].after
     there = np.ones(len(spool), np.bool_) if gone is None else ~gone
+    refuse_fewer(int(there[:examples].sum()))
     alike = _Alike.of(spool, np.flatnonzero(there[:examples] if held is None else there))
     duplicates = alike.later(below=examples)
     _note(spool, train, duplicates, "duplicate", "the example occurred before; it is trained on again", findings)
@@ -151,6 +154,15 @@ def _note(spool: Spool, parts: Sequence[Part], positions: Positions, check: str,
         inside = positions[(positions >= part.first) & (positions < part.after)]
         for position in inside:
             findings.add(part.file, spool.line(int(position)), [fault])
+
+
+def refuse_fewer(examples: int) -> None:
+    """`examples`: of the training data, those to be held out among them."""
+    if examples < LEAST_EXAMPLES:
+        raise UserInputError(
+            f"train data: {examples} example(s), and at least {LEAST_EXAMPLES} are needed to learn anything from them",
+            advice=f"add examples of the same kind; clear improvements begin at {FEW_EXAMPLES} to 100",
+        )
 
 
 def note_few(examples: int, findings: Findings, file: FileName = "train") -> None:
