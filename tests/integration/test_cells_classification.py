@@ -170,7 +170,7 @@ def test_a_base_that_was_a_classifier_of_other_labels(encoder: Path, tmp_path: P
     [
         (one_label(30, 1), [{"text": "a", "label": "eggs"}], FailureReason.DATASET_INVALID, "validation data, line 1"),
         (one_label(30, 1), [{"text": "a", "label": "eggs"}], FailureReason.DATASET_INVALID, "'eggs' does not occur"),
-        ([{"text": f"a {n}", "label": "x"} for n in range(9)], None, FailureReason.DATASET_INVALID, "the only label"),
+        ([{"text": f"a {n}", "label": "x"} for n in range(12)], None, FailureReason.DATASET_INVALID, "the only label"),
         ([*one_label(9, 1), {"text": "", "label": "login"}], None, FailureReason.DATASET_INVALID, "line 10"),
         ([*one_label(9, 1), {"text": "a", "label": ["login"]}], None, FailureReason.DATASET_INVALID, "a list here"),
         ([{"sentence": "a", "label": "x"}], None, FailureReason.DATASET_INVALID, "spec.dataset.columns"),

@@ -136,7 +136,7 @@ def test_a_model_whose_tokens_begin_with_the_space_before(tmp_path: Path) -> Non
         ([*tagged(9, 1), {"tokens": ["a", "b"], "tags": ["O"]}], None, "line 10: there are 2 tokens and 1 tags"),
         ([*tagged(9, 1), {"tokens": ["a"], "tags": ["I-PER"]}], None, "line 10: I- goes on"),
         ([*tagged(9, 1), {"tokens": [], "tags": []}], None, "line 10: `tokens` is empty"),
-        ([{"tokens": [f"a{n}"], "tags": ["O"]} for n in range(9)], None, "has a label other than O"),
+        ([{"tokens": [f"a{n}"], "tags": ["O"]} for n in range(12)], None, "has a label other than O"),
         ([{"words": ["a"], "ner_tags": ["O"]}], None, "dataset.columns"),
     ],
 )
