@@ -8,7 +8,6 @@ runs, so a replica that should watch otherwise ends, and the next leader does. E
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,6 +17,7 @@ from finetune_operator.control.resources import WATCHED, WORKLOAD, Resource
 
 logger = logging.getLogger(__name__)
 
+SECOND_LOOK_SECONDS = 30.0  # an API server that has started serves all its definitions long before
 READ = ("v1", "v1beta2", "v1beta1")  # versions whose conditions we can read, the best first
 
 
@@ -28,14 +28,19 @@ async def watched_kinds(api: Api) -> tuple[Resource, ...]:
 
 
 async def until_changed(api: Api, watched: Sequence[Resource], seconds: float) -> None:
-    """Returns when others should be watched, looked at so often. An API server that is away changes nothing."""
+    """Returns when others should be watched, by two looks in a row: an API server that has just come up does not know
+    all its kinds yet. One that is away changes nothing."""
+    different = False
     while True:
-        await asyncio.sleep(seconds)
-        with contextlib.suppress(ApiError):
+        await asyncio.sleep(min(seconds, SECOND_LOOK_SECONDS) if different else seconds)
+        try:
             found = await watched_kinds(api)
-            if tuple(found) != tuple(watched):
-                logger.warning("kueue=%s before=%s restarting", kueue(found), kueue(watched))
-                return
+        except ApiError:
+            continue
+        if tuple(found) != tuple(watched) and different:
+            logger.warning("kueue=%s before=%s restarting", kueue(found), kueue(watched))
+            return
+        different = tuple(found) != tuple(watched)
 
 
 def kueue(watched: Sequence[Resource]) -> str:
