@@ -118,7 +118,8 @@ def result_of(job: Job, number: int) -> str:
 
 
 def test_delete_uninstall_reinstall(product: Product, tenant: Tenant) -> None:
-    tenant.apply(travel_job("travel"), travel_job("other", serving={"replicas": 0}))
+    polled = {"triggers": {"datasetPoll": {"periodSeconds": 60}}, "serving": {"replicas": 0}}
+    tenant.apply(travel_job("travel"), travel_job("other", **polled))
     tenant.wait_ready("travel")
     tenant.wait_ready("other")
     jobs_before = uids(tenant)
@@ -145,6 +146,22 @@ def test_delete_uninstall_reinstall(product: Product, tenant: Tenant) -> None:
     assert run_of(after)["number"] == 1
     assert uids(tenant) == jobs_before, "no stage ran again"
 
+    looked = tenant.kubectl.wait_until(lambda: succeeded(looks(tenant)), 180, "a look at the data", tenant.name)
+    assert looked
+    assert condition(tenant.job("other"), "DatasetPolled") == "True"
+    assert run_of(tenant.job("other"))["number"] == 1
+
 
 def uids(tenant: Tenant) -> set[str]:
-    return {job["metadata"]["uid"] for job in tenant.children("jobs", "other")}
+    """Of the Jobs of stages."""
+    looking = {job["metadata"]["uid"] for job in looks(tenant)}
+    return {job["metadata"]["uid"] for job in tenant.children("jobs", "other")} - looking
+
+
+def looks(tenant: Tenant) -> list[Job]:
+    """The Jobs that look at the other job's data."""
+    return [job for job in tenant.children("jobs", "other") if "-poll-" in job["metadata"]["name"]]
+
+
+def succeeded(jobs: list[Job]) -> list[Job]:
+    return [job for job in jobs if job["status"].get("succeeded")]

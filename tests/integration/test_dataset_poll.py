@@ -170,6 +170,16 @@ def test_a_file_that_is_being_written_starts_nothing(tmp_path: Path, monkeypatch
     assert failure.message.startswith("spec.dataset.train: two looks")
 
 
+def test_what_a_former_version_has_read_is_known_by_its_digest_alone(tmp_path: Path) -> None:
+    looking, path = mounted(tmp_path)
+    same = looking.look(None, sha256(ROWS)).dataset
+    path.write_bytes(ROWS * 2)
+    other = looking.look(None, sha256(ROWS)).dataset
+    assert same is not None
+    assert other is not None
+    assert (same.sha256, other.sha256) == (None, sha256(ROWS * 2))
+
+
 def test_a_source_that_was_away_and_is_back_is_a_change(tmp_path: Path) -> None:
     looking, _ = mounted(tmp_path)
     assert looking.found("") == looking.found()

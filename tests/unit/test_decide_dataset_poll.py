@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -16,7 +16,9 @@ from tests.simulator import START, Cluster, Manifest, good_summary, make_job, su
 from finetune_api.conditions import FailureReason, RunResult, Stage
 from finetune_api.reports import StageFailure, Summary
 from finetune_api.status import DatasetStatus
+from finetune_operator.decide import decide
 from finetune_operator.looks import next_look
+from finetune_operator.plan import ApplyFailure
 
 HOURLY = {"datasetPoll": {}}
 
@@ -24,12 +26,13 @@ HOURLY = {"datasetPoll": {}}
 @dataclass
 class Source:
     """The data that Prepare and looks find. `read`: to what it has changed when Prepare reads it; `data`: its digest,
-    where that is not the version; `restless`: each look finds another version."""
+    where that is not the version; `restless`: each look finds another version; `digest`: which a look finds."""
 
     version: str | None = "a"
     read: str | None = None
     data: str | None = None
     restless: bool = False
+    digest: str | None = None
     trouble: FailureReason | None = None
     orders: list[dict[str, str]] = field(default_factory=list)
 
@@ -39,7 +42,7 @@ class Source:
             env = {each["name"]: each["value"] for each in pod["spec"]["containers"][0]["env"]}
             self.orders.append(json.loads(env["FINETUNE_POLL"]))
             self.version = f"v{len(self.orders)}" if self.restless else self.version
-            return self.words(self.version, self.trouble)
+            return self.words(self.version, self.trouble, self.digest)
         if stage != "Prepare":
             return succeed(pod)
         run = int(pod["metadata"]["labels"]["finetune-operator.io/run"])
@@ -51,10 +54,10 @@ class Source:
         return 0, summary.model_copy(update={"dataset": found}).to_message()
 
     @staticmethod
-    def words(version: str | None, trouble: FailureReason | None) -> tuple[int, str]:
+    def words(version: str | None, trouble: FailureReason | None, digest: str | None = None) -> tuple[int, str]:
         if trouble is None:
-            summary = Summary(stage=Stage.PREPARE, ok=True, run=1, dataset=DatasetStatus(fingerprint=version))
-            return 0, summary.to_message()
+            found = DatasetStatus(fingerprint=version, sha256=digest)
+            return 0, Summary(stage=Stage.PREPARE, ok=True, run=1, dataset=found).to_message()
         failure = StageFailure(reason=trouble, message="https://h/x answered HTTP 404", advice="correct the address")
         return 10, Summary(stage=Stage.PREPARE, ok=False, failure=failure).to_message()
 
@@ -276,6 +279,27 @@ def test_a_run_of_a_former_version_left_no_fingerprint_so_the_first_look_is_comp
     source.version = "c"
     wait(cluster, hours=3)
     assert started(cluster)[1:] == [(2, "DatasetChanged", "c")]
+
+
+def test_data_that_changed_since_a_run_of_a_former_version_is_known_by_its_digest() -> None:
+    source = Source(version=None, data="before")
+    cluster = polled(source)
+    source.version, source.digest = "b", "now"
+    wait(cluster, hours=3)
+    assert started(cluster)[1:] == [(2, "DatasetChanged", "b")]
+
+
+def test_a_look_that_the_api_server_refuses_is_no_trouble_of_the_model_in_service() -> None:
+    cluster = due(Source())
+    (made,) = (each for each in cluster.plan().apply if each["kind"] == "Job")
+    text = f"Job {made['metadata']['name']}: exceeded quota: small, requested: count/jobs.batch=1"
+    refused = replace(cluster.observed(), apply_failure=ApplyFailure(FailureReason.QUOTA_EXCEEDED, text))
+    status = decide(cluster.job, refused, cluster.now, cluster.settings).status
+    told = {each.type: (each.status, each.reason) for each in status.conditions}
+    assert told["DatasetPolled"] == ("False", "QuotaExceeded")
+    assert (told["Ready"], told["Serving"]) == (("True", "Serving"), ("True", "Available"))
+    assert status.run is not None
+    assert status.run.failure is None
 
 
 def test_data_that_was_refused_is_tried_again_when_it_has_changed_and_not_before() -> None:

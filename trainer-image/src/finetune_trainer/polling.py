@@ -66,35 +66,35 @@ def run(
     try:
         config = frame.load_config(config_path)
         frame.set_up_log("Poll", config)
-        found = look(config, PollOrder.from_record(environment.get(VARIABLE) or "{}"), sources, pause)
+        dataset = look(config, PollOrder.from_record(environment.get(VARIABLE) or "{}"), sources, pause)
     except BaseException as error:
         return frame.report_failure(Stage.PREPARE, error, termination_log, config)
-    dataset = DatasetStatus(fingerprint=found)
     frame.write_message(
         termination_log, Summary(stage=Stage.PREPARE, ok=True, run=config.run, hash=config.hash, dataset=dataset)
     )
     return 0
 
 
-def look(config: RunConfig, known: PollOrder, sources: Path, pause: float) -> str:
-    """The data's fingerprint; the known one where it is the same data. Raises UserInputError (SourceUnavailable, and
-    SourceUnsteady where two looks differ)."""
+def look(config: RunConfig, known: PollOrder, sources: Path, pause: float) -> DatasetStatus:
+    """The data's fingerprint, the known one where it is the same data; and its digest where the data was compared and
+    is other data. Raises UserInputError (SourceUnavailable, and SourceUnsteady where two looks differ)."""
     first = Look(versions_of(config.dataset, sources, config.policy))
-    if known.fingerprint is None or first.fingerprint == known.fingerprint:
-        log.info("data: fingerprint %s, as it was", first.fingerprint)
-        return first.fingerprint
+    if first.fingerprint == known.fingerprint or (known.fingerprint, known.sha256) == (None, None):
+        log.info("data: fingerprint %s, %s", first.fingerprint, "as it was" if known.fingerprint else "seen first")
+        return DatasetStatus(fingerprint=first.fingerprint)
     first = Look(first.versions, _digest(config, sources))
     if known.sha256 is not None and first.sha256 == known.sha256:
         log.info("data: other versions are named, but the data is the same")
-        return known.fingerprint
+        return DatasetStatus(fingerprint=known.fingerprint or first.fingerprint)
     time.sleep(pause)
     again = Look(versions_of(config.dataset, sources, config.policy))
     if again.fingerprint == known.fingerprint:
-        return again.fingerprint
+        log.info("data: fingerprint %s, as it was before what was seen a moment ago", again.fingerprint)
+        return DatasetStatus(fingerprint=again.fingerprint)
     if again.versions != first.versions and (first.sha256 is None or _digest(config, sources) != first.sha256):
         _refuse_unsteady(first, again)
     log.info("data: fingerprint %s, which was %s", again.fingerprint, known.fingerprint)
-    return again.fingerprint
+    return DatasetStatus(fingerprint=again.fingerprint, sha256=first.sha256)
 
 
 def _digest(config: RunConfig, sources: Path) -> str | None:

@@ -20,7 +20,7 @@ from finetune_operator.plan import Manifest
 from finetune_operator.settings import Settings
 
 POLL = "Poll"  # in the place of a stage, in labels and as the trainer's command
-REQUESTS = {"cpu": "50m", "memory": "256Mi"}
+REQUESTS = {"cpu": "50m", "memory": "128Mi"}  # it imports neither PyTorch nor datasets: 72 MiB
 DEADLINE_SECONDS = 600  # a volume that nobody can mount, an image that nobody can pull: the next look comes later
 RETRIES = 2
 

@@ -15,6 +15,7 @@ from itertools import pairwise
 from finetune_api.conditions import ConditionType, FailureReason, Stage, Trigger
 from finetune_api.dataset_poll import DatasetPollSpec, DatasetPollStatus, PollOrder
 from finetune_api.job import run_hash
+from finetune_api.reports import Summary
 from finetune_api.status import RunStatus
 from finetune_operator import names, runs
 from finetune_operator.advice import advice_for
@@ -22,6 +23,7 @@ from finetune_operator.builders.poll_job import DEADLINE_SECONDS, POLL, poll_job
 from finetune_operator.conditions import Judgement, find, sentence
 from finetune_operator.diagnose import (
     Finding,
+    held_back,
     is_explained,
     job_condition,
     job_failure,
@@ -153,15 +155,22 @@ def _heard(
         return replace(silent, delete=older, unread=True)
     if found is None:  # its words are lost with its pod: the next look will do
         return _planned(view, spec, run, silent, jobs)
-    before = _read_by(run, view, known).fingerprint
-    fine = replace(silent, status=_seen(known, newest, found if before is None else None), judgement=_fine(spec))
-    if before is None or before == found:
+    read = _read_by(run, view, known)
+    first = found if read.fingerprint is None else None
+    fine = replace(silent, status=_seen(known, newest, first), judgement=_fine(spec))
+    if found == read.fingerprint or (first and not _is_other(summary, read)):
         return _planned(view, spec, run, fine, jobs)
     if trouble := _names_only(view, run, known):
         return _planned(view, spec, run, replace(silent, judgement=_told(view, spec, trouble)), jobs)
     if view.job.spec.suspend:
         return fine
     return replace(fine, occasion=Occasion(Trigger.DATASET_CHANGED, found))
+
+
+def _is_other(summary: Summary | None, read: PollOrder) -> bool:
+    """Whether the data itself was compared, and is not what the run has read."""
+    digest = summary.dataset.sha256 if summary and summary.dataset else None
+    return digest is not None and read.sha256 is not None and digest != read.sha256
 
 
 def _names_only(view: View, run: RunStatus, known: DatasetPollStatus) -> Finding | None:
@@ -211,10 +220,12 @@ def _failed(
 
 def _waiting(view: View, spec: DatasetPollSpec, silent: Polling, job: Manifest, pods: Sequence[Manifest]) -> Polling:
     """While a look is under way: nothing, unless it cannot begin."""
-    refused = view.observed.refusals.get(job["metadata"]["name"])
-    finding = refused_pod(refused, pods, view.now) or pod_trouble(pods, view.now)
     if view.job.spec.suspend:
         return replace(silent, delete=_away(view, [job]))
+    name = job["metadata"]["name"]
+    finding = held_back(job, view.observed.workloads.get(name))
+    if finding is None:
+        finding = refused_pod(view.observed.refusals.get(name), pods, view.now) or pod_trouble(pods, view.now)
     again = look_again_after(pods, view.now)
     return replace(silent, judgement=_told(view, spec, finding), requeue_after=again)
 

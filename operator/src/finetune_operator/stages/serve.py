@@ -222,4 +222,6 @@ def _base_name(view: View, model: ModelStatus) -> str:
 
 def _refusal(view: View) -> Finding | None:
     refused = view.observed.apply_failure
-    return Finding(refused.reason, refused.message) if refused else None
+    if refused is None or refused.message.startswith("Job "):  # one that looks or removes, which no server needs
+        return None
+    return Finding(refused.reason, refused.message)
