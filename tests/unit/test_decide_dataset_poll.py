@@ -260,6 +260,25 @@ def test_a_suspended_poll_looks_at_nothing_and_finds_the_change_afterwards() -> 
     assert started(cluster)[1:] == [(2, "DatasetChanged", "b")]
 
 
+@pytest.mark.parametrize("writes", range(4))
+def test_going_back_to_an_earlier_commit_compares_with_what_that_run_has_read(writes: int) -> None:
+    source = Source()
+    cluster = polled(source)
+    source.version = "b"
+    cluster.change(hyperparameters={"epochs": 2}).run()
+    wait(cluster, hours=2)
+    assert [record.fingerprint for record in cluster.job.status.runs] == ["a", "b"]
+    assert len(there(cluster)) == 1
+    cluster.change(hyperparameters={})
+    cluster.execute(cluster.plan(), writes=writes)
+    cluster.run()
+    assert there(cluster) == [], "what was compared with the other run's data is of no use"
+    assert cluster.job.status.run is not None
+    assert cluster.job.status.run.number == 1
+    wait(cluster, hours=2)
+    assert started(cluster)[2:] == [(3, "DatasetChanged", "b")]
+
+
 def test_without_the_trigger_nothing_is_left_of_it() -> None:
     cluster = wait(polled(), hours=2)
     cluster.change(triggers=None).run()
