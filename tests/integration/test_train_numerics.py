@@ -8,15 +8,17 @@ from typing import Any
 
 import pytest
 import torch
+from peft.tuners.lora import LoraLayer
 from tests.trained_runs import BASE, make_run, one_thread
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
 from finetune_api.conditions import Stage
 from finetune_api.reports import Summary
-from finetune_api.spec import MethodType
+from finetune_api.spec import MethodSpec, MethodType
 from finetune_trainer.context import StageContext
 from finetune_trainer.evaluation.scoring import score
+from finetune_trainer.methods.low_rank import casts_input
 from finetune_trainer.training.device import Device
 from finetune_trainer.training.fit import _trainer, make_reproducible
 from finetune_trainer.training.inputs import load_prepared, load_tokenizer
@@ -59,10 +61,11 @@ def first_step(root: Path, **resolved: Any) -> tuple[float, dict[str, torch.Tens
     return loss, gradients, seen
 
 
-def build(context: StageContext) -> SftTrainer:
+def build(context: StageContext, device: Device = CPU) -> SftTrainer:
     prepared = load_prepared(context)
-    make_reproducible(1, CPU)
-    return _trainer(context, prepared, prepared.resolved, CPU, StopRequest(), load_tokenizer(prepared.base_dir), None)
+    make_reproducible(1, device)
+    tokenizer = load_tokenizer(prepared.base_dir)
+    return _trainer(context, prepared, prepared.resolved, device, StopRequest(), tokenizer, None)
 
 
 @pytest.fixture(scope="module")
@@ -145,3 +148,37 @@ def test_evaluation_while_training_is_the_mean_over_tokens(tmp_path: Path) -> No
     assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-6)
     assert trainer.model.training  # and training goes on as such
     assert Summary.model_validate_json(context.report_path(Stage.PREPARE).read_bytes()).resolved is not None
+
+
+@pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
+def test_in_bfloat16_adapters_take_their_input_as_it_is(tmp_path: Path, recompute: bool) -> None:
+    """As on a GPU. PEFT's detour over float32 changes no bit of what is learned."""
+    learned = []
+    for cast in (False, True):
+        resolved = {"epochs": 1, "total_steps": 5, "evaluation_steps": 2, "gradient_checkpointing": recompute}
+        trainer = build(make_run(tmp_path / str(cast), resolved=resolved), Device("cpu", "bfloat16", "cpu"))
+        layers = [part for part in trainer.model.modules() if isinstance(part, LoraLayer)]
+        assert layers
+        for layer in layers:
+            assert not layer.cast_input_dtype_enabled
+            layer.cast_input_dtype_enabled = cast
+        trainer.train()
+        assert trainer.state.global_step == 5
+        learned.append({name: p.detach() for name, p in trainer.model.named_parameters() if p.requires_grad})
+    assert all(torch.equal(tensor, learned[1][name]) for name, tensor in learned[0].items())
+
+
+@pytest.mark.parametrize(
+    ("method", "dropout", "dtype", "casts"),
+    [
+        (MethodType.LORA, None, torch.bfloat16, False),
+        (MethodType.QLORA, "0", torch.bfloat16, False),
+        (MethodType.LORA, None, torch.float32, True),
+        (MethodType.LORA, "0.1", torch.bfloat16, True),
+        (MethodType.DORA, None, torch.bfloat16, True),
+    ],
+)
+def test_where_the_detour_says_something_it_is_taken(
+    method: MethodType, dropout: str | None, dtype: torch.dtype, casts: bool
+) -> None:
+    assert casts_input(MethodSpec(type=method, dropout=dropout), dtype) is casts
