@@ -87,9 +87,9 @@ def _additional_properties(
 ) -> Iterator[ValidationError]:
     if not isinstance(value, dict):
         return
-    patterns = schema.get("patternProperties", {})
-    for name in value.keys() - schema.get("properties", {}).keys():
-        if any(_names(pattern, name) for pattern in patterns):
+    known, patterns = schema.get("properties", {}), schema.get("patternProperties", {})
+    for name in value:
+        if name in known or any(_names(pattern, name) for pattern in patterns):
             continue
         if inner is False:
             yield ValidationError("a name is not allowed")
