@@ -86,10 +86,10 @@ class ApiServer(Cluster):
             self._create(resource, key, body)
         elif key not in self._known:
             raise ApiError(404, "NotFound", f"{resource.plural} {name!r} not found")
+        elif method == "PUT" and subresource == "status":
+            self._replace_status(key, body)
         elif method == "PUT":
             self._replace(key, body)
-        elif method == "PATCH" and subresource == "status":
-            self._apply_status(key, body)
         elif method == "DELETE":
             self._delete(key, body)
         self.publish()
@@ -113,7 +113,7 @@ class ApiServer(Cluster):
         except RefusedError as error:
             raise ApiError(422, "Invalid", str(error)) from error
 
-    def _apply_status(self, key: Key, body: Manifest) -> None:
+    def _replace_status(self, key: Key, body: Manifest) -> None:
         self._check(key, body["metadata"])
         self.write_status(FineTuneJobStatus.model_validate(body["status"]))
 

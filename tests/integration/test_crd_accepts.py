@@ -23,6 +23,8 @@ from finetune_api.job import FineTuneJob, run_hash
 from finetune_api.schema import Schema
 from finetune_api.spec import FineTuneJobSpec
 from finetune_api.status import FineTuneJobStatus
+from finetune_operator.control.api_client import Api, ApiError, load_configuration
+from finetune_operator.control.resources import FINE_TUNE_JOB
 from finetune_operator.times import stamp
 
 OURS = {"v1", API_VERSION}  # the rest is for other tools: Kustomize, Argo CD, Flux
@@ -114,12 +116,25 @@ def test_every_status_field_survives(job_api: JobApi) -> None:
     assert job_api.create(job, dry_run=False).code == 201
     status = full(FineTuneJobStatus)
     FineTuneJobStatus.model_validate(status)  # or the example is not one
-    path = f"{job_api.collection('default')}/maximal/status?fieldManager=test"
-    body = {"apiVersion": GOOD["apiVersion"], "kind": GOOD["kind"], "metadata": {"name": "maximal"}, "status": status}
-    answer = job_api.send("PATCH", path, body, "application/apply-patch+yaml")
+    path = f"{job_api.collection('default')}/maximal"
+    answer = job_api.send("PATCH", f"{path}/status", {"status": status}, "application/merge-patch+json")
     assert answer.code == 200, answer.message
     assert answer.body["status"] == status
     assert FineTuneJobStatus.model_validate(answer.body["status"]).to_wire() == status
+
+
+async def test_a_status_with_a_field_that_the_definition_lacks_is_refused_with_the_remedy(
+    control_plane: ControlPlane, job_api: JobApi
+) -> None:
+    assert job_api.create(merged(GOOD, {"metadata": {"name": "of-tomorrow"}}), dry_run=False).code == 201
+    api = Api(await load_configuration(str(control_plane.kubeconfig)), concurrency=1, timeout=20)
+    try:
+        stored = await api.get(FINE_TUNE_JOB, "default", "of-tomorrow")
+        with pytest.raises(ApiError, match=r"status\.mood.*kubectl apply --server-side -f crds") as refusal:
+            await api.replace_status(FINE_TUNE_JOB, {**stored, "status": {"mood": "good"}})
+    finally:
+        await api.close()
+    assert (refusal.value.status, refusal.value.reason) == (422, "SchemaOutdated")
 
 
 def test_columns_show_the_job(job_api: JobApi) -> None:

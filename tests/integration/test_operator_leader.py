@@ -95,7 +95,7 @@ def test_a_leader_that_was_frozen_ends_without_a_write(
     assert leader.component.process.wait(30) == 1
     log = leader.component.log.read_text()
     assert "lease=lost" in log
-    assert " written=" not in log
+    assert " updated=" not in log
     lease = plane.kubectl.get("lease", "finetune-operator", namespace=HOME)
     assert lease
     assert lease["spec"]["holderIdentity"]

@@ -95,7 +95,9 @@ def test_a_job_becomes_ready_and_then_nothing_is_written_or_read(plane: ControlP
         wait_idle(operator)
         assert [each[:2] for each in children(plane, namespace)] == CHILDREN
         posts = operator.metric("finetune_api_requests_total", verb="POST", code="200")
-        status_writes = operator.metric("finetune_api_requests_total", verb="PATCH", code="200")
+        status_writes = operator.metric(
+            "finetune_api_requests_total", verb="PUT", resource="finetunejobs/status", code="200"
+        )
         events = operator.metric("finetune_api_requests_total", verb="POST", resource="events")
         assert posts - events == 6
         assert status_writes <= 8

@@ -161,7 +161,7 @@ def test_killed_while_others_wait_it_ends_in_the_same_place(name: str) -> None:
     for write in range(len(clean(name).writes) + 1):
         server = run_lives(SCENARIOS[name].world(), deaths=[write] if write else [], weather=Weather([BUSY]))
         assert outcome(server) == expected, f"killed after write {write}"
-    assert server.writes.index("PATCH finetunejobs/travel") > server.writes.index("POST jobs/travel-r1-prepare")
+    assert server.writes.index("PUT finetunejobs/travel") > server.writes.index("POST jobs/travel-r1-prepare")
 
 
 @pytest.mark.parametrize("every", [1, 2])
@@ -174,6 +174,6 @@ def test_killed_after_every_few_writes_it_gets_there_all_the_same(every: int) ->
 def test_one_life_writes_no_more_than_its_budget() -> None:
     kinds = Counter(json.dumps(write.split("/")[0]) for write in clean("served").writes)
     assert kinds == {'"POST configmaps"': 1, '"POST jobs"': 3, '"POST deployments"': 1, '"POST services"': 1} | {
-        '"PATCH finetunejobs"': 5,
+        '"PUT finetunejobs"': 5,
         '"POST events"': 7,
     }

@@ -5,10 +5,10 @@
 - apiGroups: [finetune-operator.io]
   resources: [finetunejobs]
   verbs: [list, watch]
-# The status is written by server-side apply.
+# What it shows.
 - apiGroups: [finetune-operator.io]
   resources: [finetunejobs/status]
-  verbs: [patch]
+  verbs: [update]
 # A Job for each stage.
 - apiGroups: [batch]
   resources: [jobs]

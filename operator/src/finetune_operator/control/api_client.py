@@ -28,7 +28,6 @@ from finetune_operator.plan import Manifest
 
 logger = logging.getLogger(__name__)
 
-APPLY_PATCH = "application/apply-patch+yaml"
 JSON = "application/json"
 ATTEMPTS = 4  # with the waits between them about 4 s; after that the work queue's own backoff takes over
 LONGEST_WAIT = 10.0  # seconds; a longer Retry-After is the work queue's matter
@@ -129,14 +128,16 @@ class Api:
         path = resource.path(metadata["namespace"], metadata["name"])
         return await self.request("PUT", path, resource.plural, body=manifest, params=_managed())
 
-    async def apply_status(self, resource: Resource, manifest: Manifest) -> Manifest:
-        """Server-side apply of /status: what we wrote before and is not in the manifest vanishes."""
+    async def replace_status(self, resource: Resource, manifest: Manifest) -> Manifest:
+        """PUT of /status: the spec may be left out. Fails with 409 Conflict when the object is newer than the manifest,
+        and with 422 SchemaOutdated for a field that the CRD lacks, which would silently not be stored.
+
+        Nobody else writes it, so that server-side apply would come to the same, and costs the API server more.
+        """
         metadata = manifest["metadata"]
         path = resource.path(metadata["namespace"], metadata["name"], "status")
-        params = {**_managed(), "force": "true"}
-        return await self.request(
-            "PATCH", path, f"{resource.plural}/status", body=manifest, params=params, content_type=APPLY_PATCH
-        )
+        params = {**_managed(), "fieldValidation": "Strict"}
+        return await self.request("PUT", path, f"{resource.plural}/status", body=manifest, params=params)
 
     async def get(self, resource: Resource, namespace: str, name: str) -> Manifest:
         return await self.request("GET", resource.path(namespace, name), resource.plural)
@@ -172,7 +173,6 @@ class Api:
         *,
         params: Mapping[str, str] | None = None,
         body: Manifest | None = None,
-        content_type: str = JSON,
         verb: str | None = None,
     ) -> Manifest:
         """One request, repeated while the server is overloaded or away. `label` is for the metrics."""
@@ -180,7 +180,7 @@ class Api:
         for attempt in range(ATTEMPTS):
             await self._limit.take()
             try:
-                answer = await self._once(method, url, body, content_type)
+                answer = await self._once(method, url, body)
             except ApiError as error:
                 API_REQUESTS.labels(verb or method, label, str(error.status)).inc()
                 wait = error.retry_after or 0.1 * 4**attempt * random.uniform(0.75, 1.25)
@@ -194,9 +194,9 @@ class Api:
                 return answer
         raise AssertionError("the loop returns or raises")
 
-    async def _once(self, method: str, url: str, body: Manifest | None, content_type: str) -> Manifest:
+    async def _once(self, method: str, url: str, body: Manifest | None) -> Manifest:
         # The keys of service account tokens come as application/jwk-set+json only.
-        headers = {"Accept": f"{JSON}, */*;q=0.5", "Content-Type": content_type, "User-Agent": FIELD_MANAGER}
+        headers = {"Accept": f"{JSON}, */*;q=0.5", "Content-Type": JSON, "User-Agent": FIELD_MANAGER}
         authorization = await self._configuration.get_api_key_with_prefix("BearerToken", alias="authorization")
         if authorization:
             headers["authorization"] = authorization
@@ -229,8 +229,7 @@ def _parse(status: int, data: bytes, retry_after: str | None) -> Manifest:
         content = {"message": data[:300].decode(errors="replace")}
     if 200 <= status < 300 and isinstance(content, dict):
         return content
-    if "field not declared in schema" in str(content):
-        # The API server says 500, but no repetition helps: the CRD lacks a field that we write.
+    if "strict decoding error" in str(content):  # with 400, and the field's name
         content = {"reason": "SchemaOutdated", "message": f"{content['message']} ({OUTDATED})"}
         status = 422
     wait = float(retry_after) if retry_after and retry_after.isdigit() else None

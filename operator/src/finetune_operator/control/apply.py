@@ -3,8 +3,8 @@
 A child is created by POST, the one verb with which the API server refuses to touch an object of the same name
 that somebody else made: server-side apply would merge into it silently, owner reference included, and the
 garbage collector would later delete it. A changed child is replaced by PUT against the version that was seen.
-The status is applied server-side against the version that was decided on, so that a leader that was frozen and
-comes back late cannot overwrite what its successor wrote.
+So is the status, against the version that was decided on: a leader that was frozen and comes back late cannot
+overwrite what its successor wrote.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ class Applier:
         metadata = {key: job["metadata"][key] for key in ("name", "namespace", "uid", "resourceVersion")}
         body = {"apiVersion": API_VERSION, "kind": KIND, "metadata": metadata, "status": status}
         try:
-            stored = await self._api.apply_status(FINE_TUNE_JOB, body)
+            stored = await self._api.replace_status(FINE_TUNE_JOB, body)
         except ApiError as error:
             if error.status == 409:
                 raise StaleError(error.message) from error

@@ -12,7 +12,7 @@ from finetune_api.conditions import ConditionType
 from finetune_api.status import FineTuneJobStatus
 from finetune_operator.conditions import find
 
-DONE = {"POST": "created", "PUT": "updated", "PATCH": "written", "DELETE": "deleted"}
+DONE = {"POST": "created", "PUT": "updated", "DELETE": "deleted"}
 
 
 @dataclass(slots=True)

@@ -31,7 +31,7 @@ WATCH = ("list", "watch")
 # In every namespace that is watched: a Role in each with watchNamespaces, else one ClusterRole.
 WATCHED_NAMESPACES = (
     Permission(GROUP, PLURAL, WATCH, "The jobs."),
-    Permission(GROUP, f"{PLURAL}/status", ("patch",), "The status is written by server-side apply."),
+    Permission(GROUP, f"{PLURAL}/status", ("update",), "What it shows."),
     Permission("batch", "jobs", ("get", *WATCH, "create", "update", "delete"), "A Job for each stage."),
     Permission("", "configmaps", ("get", *WATCH, "create", "update", "delete"), "run.json of each run."),
     Permission("apps", "deployments", ("get", *WATCH, "create", "update", "delete"), "The servers."),
