@@ -91,7 +91,7 @@ class MortalApi(Api):
         own = START.timestamp() + weather.own_skew
         self.clock = ServerClock(lambda: own + self._loop.time(), self._loop.time)
 
-    async def _once(self, method: str, url: str, body: Manifest | None, content_type: str) -> Manifest:
+    async def _once(self, method: str, url: str, body: Manifest | None) -> Manifest:
         asked = self._loop.time()
         if self._weather.strikes([SLOW]):
             await asyncio.sleep(self._weather.random.uniform(0, 30))
