@@ -16,8 +16,8 @@ Key = TypeVar("Key")
 
 FIRST_BACKOFF = 0.5  # seconds
 LAST_BACKOFF = 300.0  # seconds; a job that cannot be helped costs one pass in five minutes
-CALM = 0.2  # seconds without a start after which a burst is over
-LATEST = 10.0  # seconds that a postponed key waits at most
+CALM = 0.5  # seconds without a start after which a burst is over
+LATEST = 20.0  # seconds that a postponed key waits at most
 
 
 class WorkQueue(Generic[Key]):
