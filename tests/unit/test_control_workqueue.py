@@ -213,10 +213,10 @@ def test_who_comes_alone_is_told_of_at_once() -> None:
 
 def test_in_a_burst_all_are_started_before_the_second_is_told_of_and_each_is_told_of_once() -> None:
     started, told, delays = run_virtually(_starting(CALM / 10, 5.0))
-    assert len(started) > 200
+    assert len(started) > 100
     assert sorted(told) == sorted(started)
     assert delays[0] == 0
-    assert min(delays[1:]) > CALM
+    assert min(delays[1:]) >= CALM
     assert max(delays) < 5.0 + 4 * CALM
 
 
