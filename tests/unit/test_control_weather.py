@@ -31,6 +31,9 @@ def test_each_fault_alone_is_survived(kind: str) -> None:
 @settings(max_examples=CASES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.sampled_from(UNTIMED), KINDS, SEEDS, SKEWS, SKEWS, DEATHS)
 @example("served", ["late", "throttled", "throttled for long"], 51764562, 0.0, 0.0, [6])  # a late event beside a list
+@example(
+    "a gang", ["internal", "unavailable", "slow"], 0, 0.0, 0.0, []
+)  # postponed, with nobody else to wake the queue
 def test_any_weather_and_any_deaths_end_in_the_same_place(
     name: str, kinds: list[str], seed: int, skew: float, own_skew: float, deaths: list[int]
 ) -> None:

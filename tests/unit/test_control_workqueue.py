@@ -226,6 +226,31 @@ def test_nobody_waits_longer_than_the_bound_while_a_burst_does_not_end() -> None
     assert LATEST <= max(delays) < LATEST + 1
 
 
+def test_one_that_starts_twice_in_a_row_and_is_alone_gets_its_turn() -> None:
+    """Found by `make soak`: who waits for the next key must hear that one was postponed."""
+
+    async def main() -> list[float]:
+        loop = asyncio.get_running_loop()
+        queue: WorkQueue[str] = WorkQueue(loop.time)
+        passes: list[float] = []
+
+        async def work(key: str) -> None:
+            await asyncio.sleep(0.01)  # the other workers wait by now
+            passes.append(loop.time())
+            if len(passes) < 3 and not queue.postpone(key):
+                queue.add(key)
+
+        running = asyncio.create_task(queue.run(work, 4))
+        queue.add("a")
+        await asyncio.sleep(LATEST)
+        queue.close()
+        await running
+        return passes
+
+    first, second, third = run_virtually(main())
+    assert second - first < CALM <= third - second <= 3 * CALM
+
+
 def test_what_waits_counts_and_is_forgotten_with_its_object() -> None:
     queue: WorkQueue[str] = WorkQueue(clock=lambda: 0.0)
     assert not queue.postpone("a")

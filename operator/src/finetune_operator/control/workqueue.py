@@ -67,6 +67,7 @@ class WorkQueue(Generic[Key]):
         self._calm_at = now + CALM
         if waits:
             self._late[key] = now
+            self._wake.set()  # who waits for the next key, without a limit, looks when this one's time has come
         return waits
 
     def retry(self, key: Key, at_least: float = 0.0) -> float:
