@@ -101,3 +101,10 @@ def test_commands_to_type_stand_in_console_blocks_after_a_dollar(page: object) -
 )
 def test_output_is_compared_by_its_words(shown: tuple[str, ...], printed: str, missing: list[str]) -> None:
     assert documented.lacks(printed, Command("page", "x", shown)) == missing
+
+
+def test_each_decision_has_a_number_of_its_own_and_says_it() -> None:
+    pages = sorted((ROOT / "docs" / "decisions").glob("*.md"))
+    numbers = [page.name[:4] for page in pages]
+    assert numbers == [f"{number:04}" for number in range(1, len(pages) + 1)]
+    assert [page.read_text()[2:6] for page in pages] == numbers
