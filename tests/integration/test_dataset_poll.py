@@ -5,19 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import ssl
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.cluster.errors import CommandFailed, Unavailable
 from tests.cluster.fixtures import leave_out
+from tests.https_site import make_certificate, serving_https
 from tests.hub_mirror import Mirror, Repository, serving
-from tests.integration.test_prepare_https import make_certificate
 from tests.prepared_runs import CHATS, Laptop, lines
 from tests.servers import S3_KEYS, Server, s3_server
 from tests.tiny_models import make_tiny_chat_model
@@ -204,8 +202,7 @@ class Site:
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     folder = tmp_path / "tls"
     folder.mkdir()
-    key, certificate = make_certificate(folder)
-    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    monkeypatch.setenv("SSL_CERT_FILE", str(make_certificate(folder)))
     web = Site()
 
     class Handler(BaseHTTPRequestHandler):
@@ -224,18 +221,8 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
         def log_message(self, format: str, *args: Any) -> None:
             """Quiet."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
-    server.socket = context.wrap_socket(server.socket, server_side=True)
-    server.handle_error = lambda *_: None  # type: ignore[method-assign]  # who has seen the headers hangs up
-    web.port = server.server_port
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield web
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with serving_https(Handler, folder) as web.port:
+        yield web
 
 
 def web_poll(tmp_path: Path, site: Site, **policy: Any) -> Poll:

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import datetime
 import gzip
-import ipaddress
 import socket
-import ssl
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from tests.https_site import make_certificate, serving_https
 
 from finetune_api.conditions import FailureReason
 from finetune_api.run_config import SourcePolicy
@@ -61,39 +55,10 @@ class Site:
         return 200, {"Content-Length": str(len(body))}, body
 
 
-def make_certificate(folder: Path) -> tuple[Path, Path]:
-    """A key and a certificate for localhost and data.example.test, signed by itself."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
-    now = datetime.datetime.now(datetime.UTC)
-    names = [
-        x509.DNSName("localhost"),
-        x509.DNSName("data.example.test"),
-        x509.IPAddress(ipaddress.ip_address("127.0.0.1")),
-    ]
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(hours=1))
-        .not_valid_after(now + datetime.timedelta(hours=1))
-        .add_extension(x509.SubjectAlternativeName(names), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    pem = serialization.Encoding.PEM
-    plain = serialization.NoEncryption()
-    (folder / "key.pem").write_bytes(key.private_bytes(pem, serialization.PrivateFormat.PKCS8, plain))
-    (folder / "cert.pem").write_bytes(certificate.public_bytes(pem))
-    return folder / "key.pem", folder / "cert.pem"
-
-
 @pytest.fixture
 def site(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
-    key, certificate = make_certificate(tmp_path_factory.mktemp("tls"))
-    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    folder = tmp_path_factory.mktemp("tls")
+    monkeypatch.setenv("SSL_CERT_FILE", str(make_certificate(folder)))
     web = Site()
 
     class Handler(BaseHTTPRequestHandler):
@@ -109,18 +74,8 @@ def site(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPat
         def log_message(self, format: str, *args: Any) -> None:
             """Quiet."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
-    server.socket = context.wrap_socket(server.socket, server_side=True)
-    server.handle_error = lambda *_: None  # type: ignore[method-assign]  # clients that hang up are the test
-    web.port = server.server_port
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    yield web
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with serving_https(Handler, folder) as web.port:
+        yield web
 
 
 def fetch(url: str, tmp_path: Path, policy: SourcePolicy = LOCAL, authorization: str | None = None) -> bytes:
