@@ -30,6 +30,7 @@ TELLS = {
     "kubectl apply": "finetunejob.finetune-operator.io/travel-assistant created",
     "kubectl get finetunejobs": "travel-assistant",
     "kubectl get finetunejobs --watch": "True",
+    "kubectl get jobs,pods --selector finetune-operator.io/stage=Poll": "",  # no job of a reader's looks yet
     "kubectl port-forward": "Forwarding from 127.0.0.1:8000",
     "curl -s localhost:8000/v1/chat/completions": '"finish_reason"',
     "kubectl explain": "baseModel",
