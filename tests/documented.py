@@ -82,6 +82,7 @@ ONLY_NAMED = {
     "helm rollback finetune-operator --namespace finetune-system",
     "kubectl taint nodes NODE node.kubernetes.io/out-of-service=off:NoExecute",
     "kubectl delete node NODE",
+    "make e2e-faults",
 }
 STANDS_FOR = {"FILE": "job.yaml", "FOLDER": "examples/travel"}
 
