@@ -102,7 +102,7 @@ class Containerd:
 
 
 def unmount_below(folder: Path) -> None:
-    """Unmounts everything below a folder, the deepest first."""
+    """Unmounts everything below a folder and on it, the deepest first."""
     points = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
-    for point in sorted((each for each in points if each.startswith(f"{folder}/")), reverse=True):
+    for point in sorted((each for each in points if f"{each}/".startswith(f"{folder}/")), reverse=True):
         run("umount", "--lazy", point.replace("\\040", " "))

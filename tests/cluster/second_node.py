@@ -4,12 +4,13 @@ pods, on the first one's bridge, name server and service rules."""
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.cluster.containerd import Containerd
+from tests.cluster.containerd import Containerd, unmount_below
 from tests.cluster.kubelet import start_kubelet
 from tests.cluster.node import SECOND, Node, is_ready
 from tests.cluster.processes import tails, wait_until
@@ -57,7 +58,7 @@ class SecondNode:
         wait_until(lambda: is_ready(plane, NAME) is ready, seconds, what, explain, interval=0.5)
 
     def stop(self) -> None:
-        """Ends and removes it, and its Node object; not from a cluster that is gone."""
+        """Ends and removes it, and its Node object."""
         plane = self.node.plane
         mine = [each for each in plane.components if each.name in (KUBELET, self.containerd.folder.name)]
         self.node.kubectl("delete", "node", NAME, "--ignore-not-found")
@@ -68,3 +69,5 @@ class SecondNode:
         for component in mine:
             plane.components.remove(component)
         self.containerd.remove_remains()
+        unmount_below(self.node.folder / KUBELET)
+        shutil.rmtree(self.node.folder / KUBELET, ignore_errors=True)
