@@ -33,6 +33,9 @@ class Plain:
     def cut(self, tokens: Any, max_length: int) -> Any:
         return tokens if len(tokens["input_ids"]) <= max_length else {n: c[:max_length] for n, c in tokens.items()}
 
+    def beside(self, tokens: Any, max_length: int) -> tuple[()]:
+        return ()
+
     def learned(self, tokens: Any) -> int:
         return len(tokens["input_ids"])
 
