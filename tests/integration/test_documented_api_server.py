@@ -22,6 +22,7 @@ __all__ = ["release"]  # the fixture
 COMMANDS = documented.commands(API_SERVER)
 JOB, TIME = "travel", "2026-01-01T00:00:00Z"
 FAILURE = {"reason": "DatasetInvalid", "stage": "Prepare", "message": "line 4 is broken", "waiting": False}
+POLLED = {"type": "DatasetPolled", "status": "False", "reason": "SourceUnavailable", "message": "no such bucket"}
 SCHEDULED = {"type": "Scheduled", "status": "False", "reason": "ScheduleInvalid", "message": "no such zone"}
 STATUS = {
     "run": {
@@ -29,7 +30,7 @@ STATUS = {
         "dataset": {"problems": [{"check": "empty_answer", "count": 1, "lines": [4]}]},
         "cost": {"gpuHours": "1.50"},
     },
-    "conditions": [{**SCHEDULED, "lastTransitionTime": TIME}],
+    "conditions": [{**each, "lastTransitionTime": TIME} for each in (SCHEDULED, POLLED)],
     "runs": [{"number": 17, "hash": "a", "trigger": "Created", "result": "Failed"}],
 }
 # What must be in the output of a command that has these words; of several the longest counts.
@@ -46,6 +47,8 @@ TELLS = {
     "{.status.run.cost}": "1.50",
     "{.status.runs[*].number}": "17",
     ".status.conditions": "no such zone",
+    '.status.conditions[?(@.type=="DatasetPolled")]': "no such bucket",
+    "get nodes": "the-node",
     "get pods": "the-pod",
     "describe pods": "the-pod",
     "get persistentvolumeclaims": "the-claim",
@@ -64,6 +67,7 @@ def made(kind: str, name: str, version: str = "v1", **parts: Any) -> dict[str, A
 
 POD = {"restartPolicy": "Never", "containers": [{"name": "main", "image": "x"}]}
 THERE = (
+    {"apiVersion": "v1", "kind": "Node", "metadata": {"name": "the-node"}},
     made("ServiceAccount", "default"),
     made("Pod", "the-pod", spec=POD),
     made("Job", "the-job", "batch/v1", spec={"template": {"spec": POD}}),
