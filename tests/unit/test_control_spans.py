@@ -6,8 +6,8 @@ import logging
 from datetime import timedelta
 
 import pytest
+from tests.failures import failed_summary
 from tests.simulator import START, Cluster, make_job, succeed
-from tests.unit.test_decide_failures import failed_summary
 
 from finetune_api.conditions import FailureReason, Stage
 from finetune_api.status import FineTuneJobStatus
