@@ -2,96 +2,18 @@
 
 from __future__ import annotations
 
-import json
-from collections import Counter
-from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
-from itertools import pairwise
-from typing import Any
+from dataclasses import replace
+from datetime import timedelta
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from tests.simulator import START, Cluster, Manifest, good_summary, make_job, succeed
+from tests.polled_jobs import HOURLY, Source, due, looks, polled, started, there, wait, wait_for_pass, words
+from tests.simulator import Cluster, Manifest, make_job
 
 from finetune_api.conditions import FailureReason, RunResult, Stage
 from finetune_api.reports import StageFailure, Summary
 from finetune_api.status import DatasetStatus
 from finetune_operator.decide import decide
-from finetune_operator.looks import next_look
 from finetune_operator.plan import ApplyFailure
-
-HOURLY = {"datasetPoll": {}}
-
-
-@dataclass
-class Source:
-    """The data that Prepare and looks find. `read`: to what it has changed when Prepare reads it; `data`: its digest,
-    where that is not the version; `restless`: each look finds another version; `digest`: which a look finds."""
-
-    version: str | None = "a"
-    read: str | None = None
-    data: str | None = None
-    restless: bool = False
-    digest: str | None = None
-    trouble: FailureReason | None = None
-    orders: list[dict[str, str]] = field(default_factory=list)
-
-    def answer(self, pod: Manifest) -> tuple[int, str]:
-        stage = pod["metadata"]["labels"]["finetune-operator.io/stage"]
-        if stage == "Poll":
-            env = {each["name"]: each["value"] for each in pod["spec"]["containers"][0]["env"]}
-            self.orders.append(json.loads(env["FINETUNE_POLL"]))
-            self.version = f"v{len(self.orders)}" if self.restless else self.version
-            return self.words(self.version, self.trouble, self.digest)
-        if stage != "Prepare":
-            return succeed(pod)
-        run = int(pod["metadata"]["labels"]["finetune-operator.io/run"])
-        summary = Summary.model_validate_json(good_summary(stage, run))
-        assert summary.dataset is not None
-        self.version, self.read = self.read or self.version, None
-        data = self.data or self.version
-        found = summary.dataset.model_copy(update={"fingerprint": self.version, "sha256": data})
-        return 0, summary.model_copy(update={"dataset": found}).to_message()
-
-    @staticmethod
-    def words(version: str | None, trouble: FailureReason | None, digest: str | None = None) -> tuple[int, str]:
-        if trouble is None:
-            found = DatasetStatus(fingerprint=version, sha256=digest)
-            return 0, Summary(stage=Stage.PREPARE, ok=True, run=1, dataset=found).to_message()
-        failure = StageFailure(reason=trouble, message="https://h/x answered HTTP 404", advice="correct the address")
-        return 10, Summary(stage=Stage.PREPARE, ok=False, failure=failure).to_message()
-
-
-def polled(source: Source | None = None, **spec: Any) -> Cluster:
-    """A job that serves its first run, whose data is looked at."""
-    source = source or Source()
-    return Cluster(make_job(**{"triggers": HOURLY, **spec}), answer=source.answer).run()
-
-
-def wait(cluster: Cluster, **time: float) -> Cluster:
-    """Time passes, and each pass that was asked for comes."""
-    end = cluster.now + timedelta(**time)
-    while (again := cluster.run().plan().requeue_after) is not None and cluster.now + timedelta(seconds=again) <= end:
-        cluster.now += timedelta(seconds=again)
-    cluster.now = max(end, cluster.now)
-    return cluster.run()
-
-
-def looks(cluster: Cluster) -> list[str]:
-    return [name for name in cluster.created if "-poll-" in name]
-
-
-def started(cluster: Cluster) -> list[tuple[int, str, str | None]]:
-    return [(record.number, record.trigger, record.occasion) for record in cluster.job.status.runs]
-
-
-def there(cluster: Cluster) -> list[str]:
-    return [name for kind, name in cluster.objects if kind == "Job" and "-poll-" in name]
-
-
-def words(cluster: Cluster) -> str:
-    return next(each.message for each in cluster.job.status.conditions if each.type == "DatasetPolled")
 
 
 def test_data_that_is_as_it_was_starts_nothing_and_a_look_writes_nothing() -> None:
@@ -178,20 +100,6 @@ def test_why_a_look_cannot_begin_is_said_while_it_waits_and_when_its_time_is_ove
     assert 'secret "keys" not found' in words(cluster)
     assert cluster.job.status.dataset_poll is not None
     assert cluster.job.status.dataset_poll.failures == 1
-
-
-def wait_for_pass(cluster: Cluster) -> bool:
-    again = cluster.plan().requeue_after
-    assert again is not None
-    cluster.now += timedelta(seconds=again)
-    return True
-
-
-def due(source: Source) -> Cluster:
-    """At the moment of the first look."""
-    cluster = polled(source)
-    wait_for_pass(cluster)
-    return cluster
 
 
 @pytest.mark.parametrize("writes", range(6))
@@ -365,36 +273,6 @@ def test_the_last_words_of_a_look_may_be_lost() -> None:
     assert len(looks(cluster)) >= 2
 
 
-def test_many_jobs_that_are_overdue_together_are_looked_at_one_after_the_other() -> None:
-    """An operator that was away for a day finds 5,000 of them."""
-    now = START + timedelta(days=1)
-    begins = [next_look(f"uid-{number}", START, 3600, 0, now)[0] for number in range(5000)]
-    minutes = Counter(int((begin - now).total_seconds() // 60) for begin in begins)
-    assert max(begins) - now <= timedelta(hours=1)
-    assert max(minutes.values()) < 250
-    assert min(begins) == now
-
-
-@settings(max_examples=200, deadline=None)
-@given(st.integers(60, 2592000), st.integers(0, 9), st.integers(0, 3_000_000), st.text("abc", min_size=1, max_size=4))
-def test_a_look_comes_neither_too_early_nor_too_late(period: int, failures: int, later: int, uid: str) -> None:
-    now = START + timedelta(seconds=later)
-    grid = min(period, 3600)
-    begin, moment = next_look(uid, START, period, failures, now)
-    wait = period if not failures else min(grid * 2 ** (failures - 1), max(period, 3600))
-    assert begin >= max(now, START + timedelta(seconds=wait - grid / 2))
-    assert begin <= max(now, START + timedelta(seconds=wait - grid / 2)) + timedelta(seconds=grid)
-    again = next_look(uid, START, period, failures, begin)
-    assert again == (begin, moment), "who comes at that moment finds it due, and by the same name"
-    after = datetime.fromtimestamp(moment, UTC)
-    assert next_look(uid, after, period, failures, begin)[1] > moment, "and it is due once"
-
-
-def test_a_clock_far_ahead_does_not_put_looks_off_for_ever() -> None:
-    begin, _ = next_look("uid", START + timedelta(days=400), 3600, 0, START)
-    assert begin - START <= timedelta(hours=1)
-
-
 @pytest.mark.parametrize(("restless", "vain"), [(True, "run 2"), (False, "run 2 and run 3")])
 def test_other_names_for_the_same_data_do_not_train_for_ever_and_are_said(restless: bool, vain: str) -> None:
     """Data that is too large to be compared, of a server that names another version at each look, or now and then."""
@@ -422,49 +300,3 @@ def test_a_server_that_moved_once_is_believed_the_next_time() -> None:
     source.version, source.data = "b", "other"
     wait(cluster, hours=2)
     assert started(cluster)[2:] == [(3, "DatasetChanged", "b")]
-
-
-DOINGS = st.one_of(
-    st.tuples(st.just("data"), st.sampled_from("abc")),
-    st.tuples(st.just("wait"), st.integers(1, 150)),
-    st.tuples(st.just("dies after"), st.integers(0, 5)),
-    st.tuples(st.just("trouble"), st.booleans()),
-    st.tuples(st.just("suspend"), st.booleans()),
-    st.tuples(st.just("vanishes"), st.just(0)),
-    st.tuples(st.just("edit"), st.sampled_from("xyz")),
-)
-
-
-@settings(max_examples=10, deadline=None)
-@given(st.lists(DOINGS, max_size=8))
-def test_whatever_happens_the_newest_data_is_trained_on_once(doings: list[tuple[str, Any]]) -> None:
-    source = Source()
-    cluster = polled(source)
-    for what, how in [*doings, ("trouble", False), ("suspend", False), ("wait", 300)]:
-        if what == "data":
-            source.version = how
-        elif what == "wait":
-            wait(cluster, minutes=how)
-        elif what == "dies after":
-            cluster.execute(cluster.plan(), writes=how)
-            for move in cluster.moves()[:1]:
-                move()
-        elif what == "trouble":
-            source.trouble = FailureReason.SOURCE_UNAVAILABLE if how else None
-        elif what == "suspend":
-            cluster.change(suspend=how or None)
-        elif what == "edit":
-            cluster.change(rerunToken=how)
-        else:
-            for name in there(cluster):
-                cluster.vanish("Job", name)
-        alive = [name for name in there(cluster) if "status" not in cluster.objects["Job", name]]
-        assert len(alive) <= 1
-    assert cluster.condition("Ready") == ("True", "Serving")
-    assert cluster.condition("DatasetPolled") == ("True", "Planned")
-    read = [record.fingerprint for record in cluster.job.status.runs if record.result is not RunResult.SUPERSEDED]
-    assert read[-1] == source.version
-    for before, record in pairwise(cluster.job.status.runs):
-        assert record.trigger != "DatasetChanged" or record.occasion != before.fingerprint
-    stages = [name for name in cluster.created if "-poll-" not in name]
-    assert len(stages) == len(set(stages)), "no stage is made twice"
