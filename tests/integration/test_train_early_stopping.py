@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.integration.test_train_run import assert_same_weights, inject, progress, stop_at
+from tests.disturbed_runs import assert_same_weights, inject, progress, stop_at
 from tests.trained_runs import make_run, one_thread
 
 from finetune_api.reports import Summary
