@@ -26,15 +26,13 @@ from typing import Any
 
 import aiohttp
 
-from finetune_api.conditions import ExitCode
 from tests.bench.__main__ import QUICK
+from tests.bench.fates import Fates
 from tests.bench.growth import Reading, grew, growth
-from tests.bench.kubelet import Kubelets, now
 from tests.bench.load import session_to
 from tests.bench.machine import machine
 from tests.cluster.control_plane import ControlPlane, start_control_plane, start_controller_manager
 from tests.operator_process import GROUP, HOME, OperatorProcess, install_crd, job_manifest, start_operator
-from tests.simulator import good_summary
 
 NAMESPACE = "soak"
 JOBS = 40
@@ -58,40 +56,13 @@ class Times:
     hard: float
 
 
-class Fates(Kubelets):
-    """Pods that take their time, and do not all end well."""
-
-    def __init__(self, session: aiohttp.ClientSession, chance: random.Random) -> None:
-        super().__init__(session, NAMESPACE)
-        self._chance = chance
-        self.trained: dict[str, list[str]] = {}  # name of a Job that trains -> its pods that ended well
-        self.deleted: set[str] = set()
-        self.running: dict[str, str] = {}  # name -> stage
-
-    async def _live(self, pod: dict[str, Any]) -> None:
-        labels, name = pod["metadata"]["labels"], pod["metadata"]["name"]
-        stage, run = labels[f"{GROUP}/stage"], int(labels[f"{GROUP}/run"])
-        if not await self.say(pod, "Running", {"running": {"startedAt": now()}}, ready=True) or stage == "Serve":
-            return
-        self.running[name] = stage
-        await asyncio.sleep(self._chance.uniform(0.2, 4))
-        self.running.pop(name, None)
-        code = self._chance.choices([ExitCode.DONE, ExitCode.INTERRUPTED, 1], [90, 6, 4])[0]
-        message = "" if code else good_summary(stage, run)
-        ended = {"exitCode": code, "reason": "Error" if code else "Completed", "message": message, "finishedAt": now()}
-        state = {"terminated": {**ended, "startedAt": now()}}
-        said = await self.say(pod, "Failed" if code else "Succeeded", state, ready=False)
-        if said and not code and stage == "Train":
-            self.trained.setdefault(pod["metadata"]["ownerReferences"][0]["name"], []).append(name)
-
-
 class Soak:
     """The setting, and what may happen in it."""
 
     def __init__(self, plane: ControlPlane, folder: Path, session: aiohttp.ClientSession, seed: int, times: Times):
         self._plane, self._folder, self._session, self._times = plane, folder, session, times
         self._chance = random.Random(seed)
-        self.pods = Fates(session, random.Random(seed + 1))
+        self.pods = Fates(session, NAMESPACE, random.Random(seed + 1))
         self.replicas: list[OperatorProcess] = []
         self._lease_seconds = LEASE_SECONDS
         self.done: Counter[str] = Counter()
