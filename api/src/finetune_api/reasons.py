@@ -274,5 +274,6 @@ FINAL_CODES = tuple(code for code, reason in EXIT_REASONS.items() if not REASONS
 """Exit codes after which the same pod would fail again: the Job ends with the first."""
 AGAIN_CODES = tuple(code for code, reason in EXIT_REASONS.items() if REASONS[reason].waits)
 """Exit codes after which the next pod may fare better: the Job goes on, and does not count them."""
-INPUT_REASONS = frozenset(reason for reason, facts in REASONS.items() if facts.blame is Blame.INPUT)
-"""What the user has to change, as opposed to what went wrong while running."""
+INPUT_REASONS = frozenset(reason for reason, facts in REASONS.items() if facts.blame is Blame.INPUT and not facts.waits)
+"""What the author of the job has to change, as opposed to what went wrong while running. What waits is none of them: a
+budget that is used up, or a base that is not promoted yet, makes no input wrong."""

@@ -17,6 +17,7 @@ from rich.markup import escape
 
 from finetune_api.conditions import ConditionType, Stage
 from finetune_api.job import FineTuneJob
+from finetune_api.reasons import INPUT_REASONS
 from finetune_api.status import EndpointStatus
 from finetune_operator.cli import chat as chatting
 from finetune_operator.cli import objects, report, words
@@ -361,7 +362,7 @@ def _truthful(store: Store, job: FineTuneJob) -> FineTuneJob:
 
 def _exit_code(job: FineTuneJob) -> int:
     failure = job.status.run.failure if job.status.run else None
-    return 2 if failure and failure.reason in words.INPUT_REASONS else 1
+    return 2 if failure and failure.reason in INPUT_REASONS else 1
 
 
 def _like_this(command: str | None = None) -> str:

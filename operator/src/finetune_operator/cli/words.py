@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from finetune_api.conditions import ConditionType, FailureReason, Stage
+from finetune_api.conditions import ConditionType, Stage
 from finetune_api.cost import CostStatus
 from finetune_api.job import FineTuneJob
 from finetune_api.retention import FilesState, RunFiles
@@ -21,16 +21,6 @@ DOES = {
     Stage.SERVE: "load both models and answer",
 }
 START_SECONDS = 15  # of a stage on a processor, until its libraries and its model are loaded
-# What the user has to change, as opposed to what went wrong while running.
-INPUT_REASONS = {
-    FailureReason.DATASET_INVALID,
-    FailureReason.MODEL_ACCESS,
-    FailureReason.MODEL_INVALID,
-    FailureReason.SOURCE_UNAVAILABLE,
-    FailureReason.SPEC_INVALID,
-    FailureReason.DESTINATION_REFUSED,
-    FailureReason.EXPORT_UNSUPPORTED,
-}
 
 
 def duration(seconds: float) -> str:
