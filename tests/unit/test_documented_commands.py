@@ -108,3 +108,16 @@ def test_each_decision_has_a_number_of_its_own_and_says_it() -> None:
     numbers = [page.name[:4] for page in pages]
     assert numbers == [f"{number:04}" for number in range(1, len(pages) + 1)]
     assert [page.read_text()[2:6] for page in pages] == numbers
+
+
+def test_each_link_of_a_page_leads_to_a_file() -> None:
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "charts").rglob("*.md")]
+    links = [
+        (page, link)
+        for page in pages
+        if page.name != "reference.md"  # generated; its patterns look like links
+        for link in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8"))
+        if not link.startswith(("http:", "https:"))
+    ]
+    assert len(links) > 50
+    assert not [(str(page), link) for page, link in links if not (page.parent / link).exists()]
