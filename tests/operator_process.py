@@ -257,10 +257,14 @@ class Kubelet:
         return result
 
     def run(self, selector: str) -> dict[str, Any]:
-        """The pod runs and is ready."""
-        pod = self.pod(selector)
-        self._patch(pod, "Running", {"running": {"startedAt": _now()}}, ready=True)
-        return pod
+        """The pod runs and is ready; another one, where a controller has just taken that pod away."""
+
+        def ran() -> dict[str, Any]:
+            pod = self.pod(selector)
+            self._patch(pod, "Running", {"running": {"startedAt": _now()}}, ready=True)
+            return pod
+
+        return wait_until(ran, PATIENCE, f"a pod of {selector} that stays")
 
     def end(self, selector: str, message: str, exit_code: int = 0) -> None:
         """The pod's container ends with this termination message."""

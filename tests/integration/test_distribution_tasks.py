@@ -14,7 +14,7 @@ from tests.integration.test_cells_classification import one_label, several_label
 from tests.integration.test_cells_preference import pair
 from tests.integration.test_cells_question_answering import questions
 from tests.integration.test_cells_token_classification import tagged
-from tests.prepared_runs import CHATS, PLACES, Laptop, lines
+from tests.prepared_runs import PLACES, Laptop, chat, lines
 from tests.tiny_encoders import make_tiny_encoder
 from tests.tiny_models import make_tiny_chat_model
 from tests.tiny_seq2seq import make_tiny_seq2seq, pairs
@@ -24,7 +24,7 @@ from finetune_api.spec import Hyperparameters, MethodSpec, MethodType, Task
 from finetune_trainer import frame
 from finetune_trainer.context import StageContext
 
-EXAMPLES, BATCH, STEPS = 9, 4, 3  # the last step has one example
+EXAMPLES, BATCH, STEPS = 13, 4, 4  # the last step has one example
 SAME_LOSS = 1e-4  # Preference's is a small difference of large sums
 
 Rows = Sequence[Mapping[str, Any]]
@@ -55,7 +55,8 @@ def translations(count: int) -> Rows:
 
 
 def chats(count: int) -> Rows:
-    return CHATS[:count]
+    towns = [PLACES[number % len(PLACES)] for number in range(count)]
+    return [chat(f"Is {town} nice in week {number}?", f"Yes, {town} is nice.") for number, town in enumerate(towns)]
 
 
 CASES: list[tuple[Task, MethodType, str, Callable[[int], Rows], str]] = [

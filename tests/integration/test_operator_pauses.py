@@ -104,15 +104,18 @@ def test_a_suspended_job_has_neither_job_nor_pod_and_goes_on(plane: ControlPlane
 
 
 def test_an_operator_that_should_watch_otherwise_ends_in_order(plane: ControlPlane, tmp_path: Path) -> None:
-    """Kueue goes and comes again; whoever starts the operator anew is a kubelet."""
+    """Kueue goes, which a watch tells long before the next list, and comes again; whoever starts the operator anew is a
+    kubelet."""
     namespace = make_namespace(plane, "discovery")
-    variables = {"FINETUNE_WATCH_NAMESPACES": namespace, "FINETUNE_RESYNC_SECONDS": "1"}
-    with running_operator(plane, tmp_path, name="with", **variables) as operator:
+    watched = {"FINETUNE_WATCH_NAMESPACES": namespace}
+    with running_operator(plane, tmp_path, name="with", **watched, FINETUNE_RESYNC_SECONDS="3600") as operator:
         operator.wait_for_log("kueue=v1beta1")
+        operator.wait_for_log("resync=done")
         plane.kubectl("delete", "crd", "workloads.kueue.x-k8s.io")
         assert operator.component.process
         assert operator.component.process.wait(PATIENCE) == 0
-    with running_operator(plane, tmp_path, name="without", **variables) as operator:
+        operator.wait_for_log("kueue=absent before=v1beta1 restarting")
+    with running_operator(plane, tmp_path, name="without", **watched, FINETUNE_RESYNC_SECONDS="1") as operator:
         operator.wait_for_log("kueue=absent")
         plane.kubectl.apply(WORKLOADS)
         assert operator.component.process

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import sys
 
@@ -20,7 +21,10 @@ def main() -> None:
         print(f"finetune-operator: {error}", file=sys.stderr)
         sys.exit(2)
     configure_logs(environment.log_format, environment.log_level)
-    sys.exit(asyncio.run(operate(environment, decide)))
+    # Not asyncio.run: it waits for all tasks that are left, and kopf's streams may go on when they are cancelled.
+    code = asyncio.new_event_loop().run_until_complete(operate(environment, decide))
+    logging.shutdown()
+    os._exit(code)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,18 @@ async def watched_kinds(api: Api) -> tuple[Resource, ...]:
     return (*WATCHED, replace(WORKLOAD, version=version)) if version else WATCHED
 
 
+async def has_changed(api: Api, watched: Sequence[Resource]) -> bool:
+    """Whether others should be watched, by one look: after a watch has failed. Nobody who answers is no answer."""
+    try:
+        found = await watched_kinds(api)
+    except ApiError:
+        return False
+    if tuple(found) == tuple(watched):
+        return False
+    _tell(found, watched)
+    return True
+
+
 async def until_changed(api: Api, watched: Sequence[Resource], seconds: float) -> None:
     """Returns when others should be watched, by two looks in a row: an API server that has just come up does not know
     all its kinds yet. One that is away changes nothing."""
@@ -38,7 +50,7 @@ async def until_changed(api: Api, watched: Sequence[Resource], seconds: float) -
         except ApiError:
             continue
         if tuple(found) != tuple(watched) and different:
-            logger.warning("kueue=%s before=%s restarting", kueue(found), kueue(watched))
+            _tell(found, watched)
             return
         different = tuple(found) != tuple(watched)
 
@@ -46,6 +58,10 @@ async def until_changed(api: Api, watched: Sequence[Resource], seconds: float) -
 def kueue(watched: Sequence[Resource]) -> str:
     """The version of its Workloads that is watched, or `absent`."""
     return next((each.version for each in watched if each.kind == WORKLOAD.kind), "absent")
+
+
+def _tell(found: Sequence[Resource], watched: Sequence[Resource]) -> None:
+    logger.warning("kueue=%s before=%s restarting", kueue(found), kueue(watched))
 
 
 async def _versions(api: Api) -> Sequence[str]:

@@ -16,7 +16,7 @@ from finetune_operator.control.api_client import Api, load_configuration
 from finetune_operator.control.apply import Applier
 from finetune_operator.control.cache import Cache, Name
 from finetune_operator.control.certificates import Certificates
-from finetune_operator.control.discovery import kueue, until_changed, watched_kinds
+from finetune_operator.control.discovery import has_changed, kueue, until_changed, watched_kinds
 from finetune_operator.control.environment import Environment
 from finetune_operator.control.handlers import kopf_settings, make_registry
 from finetune_operator.control.health import Health, serve_health
@@ -130,6 +130,11 @@ class Operator:
             others = [asyncio.create_task(resync.forever()), ends, *holding]
             try:
                 await _first_of(stop, [work, *others, *self._watch_tasks])
+            except Exception:
+                # The watch of a kind that is taken away fails, long before the next look at the kinds.
+                failed = any(task.done() for task in self._watch_tasks)
+                if not failed or not await has_changed(self._api, watched):
+                    raise
             finally:
                 await self._finish(work, others)
 
