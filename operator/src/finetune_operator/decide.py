@@ -60,20 +60,13 @@ def decide(job: FineTuneJob, observed: Observed, now: datetime, settings: Settin
     pause = packaging.pause if stage is Stage.PACKAGE else step.pause
     known = replace(promotion, records=retained.records)
     status = settled(job.status, _status(view, run, (stage, pause), known, serving, agenda, polling))
+    parts = (step, serving, packaging, retained, polling)
     return Plan(
         status=status,
-        apply=_once(step.apply + serving.apply + packaging.apply + retained.apply + polling.apply),
-        delete=step.delete
-        + serving.delete
-        + packaging.delete
-        + retained.delete
-        + polling.delete
-        + _leftovers(view, run, status),
+        apply=_once(tuple(manifest for part in parts for manifest in part.apply)),
+        delete=(*(ref for part in parts for ref in part.delete), *_leftovers(view, run, status)),
         events=events(job.status, status),
-        requeue_after=soonest(
-            *(each.requeue_after for each in (step, serving, packaging, retained, agenda, polling)),
-            used_up_after(view, run),
-        ),
+        requeue_after=soonest(*(part.requeue_after for part in (*parts, agenda)), used_up_after(view, run)),
         awaits_turn=serving.awaits_turn,
         unread=step.unread or packaging.unread or polling.unread,
     )
