@@ -14,6 +14,7 @@ from tests.operator_process import (
     GROUP,
     PATIENCE,
     Kubelet,
+    OperatorProcess,
     children,
     cluster_wide_rights,
     condition,
@@ -222,17 +223,30 @@ def test_the_whole_cluster_is_served_when_no_namespace_is_named(plane: ControlPl
         assert not operator.metric("finetune_api_requests_total", code="403")
 
 
-def test_a_control_plane_that_was_killed_is_waited_out(plane: ControlPlane, tmp_path: Path) -> None:
-    """etcd first, then the API server with it; both come back with what etcd had written."""
-    namespace = make_namespace(plane, "killed")
+@contextlib.contextmanager
+def preparing(plane: ControlPlane, namespace: str, folder: Path) -> Iterator[OperatorProcess]:
+    """An operator without patience, whose job is in its first stage."""
     variables = {
         "FINETUNE_WATCH_NAMESPACES": namespace,
         "FINETUNE_REQUEST_SECONDS": "1",
         "FINETUNE_RESYNC_SECONDS": "2",
     }
-    with running_operator(plane, tmp_path, **variables) as operator:
+    with running_operator(plane, folder, **variables) as operator:
         plane.kubectl.apply(job_manifest("travel", namespace))
         plane.kubectl.wait_until(lambda: len(children(plane, namespace)) == 2, PATIENCE, "two children", namespace)
+        yield operator
+
+
+def next_stage_begins(plane: ControlPlane, namespace: str) -> None:
+    """Once Prepare has ended well."""
+    Kubelet(plane, namespace).end(f"{GROUP}/job=travel,{GROUP}/stage=Prepare", good_summary("Prepare", 1))
+    plane.kubectl.wait_until(lambda: len(children(plane, namespace)) == 3, PATIENCE, "the next stage", namespace)
+
+
+def test_a_control_plane_that_was_killed_is_waited_out(plane: ControlPlane, tmp_path: Path) -> None:
+    """etcd first, then the API server with it; both come back with what etcd had written."""
+    namespace = make_namespace(plane, "killed")
+    with preparing(plane, namespace, tmp_path) as operator:
         before = children(plane, namespace)
         for name in ("etcd", "kube-apiserver"):
             failed = operator.component.log.read_text().count("resync=failed")
@@ -244,25 +258,16 @@ def test_a_control_plane_that_was_killed_is_waited_out(plane: ControlPlane, tmp_
         for name in ("etcd", "kube-apiserver"):
             plane.revive(name)
         plane.kubectl.wait_until(lambda: children(plane, namespace) == before, PATIENCE, "what was there", namespace)
-        Kubelet(plane, namespace).end(f"{GROUP}/job=travel,{GROUP}/stage=Prepare", good_summary("Prepare", 1))
-        plane.kubectl.wait_until(lambda: len(children(plane, namespace)) == 3, PATIENCE, "the next stage", namespace)
+        next_stage_begins(plane, namespace)
 
 
 def test_an_api_server_that_hangs_is_waited_out(plane: ControlPlane, tmp_path: Path) -> None:
     namespace = make_namespace(plane, "hanging")
-    variables = {
-        "FINETUNE_WATCH_NAMESPACES": namespace,
-        "FINETUNE_REQUEST_SECONDS": "1",
-        "FINETUNE_RESYNC_SECONDS": "2",
-    }
-    with running_operator(plane, tmp_path, **variables) as operator:
-        plane.kubectl.apply(job_manifest("travel", namespace))
-        plane.kubectl.wait_until(lambda: len(children(plane, namespace)) == 2, PATIENCE, "two children", namespace)
+    with preparing(plane, namespace, tmp_path) as operator:
         plane.pause_api_server()
         try:
             operator.wait_for_log("resync=failed")
         finally:
             plane.resume_api_server()
-        Kubelet(plane, namespace).end(f"{GROUP}/job=travel,{GROUP}/stage=Prepare", good_summary("Prepare", 1))
-        plane.kubectl.wait_until(lambda: len(children(plane, namespace)) == 3, PATIENCE, "the next stage", namespace)
+        next_stage_begins(plane, namespace)
         wait_until(lambda: operator.get("/healthz")[0] == 200, PATIENCE, "healthy")
