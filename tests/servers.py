@@ -4,9 +4,10 @@ and a password."""
 from __future__ import annotations
 
 import os
+import signal
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,8 @@ def _running(
         yield Server(f"{scheme}://{address}:{port}", f"{address}:{port}", component)
     finally:
         component.end()
+        with suppress(ProcessLookupError):  # MLflow's has a child that answers, in the session that `start` made
+            os.killpg(component.pid, signal.SIGKILL)
 
 
 @contextmanager
