@@ -29,6 +29,11 @@ class ConfigMapRef(ApiModel):
         description="Key that holds the text: JSON Lines, JSON or CSV.", min_length=1, max_length=253, pattern=KEY
     )
 
+    @property
+    def told(self) -> str:
+        """In words, for messages."""
+        return f"key {self.key} of ConfigMap {self.name}"
+
 
 class DataFile(ApiModel):
     """One file of examples: a source, or a key of a ConfigMap."""
@@ -51,6 +56,11 @@ class DataFile(ApiModel):
             lambda data: not (data.source or "").startswith("hf://") or data.source.count("/") >= 4,
         ),
     )
+
+    @property
+    def told(self) -> str:
+        """Where the file lies, in words for messages; empty where nothing is said."""
+        return self.config_map_ref.told if self.config_map_ref else self.source or ""
 
     @property
     def place(self) -> tuple[str, ...]:

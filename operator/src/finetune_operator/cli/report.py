@@ -96,9 +96,7 @@ def source_of(job: FineTuneJob, file: str) -> str:
     data = job.spec.dataset
     held_out = file == "validation" and data.validation.fraction is None
     own = data.validation if held_out else {place: each for place, each, _ in data.train.parts}.get(file, data.train)
-    if own.config_map_ref is not None:
-        return f"key {own.config_map_ref.key} of ConfigMap {own.config_map_ref.name}"
-    return own.source or file
+    return own.told or file
 
 
 def _where(problem: Problem) -> str:

@@ -153,17 +153,12 @@ def lineage(facts: RunFacts) -> Mapping[str, str]:
 
 
 def _weighed(file: DataFile, weight: float) -> str:
-    return _source(file) + (f" (weight {weight:g})" if weight != 1 else "")
-
-
-def _source(data: DataFile) -> str:
-    reference = data.config_map_ref
-    return f"key {reference.key} of ConfigMap {reference.name}" if reference else data.source or ""
+    return file.told + (f" (weight {weight:g})" if weight != 1 else "")
 
 
 def _held_out(config: RunConfig) -> str:
     fraction = config.dataset.validation.fraction
-    return f"{fraction:.0%} of the training data" if fraction else _source(config.dataset.validation)
+    return f"{fraction:.0%} of the training data" if fraction else config.dataset.validation.told
 
 
 def surroundings(facts: RunFacts) -> Mapping[str, str]:

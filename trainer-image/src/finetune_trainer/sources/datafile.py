@@ -22,9 +22,7 @@ log = logging.getLogger(__name__)
 
 def describe(data: DataFile) -> str:
     """The source in words, for people."""
-    if data.config_map_ref:
-        return f"key {data.config_map_ref.key} of ConfigMap {data.config_map_ref.name}"
-    return data.source or "nowhere"
+    return data.told or "nowhere"
 
 
 def name_of(data: DataFile) -> str:

@@ -25,10 +25,12 @@ def claim_path(sources: Path, location: Pvc) -> Path:
 def config_map_path(sources: Path, reference: ConfigMapRef) -> Path:
     """The file of a ConfigMap's key. Raises UserInputError (SourceUnavailable) when it is not there."""
     root = sources / "configmap" / reference.name
-    name = f"key {reference.key} of ConfigMap {reference.name}"
+    name = reference.told
     if not root.is_dir():
         raise _unavailable(f"{name}: the ConfigMap is not mounted", f"create the ConfigMap {reference.name}")
-    return _inside(root, reference.key, name, f"add the key {reference.key} to the ConfigMap {reference.name}")
+    return _inside(
+        root, reference.key, reference.told, f"add the key {reference.key} to the ConfigMap {reference.name}"
+    )
 
 
 def _inside(root: Path, relative: str, name: str, advice: str) -> Path:
