@@ -175,7 +175,7 @@ def _leftovers(view: View, run: RunStatus, status: FineTuneJobStatus) -> tuple[O
         else:
             unwanted = number not in known or not (job_condition(job, "Complete") or job_condition(job, "Failed"))
         if unwanted:
-            result.append(reference({"apiVersion": "batch/v1", "kind": "Job", **job}, namespace))
+            result.append(reference(job, namespace))
     for service in view.observed.services.values():
         unwanted = names.label(service, names.LABEL_STAGE) == Stage.TRAIN.value and not _finds_peers(view, run)
         if unwanted and not is_deleting(service):

@@ -114,8 +114,7 @@ def with_status(job: Manifest, pods: Sequence[Manifest], now: str) -> Manifest:
     if ExitCode.DONE in codes:
         return {**job, "status": {**status, "succeeded": 1, "completionTime": now, **_condition("Complete", now)}}
     # A machine's disk is emptied by whoever reads that it is full: there is nobody else to wait for.
-    final = [code for code in codes if code == ExitCode.STORAGE_FULL or action(rules, code) == "FailJob"]
-    fatal = next(iter(final), None)
+    fatal = next((each for each in codes if each == ExitCode.STORAGE_FULL or action(rules, each) == "FailJob"), None)
     if fatal is not None:
         text = f"Container {names.CONTAINER} failed with exit code {fatal} matching FailJob rule"
         return {**job, "status": {**status, **_condition("Failed", now, "PodFailurePolicy", text)}}

@@ -101,11 +101,7 @@ def _moment(job: Manifest) -> datetime:
 
 
 def _away(view: View, jobs: Sequence[Manifest]) -> tuple[ObjectRef, ...]:
-    return tuple(
-        reference({"apiVersion": "batch/v1", "kind": "Job", **job}, view.job.metadata.namespace)
-        for job in jobs
-        if not is_deleting(job)
-    )
+    return tuple(reference(job, view.job.metadata.namespace) for job in jobs if not is_deleting(job))
 
 
 def _is_under_way(view: View, run: RunStatus) -> bool:

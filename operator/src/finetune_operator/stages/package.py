@@ -85,4 +85,4 @@ def _retry_after(view: View, run: RunStatus) -> float | None:
 def _unwanted(view: View, job: Manifest | None) -> tuple[ObjectRef, ...]:
     if job is None or is_deleting(job):
         return ()
-    return (reference({"apiVersion": "batch/v1", "kind": "Job", **job}, view.job.metadata.namespace),)
+    return (reference(job, view.job.metadata.namespace),)

@@ -210,7 +210,7 @@ def _removal(record: RunRecord) -> Removal:
 def _heard(view: View, judged: tuple[RunRecord, ...], job: Manifest) -> Retained:
     """What the Job has come to. It is deleted when that is known, and the next one made when it is gone."""
     order = order_of(job)
-    gone = (reference({"apiVersion": "batch/v1", "kind": "Job", **job}, view.job.metadata.namespace),)
+    gone = (reference(job, view.job.metadata.namespace),)
     if is_deleting(job):
         return Retained(judged)
     if order is None:

@@ -86,7 +86,8 @@ def is_deleting(manifest: Manifest) -> bool:
 
 
 def reference(manifest: Manifest, namespace: str) -> ObjectRef:
-    """What names the object for deletion. The uid keeps a successor of the same name safe."""
+    """What names the object for deletion; one that does not say its kind is a Job. The uid keeps a successor of the
+    same name safe."""
     meta: Mapping[str, Any] = manifest["metadata"]
     kind = str(manifest.get("kind") or "Job")
     default = {"Job": "batch/v1", "Deployment": "apps/v1"}.get(kind, "v1")
