@@ -87,14 +87,14 @@ def write_json(path: Path, text: str) -> None:
 
 def size_of(path: Path) -> int:
     """Bytes of a file, or of all files below a folder."""
-    return sum(file.stat().st_size for file in _files(path)) if path.is_dir() else path.stat().st_size
+    return sum(file.stat().st_size for file in files_below(path)) if path.is_dir() else path.stat().st_size
 
 
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file's bytes, 64 hexadecimal digits; of a folder, that of its files' names and digests."""
     digest = hashlib.sha256()
     if path.is_dir():
-        for inner in _files(path):
+        for inner in files_below(path):
             digest.update(f"{inner.relative_to(path).as_posix()}\0{sha256_of(inner)}\n".encode())
         return digest.hexdigest()
     with path.open("rb") as file:
@@ -108,7 +108,8 @@ def digest_of(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def _files(folder: Path) -> list[Path]:
+def files_below(folder: Path) -> list[Path]:
+    """In the order of their paths."""
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 

@@ -93,13 +93,15 @@ def store(
     with SideWriter("train", folder) as train, SideWriter("validation", folder) as validation:
         for position, example in enumerate(spool.examples()):
             times = int(split.times[position])
-            if times or split.held[position]:
-                side = train if times else validation
-                kept = _cut(example, max_length, form, side.stored, times or 1, findings, drop_over_long)
-                if kept:
-                    side.add(kept, times or 1, attached)
-                for tokens in form.beside(form.settled(example.tokens), max_length) if kept and times else ():
-                    side.add_more(replace(example, tokens=tokens, learned=form.learned(tokens)), times)
+            if not times and not split.held[position]:
+                continue
+            whole = replace(example, tokens=form.settled(example.tokens))
+            side = train if times else validation
+            kept = _cut(whole, max_length, form, side.stored, times or 1, findings, drop_over_long)
+            if kept:
+                side.add(kept, times or 1, attached)
+            for tokens in form.beside(whole.tokens, max_length) if kept and times else ():
+                side.add_more(replace(whole, tokens=tokens, learned=form.learned(tokens)), times)
     return train.stored, validation.stored
 
 
@@ -113,10 +115,9 @@ def _cut(
     drop_over_long: bool,
 ) -> Example | None:
     """At most `max_length` tokens, as the task cuts; None when nothing to learn remains."""
-    whole = form.settled(example.tokens)
-    tokens = form.cut(whole, max_length)
-    if tokens is whole:
-        return replace(example, tokens=whole)
+    tokens = form.cut(example.tokens, max_length)
+    if tokens is example.tokens:
+        return example
     fault: Fault | None = None
     if drop_over_long and not form.windowed:
         stored.over_long += 1

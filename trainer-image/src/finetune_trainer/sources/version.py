@@ -70,6 +70,6 @@ def fingerprint_before_reading(spec: DatasetSpec, sources: Path, policy: SourceP
 def _mounted(path: Path) -> str:
     if artifacts.size_of(path) <= READ_BYTES:
         return f"sha256 {artifacts.sha256_of(path)}"
-    files = sorted(each for each in path.rglob("*") if each.is_file()) if path.is_dir() else [path]
+    files = artifacts.files_below(path) if path.is_dir() else [path]
     facts = [(each.relative_to(path).as_posix(), each.stat()) for each in files]
     return f"files {[(name, stat.st_size, stat.st_mtime_ns) for name, stat in facts]}"
