@@ -28,9 +28,7 @@ def config_map_path(sources: Path, reference: ConfigMapRef) -> Path:
     name = reference.told
     if not root.is_dir():
         raise _unavailable(f"{name}: the ConfigMap is not mounted", f"create the ConfigMap {reference.name}")
-    return _inside(
-        root, reference.key, reference.told, f"add the key {reference.key} to the ConfigMap {reference.name}"
-    )
+    return _inside(root, reference.key, name, f"add the key {reference.key} to the ConfigMap {reference.name}")
 
 
 def _inside(root: Path, relative: str, name: str, advice: str) -> Path:
