@@ -24,7 +24,7 @@ from finetune_operator.control.reconcile import Reconciler
 from finetune_operator.control.resources import WATCHED, Resource
 from finetune_operator.control.resync import Resync
 from finetune_operator.control.server_clock import ServerClock
-from finetune_operator.control.workqueue import WorkQueue
+from finetune_operator.control.workqueue import CROWD, WorkQueue
 from finetune_operator.decide import decide
 from finetune_operator.plan import Manifest
 from tests.api_server import ApiServer
@@ -49,7 +49,7 @@ FAULTS: dict[str, ApiError] = {
 WATCH_FAULTS = ("dropped", "duplicated", "late", "cut")
 SLOW = "slow"
 BUSY = "busy"  # not a fault: other jobs always wait for their pass
-OTHER: Name = ("team-a", "other")
+OTHERS: list[Name] = [("team-a", f"other-{number}") for number in range(CROWD)]
 
 
 class Death(BaseException):
@@ -193,7 +193,8 @@ async def one_life(
     def enqueue(name: Name) -> None:
         queue.add(name)
         if BUSY in weather.kinds:
-            queue.add(OTHER)
+            for other in OTHERS:
+                queue.add(other)
 
     resync = Resync(api, cache, enqueue, watched=WATCHED, namespaces=["team-a"], seconds=RELIST)
     watches = Watches(server, weather, lambda resource, kind, body: take_event(cache, resource, kind, body, enqueue))

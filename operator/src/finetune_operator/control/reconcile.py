@@ -153,7 +153,9 @@ class Reconciler:
         self._turns.decided(name, plan)
         applied = await self._applier.children(job.metadata.uid, plan.apply)
         refused = applied.refused
-        if plan.apply and not refused and self._queue.postpone(name):
+        # A later status may hold what nothing else remembers: that a run was rolled back.
+        first = not job.status.observed_generation
+        if first and plan.apply and not refused and self._queue.postpone(name):
             return  # as if it died here: the next pass finds the children and tells of them
         if applied.otherwise or refused != observed.apply_failure:
             plan = self._reconsider(job, refused, plan, now)

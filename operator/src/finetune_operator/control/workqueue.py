@@ -16,8 +16,9 @@ Key = TypeVar("Key")
 
 FIRST_BACKOFF = 0.5  # seconds
 LAST_BACKOFF = 300.0  # seconds; a job that cannot be helped costs one pass in five minutes
+CROWD = 8  # so many keys at once, being worked on or waiting, are a burst
 CALM = 0.5  # seconds without a start after which a burst is over
-LATEST = 20.0  # seconds that a postponed key waits at most
+LATEST = 60.0  # seconds that a postponed key waits at most
 
 
 class WorkQueue(Generic[Key]):
@@ -61,9 +62,10 @@ class WorkQueue(Generic[Key]):
         """The pass over the key has started what it is about, and the rest of it may wait for those that have not.
 
         Whether it does: that pass shall end here, and the next one follows when no other has started anything for a
-        moment. Not twice in a row, and not where nothing else is going on."""
+        moment. Not twice in a row, and not where so little is going on that all are served at once."""
         now = self._clock()
-        waits = key not in self._granted and (bool(self._since) or now < self._calm_at)
+        burst = len(self._running) + len(self._since) >= CROWD or (bool(self._late) and now < self._calm_at)
+        waits = burst and key not in self._granted
         self._calm_at = now + CALM
         if waits:
             self._late[key] = now
