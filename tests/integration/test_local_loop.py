@@ -21,6 +21,9 @@ from tests.hub_mirror import Mirror, serving
 from tests.tiny_benchmarks import arc_easy
 from tests.tiny_models import make_tiny_chat_model
 
+from finetune_api.conditions import Trigger
+from finetune_api.job import occasion_hash
+
 FINETUNE = Path(sys.executable).parent / "finetune"
 PATIENCE = 400.0  # seconds; only a bound, on a machine that does much else
 CITIES = ("Lisbon", "Porto", "Venice", "Bergen", "Hamburg", "Cork", "Split", "Bari", "Cadiz", "Brest", "Ghent", "Nice")
@@ -283,7 +286,6 @@ def test_other_evaluation_settings_measure_again_without_training(shell: Shell, 
 
 
 def test_an_export_that_is_added_is_made_without_training(shell: Shell, finished: object) -> None:
-    """The last test of this job."""
     trained = shell.of_run("travel", "reports/train.json")
     written = trained.stat().st_mtime_ns
     output = {"claimName": "models", "exports": [{"name": "whole"}]}
@@ -297,6 +299,28 @@ def test_an_export_that_is_added_is_made_without_training(shell: Shell, finished
     assert condition(job, "Packaged")["status"] == condition(job, "Ready")["status"] == "True"
     assert job["status"]["run"]["package"]["exports"][0]["uri"].startswith("pvc://models/default/travel/runs/1-")
     assert trained.stat().st_mtime_ns == written
+
+
+def test_what_a_schedule_has_trained_is_taken_over_from_a_copy_of_its_claim(shell: Shell, finished: object) -> None:
+    """The claim of a cluster, copied here or restored: the laptop knows of no run, and trains none."""
+    (shell.folder / "travel.yaml").write_text(manifest("travel", GOOD, evaluation=NO_GATE))
+    known = shell.status("travel")["status"]["run"]["hash"]
+    assert shell("delete", "travel", "--yes").returncode == 0
+    begun = {"trigger": "Schedule", "occasion": "2026-03-01T02:00:00Z", "time": "2026-03-01T02:00:09Z"}
+    theirs = occasion_hash(known, Trigger.SCHEDULE, begun["occasion"])
+    reports = shell.of_run("travel", "reports")
+    for name in ("prepare", "train", "evaluate"):
+        report = json.loads((reports / f"{name}.json").read_bytes()) | {"run": 7, "hash": theirs}
+        report |= {"begunBy": begun} if name == "prepare" else {}
+        (reports / f"{name}.json").write_text(json.dumps(report))
+    run_folder = reports.parent
+    run_folder.rename(run_folder.with_name(f"7-{theirs[:8]}"))
+    done = shell(*shell.run("travel"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = shell.status("travel")["status"]["run"]
+    assert (run["number"], run["takenOver"]) == (1, begun)
+    log = (shell.folder / "home/logs/default/travel/r1-train-attempt1.log").read_text()
+    assert "was done before" in log.splitlines()[-1]
 
 
 def test_checkpoints_go_when_the_job_says_so_and_the_model_stays(shell: Shell, finished: object) -> None:

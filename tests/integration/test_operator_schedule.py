@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime, timedelta
 
 from tests.cluster.control_plane import ControlPlane
@@ -89,6 +90,28 @@ def test_ten_edits_within_a_minute_train_once(plane: ControlPlane) -> None:
     assert trainings(plane, namespace) == []
     look_at(plane, namespace, NOON + timedelta(seconds=6 * 9 + 31), settle_seconds=30)
     assert trainings(plane, namespace) == ["travel-r10-train"]
+
+
+def test_a_restored_job_goes_on_behind_the_occasion_that_its_files_are_of(plane: ControlPlane) -> None:
+    """The status is lost, and Prepare finds the model of two nights ago on the claim."""
+    namespace, kubelet = make_namespace(plane, "schedule-restored"), Kubelet(plane, "schedule-restored")
+    plane.kubectl.apply(job_manifest("travel", namespace, triggers={"schedule": NIGHTLY}))
+    begun = {"trigger": "Schedule", "occasion": "2026-03-27T01:30:00Z", "time": "2026-03-27T01:30:09Z"}
+    for minute, stage in enumerate(("Prepare", "Train", "Evaluate")):
+        look_at(plane, namespace, NOON + timedelta(minutes=minute))
+        assert status_of(plane, namespace, "travel")["run"].get("takenOver") == (begun if minute else None)
+        known = {"begunBy": begun} if stage == "Prepare" else {}
+        kubelet.end(f"{GROUP}/stage={stage}", json.dumps(json.loads(good_summary(stage, 1)) | known))
+        job = f"job/travel-r1-{stage.lower()}"
+        plane.kubectl("wait", job, "--for=condition=Complete", "--timeout=60s", namespace=namespace)
+    look_at(plane, namespace, NOON + timedelta(minutes=3))
+    told = "Run 1 takes over the files of a forgotten run (Schedule, 2026-03-27T01:30:00Z)."
+    assert ("TakenOver", told) in events(plane, namespace)
+    status = status_of(plane, namespace, "travel")
+    missed = "2026-03-28T01:30:00Z"
+    assert (status["run"]["number"], status["run"]["trigger"], status["run"]["occasion"]) == (2, "Schedule", missed)
+    assert status["schedule"]["lastTime"] == missed
+    assert [(record["number"], record["result"]) for record in status["runs"]] == [(1, "Promoted")]
 
 
 def trainings(plane: ControlPlane, namespace: str) -> list[str]:

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.simulator import START, Cluster, Manifest, make_job, stamp
+from tests.simulator import START, Cluster, Manifest, make_job, stamp, succeed
 
-from finetune_api.conditions import RunResult
+from finetune_api.conditions import RunResult, Stage, Trigger
+from finetune_api.reports import Summary
+from finetune_api.status import Beginning
 from finetune_operator.occasions import last_until
 
 HOURLY = {"schedule": {"cron": "0 * * * *"}}
@@ -218,3 +220,60 @@ def test_a_run_that_failed_does_not_hold_the_schedule_up() -> None:
     assert cluster.job.status.runs[-1].result is RunResult.FAILED
     wait(cluster, hours=1)
     assert [number for number, _, _ in started(cluster)] == [1, 2]
+
+
+def restored(occasion: str, triggers: dict[str, Any] = HOURLY) -> Cluster:
+    """A job without a status, whose claim holds what a run by this occasion of the schedule has made."""
+
+    def answer(pod: Manifest) -> tuple[int, str]:
+        code, message = succeed(pod)
+        summary = Summary.model_validate_json(message)
+        if summary.stage is Stage.PREPARE and summary.run == 1:
+            begun = Beginning(trigger=Trigger.SCHEDULE, occasion=occasion, time="2026-01-01T05:01:00Z")
+            message = summary.model_copy(update={"begun_by": begun}).to_message()
+        return code, message
+
+    cluster = Cluster(make_job(triggers=triggers), answer=answer)
+    cluster.now = START + timedelta(hours=8, minutes=10)
+    return cluster
+
+
+def test_a_restored_job_goes_on_behind_the_occasion_that_its_files_are_of() -> None:
+    cluster = restored("2026-01-01T08:00:00Z").run()
+    status = cluster.job.status
+    assert started(cluster) == [(1, "Created", None)]
+    assert status.run is not None
+    assert status.run.taken_over is not None
+    assert (status.run.taken_over.trigger, status.run.taken_over.occasion) == ("Schedule", "2026-01-01T08:00:00Z")
+    assert status.schedule is not None
+    assert (status.schedule.last_time, status.schedule.next_time) == ("2026-01-01T08:00:00Z", "2026-01-01T09:00:00Z")
+    assert "TakenOver" in cluster.events()
+    assert cluster.plan().status == status
+    wait(cluster, minutes=50)
+    assert started(cluster)[1:] == [(2, "Schedule", "2026-01-01T09:00:00Z")]
+
+
+@pytest.mark.parametrize("policy", ["Forbid", "Replace"])
+def test_an_occasion_between_backup_and_restore_is_made_up_for(policy: str) -> None:
+    """When the model of before answers again, whatever the policy."""
+    cluster = restored("2026-01-01T05:00:00Z", scheduled(concurrencyPolicy=policy)).run()
+    assert started(cluster) == [(1, "Created", None), (2, "Schedule", "2026-01-01T08:00:00Z")]
+    assert [record.result for record in cluster.job.status.runs] == [RunResult.PROMOTED, RunResult.PROMOTED]
+
+
+def test_an_occasion_between_backup_and_restore_that_is_too_long_ago_is_passed_over() -> None:
+    cluster = restored("2026-01-01T05:00:00Z", scheduled(startingDeadlineSeconds=60)).run()
+    assert started(cluster) == [(1, "Created", None)]
+    assert cluster.job.status.schedule is not None
+    assert cluster.job.status.schedule.missed_time == "2026-01-01T08:00:00Z"
+
+
+@pytest.mark.parametrize(
+    "occasion", ["2026-01-01T05:30:00Z", "2027-01-01T05:00:00Z", "0001-01-01T00:00:00Z", "x" * 99, ""]
+)
+def test_what_is_no_occasion_of_the_schedule_leaves_it_as_it_is(occasion: str) -> None:
+    """The schedule was changed since, or the volume says what it likes."""
+    cluster = restored(occasion).run()
+    assert started(cluster) == [(1, "Created", None)]
+    wait(cluster, minutes=50)
+    assert started(cluster)[1:] == [(2, "Schedule", "2026-01-01T09:00:00Z")]

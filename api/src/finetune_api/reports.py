@@ -20,6 +20,7 @@ from finetune_api.interruptions import StopCosts
 from finetune_api.measured import BenchmarkScore, CheckScore, EvaluationStatus
 from finetune_api.package import PackageSummary
 from finetune_api.status import (
+    Beginning,
     Checkpoint,
     DatasetStatus,
     Estimate,
@@ -57,6 +58,9 @@ class Summary(StatusModel):
     reused: bool = Field(default=False, description="The stage had been done before; its report was found and kept.")
     failure: StageFailure | None = None
     # Prepare
+    begun_by: Beginning | None = Field(
+        default=None, description="What began the run that read the data, whose hash may have that in it."
+    )
     dataset: DatasetStatus | None = None
     resolved: ResolvedValues | None = None
     estimate: Estimate | None = None

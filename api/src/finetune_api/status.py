@@ -31,6 +31,7 @@ from finetune_api.resolved import ResolvedValues as ResolvedValues
 from finetune_api.retention import RunFiles
 from finetune_api.rollout import Rollback as Rollback
 from finetune_api.rollout import SmokeTest
+from finetune_api.triggers import Beginning as Beginning
 from finetune_api.triggers import ScheduleStatus as ScheduleStatus
 
 
@@ -167,6 +168,10 @@ class RunStatus(StatusModel):
         default=None,
         description="What the trigger came with: the time of the schedule, the word of rerunToken, the fingerprint of "
         "changed data.",
+    )
+    taken_over: Beginning | None = Field(
+        default=None,
+        description="What had begun the run whose files these are: the cluster had forgotten it, the claim had not.",
     )
     attempt: Count = Field(default=1, description="Of the current stage; above 1 after interruptions.")
     claim_name: Word | None = Field(

@@ -9,6 +9,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from finetune_api.base import ApiModel, Bool, Int, Named, Rule, StatusModel
+from finetune_api.conditions import Trigger
 from finetune_api.dataset_poll import DatasetPollSpec
 from finetune_api.failure import Time, Word
 
@@ -99,6 +100,14 @@ class TriggersSpec(ApiModel):
     dataset_poll: DatasetPollSpec | None = Field(
         default=None, description="A run when the data behind the names in `dataset` has changed."
     )
+
+
+class Beginning(StatusModel):
+    """What began a run."""
+
+    trigger: Trigger = Field(description="Why it was started.")
+    occasion: Word | None = Field(default=None, description="What the trigger came with.")
+    time: Time = Field(description="When its data was read.")
 
 
 class ScheduleStatus(StatusModel):

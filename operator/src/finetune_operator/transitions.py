@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from finetune_api.conditions import ConditionType as Type
 from finetune_api.conditions import FailureReason, RunResult, Stage
 from finetune_api.failure import Failure
-from finetune_api.status import FineTuneJobStatus, RunStatus
+from finetune_api.status import Beginning, FineTuneJobStatus, RunStatus
 from finetune_operator.conditions import find, is_true, sentence, shorten
 from finetune_operator.plan import Event
 from finetune_operator.runs import is_done, stage_time
@@ -32,6 +32,9 @@ def _all(old: FineTuneJobStatus, new: FineTuneJobStatus) -> Iterator[Event]:
     known = is_done(run, Stage.EVALUATE) or run.evaluation is not None
     if not same_run:
         yield _normal("RunStarted", f"Run {run.number} {'taken up again' if known else f'started ({_why(run)})'}.")
+    if run.taken_over and not (same_run and before is not None and before.taken_over):
+        whose = _why(run.taken_over)
+        yield _normal("TakenOver", f"Run {run.number} takes over the files of a forgotten run ({whose}).")
     if same_run or not known:  # a run that is taken up again did all that before
         yield from _reached(old, new, same_run)
     yield from _suspension(old, new)
@@ -95,7 +98,8 @@ def _polling(old: FineTuneJobStatus, new: FineTuneJobStatus) -> Iterator[Event]:
         yield Event("Warning", after.reason, shorten(f"Dataset poll: {after.message}", EVENT_MESSAGE))
 
 
-def _why(run: RunStatus) -> str:
+def _why(run: RunStatus | Beginning) -> str:
+    """What began it."""
     return f"{run.trigger}, {run.occasion}" if run.occasion else run.trigger
 
 

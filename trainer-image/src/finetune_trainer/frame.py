@@ -21,7 +21,7 @@ from finetune_api.conditions import FailureReason, Stage
 from finetune_api.reports import EvaluateReport, Summary
 from finetune_api.run_config import RunConfig
 from finetune_api.spec import EvaluationSpec
-from finetune_api.status import Checkpoint
+from finetune_api.status import Beginning, Checkpoint
 from finetune_trainer import artifacts
 from finetune_trainer.adoption import adopt_former_run
 from finetune_trainer.context import StageContext
@@ -74,7 +74,7 @@ def with_present_evaluation(config: RunConfig, environment: Mapping[str, str]) -
 def run_stage(stage: Stage, context: StageContext, termination_log: Path | None) -> int:
     """Do the stage, or find that it was done. Returns the exit code; errors.py says what it means."""
     try:
-        adopt_former_run(context)
+        adopt_former_run(context, stage)
         summary = reusable_summary(stage, context)
         if summary:
             log.info("was done before: the report and what it describes are intact, nothing to do")
@@ -231,8 +231,14 @@ def _stamped(summary: Summary, context: StageContext) -> Summary:
     measured = summary.evaluation
     if measured:
         measured = measured.model_copy(update={"settings_hash": context.evaluation_hash})
-    update = {"run": context.config.run, "hash": context.config.hash, "reused": False, "evaluation": measured}
-    return summary.model_copy(update=update)
+    config = context.config
+    begun = Beginning(trigger=config.trigger, occasion=config.occasion, time=_now())
+    update = {"run": config.run, "hash": config.hash, "reused": False, "evaluation": measured}
+    return summary.model_copy(update={**update, "begun_by": begun if summary.stage is Stage.PREPARE else None})
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def _verify_output(stage: Stage, context: StageContext, summary: Summary) -> None:

@@ -10,11 +10,11 @@ from pydantic import BaseModel
 
 from finetune_api.conditions import ConditionType, Stage
 from finetune_api.exports import ExportSpec, destination
-from finetune_api.job import evaluation_hash
+from finetune_api.job import RECURRING, evaluation_hash
 from finetune_api.package import PackageStatus
 from finetune_api.reports import Summary, model_status
 from finetune_api.spec import FineTuneJobSpec
-from finetune_api.status import Progress, ResolvedValues, RunStatus
+from finetune_api.status import Beginning, Progress, ResolvedValues, RunStatus
 from finetune_operator import names
 from finetune_operator.builders.stage_job import run_claim
 from finetune_operator.conditions import shorten
@@ -37,15 +37,22 @@ def is_finite(value: object) -> bool:
 
 
 def prepared(view: View, run: RunStatus, summary: Summary) -> RunStatus | None:
-    """The data's figures, what `auto` became, the estimate."""
+    """The data's figures, what `auto` became, the estimate, and whose files they are."""
     if summary.dataset is None or not is_finite(summary):
         return None
     update = {
         "dataset": summary.dataset,
         "resolved": summary.resolved,
         "estimate": summary.estimate,
+        "taken_over": _taken_over(run, summary),
     }
     return run.model_copy(update=update)
+
+
+def _taken_over(run: RunStatus, summary: Summary) -> Beginning | None:
+    """What began the run that read the data, where that is a forgotten one: this run came by no occasion."""
+    found = summary.begun_by
+    return found if found and found.trigger in RECURRING and run.trigger not in RECURRING else None
 
 
 def kept_dataset(view: View, run: RunStatus, summary: Summary) -> RunStatus:

@@ -21,6 +21,8 @@ from finetune_operator.times import parse_time, stamp
 
 # A moment further ahead than any skew between machines was written by a clock that was wrong.
 SKEW = timedelta(days=1)
+# An occasion longer ago is none that a backup was made after.
+OLDEST = timedelta(days=3650)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,7 @@ def consult(view: View) -> Agenda:
         return Agenda(judgement=_not("Suspended", "spec.triggers.schedule.suspend is true: no run begins by itself."))
     known = _known(view, schedule)
     try:
-        return _consult(view, schedule, known)
+        return _consult(view, schedule, _caught_up(view, schedule, known))
     except ScheduleError as error:
         text = f"spec.triggers.schedule.{error}. No run begins by the schedule until then."
         return Agenda(
@@ -82,6 +84,26 @@ def _known(view: View, schedule: ScheduleSpec) -> ScheduleStatus:
     if known is None or known.cron != cron or parse_time(known.since, view.now) > view.now + SKEW:
         return ScheduleStatus(cron=cron, since=view.time)
     return known
+
+
+def _caught_up(view: View, schedule: ScheduleSpec, known: ScheduleStatus) -> ScheduleStatus:
+    """After a restore the newest run's files may be of an occasion of this schedule: what was after it is still to
+    come, or was missed. Not before that run has ended, or it would be superseded. Raises ScheduleError.
+
+    An occasion of another schedule, which this one was before, or which is made up on the volume, tells nothing.
+    """
+    run = view.job.status.run
+    if run is None or run.taken_over is None or runs.is_under_way(run, view.job.status.runs):
+        return known
+    found = run.taken_over
+    moment = parse_time(found.occasion, view.now)
+    first_seen = known.since == run.start_time  # and nothing has come since
+    if found.trigger is not Trigger.SCHEDULE or not first_seen or not view.now - OLDEST < moment < view.now:
+        return known
+    before = moment - timedelta(seconds=1)
+    if last_until(schedule.cron, schedule.time_zone, before, moment) != moment:
+        return known
+    return known.model_copy(update={"since": stamp(moment), "last_time": stamp(moment)})
 
 
 def _is_late(view: View, schedule: ScheduleSpec, due: datetime) -> bool:
