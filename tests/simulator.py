@@ -210,7 +210,8 @@ class Cluster:
         if missing:
             return [lambda: self.start_pod(job, missing[0])]
         if live:
-            return [lambda: self.step_pod(live[0])]
+            peers = job["spec"]["template"]["spec"].get("subdomain")  # by which the pods of a gang find each other
+            return [lambda: self.step_pod(live[0])] if not peers or ("Service", peers) in self.objects else []
         return [lambda: self.judge_job(job)]
 
     def suspend(self, job: Manifest, *, suspended: bool, **spec: Any) -> None:

@@ -31,6 +31,7 @@ def test_each_fault_alone_is_survived(kind: str) -> None:
 @settings(max_examples=CASES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.sampled_from(UNTIMED), KINDS, SEEDS, SKEWS, SKEWS, DEATHS)
 @example("served", ["late", "throttled", "throttled for long"], 51764562, 0.0, 0.0, [6])  # a late event beside a list
+@example("a gang", ["slow", "conflict", "dropped"], 1781, 0.0, 0.0, [1])  # the Service of its pods was refused at first
 @example(
     "a gang", ["internal", "unavailable", "slow"], 0, 0.0, 0.0, []
 )  # postponed, with nobody else to wake the queue
