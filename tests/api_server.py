@@ -22,6 +22,7 @@ from tests.simulator import Answer, Cluster, RefusedError, succeed
 
 Key = tuple[str, str]  # kind, name; all in one namespace
 Watcher = Callable[[Resource, str, Manifest], None]
+NOTE_BYTES = 1024  # it says characters and counts bytes
 BY_PLURAL = {each.plural: each for each in WATCHED if each.fields == ""} | {EVENT.plural: EVENT}
 
 
@@ -101,6 +102,8 @@ class ApiServer(Cluster):
         if key in self._known or key[1] in self.told:
             raise ApiError(409, "AlreadyExists", f"{resource.plural} {key[1]!r} already exists")
         if resource is EVENT:
+            if len(body["note"].encode()) > NOTE_BYTES:
+                raise ApiError(422, "Invalid", "message: can have at most 1024 characters")
             self.told[key[1]] = body
             return
         self.apply(body)

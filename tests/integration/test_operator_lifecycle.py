@@ -60,11 +60,13 @@ def finish_all_stages(kubelet: Kubelet) -> None:
 
 
 def leave_unscheduled(plane: ControlPlane, namespace: str) -> None:
-    """No node for the first pod, until the job's status says so; then the scheduler finds one."""
+    """No node for the first pod, until the job's status says so; then the scheduler finds one. What it complains of is
+    longer than an Event may be."""
+    complaint = f"0/1 nodes are available: {'é' * 900}."
     name = Kubelet(plane, namespace).pod(stage_selector("Prepare"))["metadata"]["name"]
 
     def scheduled(status: str, reason: str) -> None:
-        found = {"type": "PodScheduled", "status": status, "reason": reason, "message": "0/1 nodes are available"}
+        found = {"type": "PodScheduled", "status": status, "reason": reason, "message": complaint}
         patch = json.dumps({"status": {"conditions": [found]}})
         words = ("patch", "pod", name, "--subresource=status", "--type=merge", "-p", patch)
         plane.kubectl(*words, namespace=namespace)

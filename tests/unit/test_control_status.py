@@ -34,13 +34,20 @@ def stored(name: str = "travel", status: dict[str, Any] | None = None, **spec: A
 def test_events_fit_the_limits_and_equal_ones_have_one_name() -> None:
     long = event_manifest(stored("x" * 253), Event("Warning", "R" * 300, "m" * 5000), "i" * 300)
     assert len(long["metadata"]["name"]) <= 253
-    assert (len(long["note"]), len(long["reason"]), len(long["reportingInstance"])) == (1024, 128, 128)
+    assert (len(long["note"].encode()), len(long["reason"]), len(long["reportingInstance"])) == (1024, 128, 128)
     names = [
         event_manifest(stored(), Event(kind, "Trained", message), "pod")["metadata"]["name"]  # type: ignore[arg-type]
         for kind, message in (("Normal", "a"), ("Normal", "a"), ("Normal", "b"), ("Warning", "a"))
     ]
     assert names[0] == names[1]
     assert len(set(names)) == 3
+
+
+@pytest.mark.parametrize(("message", "kept"), [("ä" * 512, 512), ("ä" * 513, 511), ("x" + "字" * 400, 341)])
+def test_a_note_is_cut_by_the_bytes_that_the_api_server_counts(message: str, kept: int) -> None:
+    note = event_manifest(stored(), Event("Warning", "Failed", message), "i")["note"]
+    assert len(note.encode()) <= 1024
+    assert note == message if len(message) == kept else message[:kept] + "…"
 
 
 def test_names_of_events_are_in_the_order_of_what_happened() -> None:

@@ -8,7 +8,7 @@ from finetune_api.conditions import ConditionType as Type
 from finetune_api.conditions import FailureReason, RunResult, Stage
 from finetune_api.failure import Failure
 from finetune_api.status import Beginning, FineTuneJobStatus, RunStatus
-from finetune_operator.conditions import find, is_true, sentence, shorten
+from finetune_operator.conditions import find, is_true, sentence
 from finetune_operator.plan import Event
 from finetune_operator.runs import is_done, stage_time
 from finetune_operator.stages.budget import HELD
@@ -16,7 +16,6 @@ from finetune_operator.stages.pipeline import PIPELINE, STAGES
 from finetune_operator.stages.suspension import SUSPENDED
 
 IN_QUEUE = frozenset({FailureReason.QUEUED, FailureReason.QUEUE_UNAVAILABLE})
-EVENT_MESSAGE = 1024  # the API server refuses longer notes
 
 
 def events(old: FineTuneJobStatus, new: FineTuneJobStatus) -> tuple[Event, ...]:
@@ -87,7 +86,7 @@ def _schedule(old: FineTuneJobStatus, new: FineTuneJobStatus) -> Iterator[Event]
     before, after = (find(status.conditions, Type.SCHEDULED) for status in (old, new))
     invalid = after is not None and after.reason == FailureReason.SCHEDULE_INVALID
     if after and invalid and not (before and before.message == after.message):
-        yield Event("Warning", after.reason, shorten(after.message, EVENT_MESSAGE))
+        yield Event("Warning", after.reason, after.message)
 
 
 def _polling(old: FineTuneJobStatus, new: FineTuneJobStatus) -> Iterator[Event]:
@@ -95,7 +94,7 @@ def _polling(old: FineTuneJobStatus, new: FineTuneJobStatus) -> Iterator[Event]:
     before, after = (find(status.conditions, Type.DATASET_POLLED) for status in (old, new))
     fails = after is not None and after.status == "False" and after.reason != SUSPENDED
     if after and fails and not (before and (before.status, before.reason) == (after.status, after.reason)):
-        yield Event("Warning", after.reason, shorten(f"Dataset poll: {after.message}", EVENT_MESSAGE))
+        yield Event("Warning", after.reason, f"Dataset poll: {after.message}")
 
 
 def _why(run: RunStatus | Beginning) -> str:
@@ -107,7 +106,7 @@ def _trouble(old: FineTuneJobStatus, new: FineTuneJobStatus, same_run: bool) -> 
     gate, gate_before = find(new.conditions, Type.PROMOTED), find(old.conditions, Type.PROMOTED)
     if gate and gate.status == "False" and not (same_run and gate_before and gate_before.reason == gate.reason):
         failed = gate.reason in (RunResult.GATE_FAILED, RunResult.ROLLED_BACK)
-        yield Event("Warning" if failed else "Normal", gate.reason, shorten(gate.message, EVENT_MESSAGE))
+        yield Event("Warning" if failed else "Normal", gate.reason, gate.message)
     failure = new.run.failure if new.run else None
     before = old.run.failure if old.run else None
     if failure is None:
@@ -123,7 +122,7 @@ def _trouble(old: FineTuneJobStatus, new: FineTuneJobStatus, same_run: bool) -> 
         if failure.reason is FailureReason.QUEUED:
             yield _normal(reason, text)
         else:
-            yield Event("Warning", reason, shorten(text, EVENT_MESSAGE))
+            yield Event("Warning", reason, text)
 
 
 def _is_told_otherwise(over: Failure) -> bool:
@@ -150,4 +149,4 @@ def _answering(status: FineTuneJobStatus) -> int | None:
 
 
 def _normal(reason: str, message: str) -> Event:
-    return Event("Normal", reason, shorten(message, EVENT_MESSAGE))
+    return Event("Normal", reason, message)

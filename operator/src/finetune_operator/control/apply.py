@@ -39,7 +39,7 @@ from finetune_operator.plan import ApplyFailure, Event, Manifest, ObjectRef
 
 logger = logging.getLogger(__name__)
 
-NOTE_LENGTH = 1024  # characters; the API server's limit for the note of an Event
+NOTE_BYTES = 1024  # of UTF-8: the API server's limit for the note of an Event
 CORRECTIONS_AT_ONCE, CORRECTION_SECONDS = 5, 60.0  # of one object; another controller may want it otherwise
 EVENTS_AT_ONCE, EVENT_SECONDS = 25, 300.0  # about one job, as client-go has it: a flapping state must not flood etcd
 SERVED = (DEPLOYMENT, SERVICE)  # the children that live long enough to be changed by others
@@ -113,7 +113,8 @@ class Applier:
         return True
 
     async def events(self, job: Manifest, events: Sequence[Event]) -> None:
-        """Posts Events about what was decided on this version of the job.
+        """Posts Events about what was decided on this version of the job. Those that the API server does not take are
+        told to the log.
 
         Their name is made of that version and their content: posted again for the same change, it is the same
         Event, whoever repeats; when the same happens again later, it is another one. Names are in the order of what
@@ -218,8 +219,9 @@ class Applier:
         try:
             await self._api.create(EVENT, event_manifest(job, event, self._instance, place))
         except ApiError as error:
-            if error.reason != "AlreadyExists" and error.status not in (403, 404):  # 403: the namespace is ending
-                raise
+            # 403: the namespace is ending. Nobody would post it again: it is no reason to leave the pass unfinished.
+            if error.reason != "AlreadyExists" and error.status not in (403, 404):
+                logger.warning("job=%s/%s event=%s lost=%r", *name_of(job), event.reason, str(error))
 
 
 def _first_failure(results: Sequence[ApplyFailure | BaseException | bool]) -> ApplyFailure | None:
@@ -268,6 +270,14 @@ def _refused(resource: Resource, manifest: Manifest, error: ApiError) -> ApplyFa
     return ApplyFailure(reason, f"{resource.kind} {manifest['metadata']['name']}: {error.message}"[:1000])
 
 
+def _note(message: str) -> str:
+    """As much of it as an Event may have, with an ellipsis where something is missing."""
+    text, more = message.encode(errors="replace"), "…"
+    if len(text) <= NOTE_BYTES:
+        return text.decode()
+    return text[: NOTE_BYTES - len(more.encode())].decode(errors="ignore") + more
+
+
 def event_manifest(job: Manifest, event: Event, instance: str, place: int = 0) -> Manifest:
     """The Event object; `place` is its own among those of one change. The job's name cut to 200 characters, 20 digits
     of the version, 2 of the place and 16 of the content's hash fit the limit of 253."""
@@ -286,7 +296,7 @@ def event_manifest(job: Manifest, event: Event, instance: str, place: int = 0) -
         "action": "Reconcile",
         "type": event.type,
         "reason": event.reason[:128],
-        "note": event.message[:NOTE_LENGTH],
+        "note": _note(event.message),
         "regarding": {
             "apiVersion": API_VERSION,
             "kind": KIND,
