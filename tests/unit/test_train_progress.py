@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import TrainerState
 
 from finetune_api.interruptions import StopCosts
 from finetune_api.reports import ProgressFile
 from finetune_trainer import artifacts
 from finetune_trainer.errors import LossNotFiniteError
 from finetune_trainer.training.progress import ProgressCallback, check_finite, lost_steps
+from finetune_trainer.training.trainer import ContinuedProgress
 
 NAN, INF = float("nan"), float("inf")
 
@@ -85,3 +87,32 @@ def test_progress_that_fails_otherwise_is_a_fault(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(artifacts, "write_json", denied)
     with pytest.raises(PermissionError):
         ProgressCallback(tmp_path / "progress.json", 0).checkpoint_saved(20, 1.0)
+
+
+@pytest.mark.parametrize(("answers_after", "reports"), [(0.0, 101), (5.0, 7)], ids=["answers", "hangs"])
+def test_a_receiver_that_hangs_does_not_hold_the_training_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answers_after: float, reports: int
+) -> None:
+    """500 s of training, a step each 0.1 s. The library's own time-out is 5 s."""
+    now = [1000.0]
+    asked: list[float] = []
+
+    def urlopen(*_: Any, **__: Any) -> Any:
+        asked.append(now[0])
+        now[0] += answers_after
+        raise TimeoutError
+
+    (tmp_path / "token").write_text("projected")
+    monkeypatch.setenv("KUBEFLOW_TRAINER_SERVER_URL", "http://192.0.2.1/progress")
+    monkeypatch.setenv("KUBEFLOW_TRAINER_SERVER_TOKEN", str(tmp_path / "token"))
+    monkeypatch.setattr("urllib.request.urlopen", urlopen)
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    told, state = ContinuedProgress(), TrainerState(max_steps=5000, is_world_process_zero=True)
+    told.on_train_begin(None, state, None)
+    for step in range(1, 5001):
+        now[0] += 0.1
+        state.global_step = step
+        told.on_step_end(None, state, None)
+    told.on_train_end(None, state, None)
+    assert abs(len(asked) - reports) <= 1
+    assert now[0] - 1500 <= 500 * 0.06 + 2 * answers_after, "the first and the last report are always tried"
