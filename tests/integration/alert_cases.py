@@ -53,8 +53,16 @@ def series(metric: str, values: str, **labels: str) -> Series:
     return Series(f"finetune_{metric}", values, labels)
 
 
+def began(values: str, **labels: str) -> Series:
+    return Series("process_start_time_seconds", values, labels)
+
+
 def passes(outcome: str, values: str) -> Series:
     return series("reconcile_seconds_count", values, outcome=outcome)
+
+
+def waits(reason: str, since: str) -> Series:
+    return series("jobs_waiting_since_timestamp_seconds", since, reason=reason)
 
 
 LEADS, FOLLOWS = series("leader", "1x90"), series("leader", "0x90", pod="operator-b")
@@ -69,6 +77,15 @@ CASES = (
     Case("FinetuneOperatorDown", "another release leads", (series("leader", "1x20", service="other"),), 6, DOWN),
     Case("FinetuneOperatorDown", "one of two leads", (LEADS, FOLLOWS), 60),
     Case("FinetuneOperatorDown", "the lease is taken over", (series("leader", "1x5 0 0 0 1x20"),), 12),
+    Case(
+        "FinetuneOperatorRestarts",
+        "two replicas that fall in turn",
+        (began("0 0 60 60 180x60"), began("0 30 30 90 210x60", pod="operator-b")),
+        10,
+        "The operator has begun anew 5 times within an hour.",
+    ),
+    Case("FinetuneOperatorRestarts", "an upgrade", (began("0x20"), began("_x5 300x60", pod="operator-c")), 20),
+    Case("FinetuneOperatorRestarts", "a node that was drained", (began("0 0 60x60"),), 20),
     Case(
         "FinetuneListsStale",
         "the leader's lists fail",
@@ -165,13 +182,23 @@ CASES = (
     Case(
         "FinetuneJobsWaiting",
         "for a GPU, more than an hour",
-        (series("jobs_waiting", "3x90", reason="Unschedulable"),),
+        (waits("Unschedulable", "0x90"),),
         61,
-        "3 jobs wait: Unschedulable.",
+        "A job has waited for 1h 1m 0s: Unschedulable.",
         (("reason", "Unschedulable"),),
     ),
-    Case("FinetuneJobsWaiting", "for half an hour", (series("jobs_waiting", "3x90", reason="Unschedulable"),), 30),
-    Case("FinetuneJobsWaiting", "for their turn", (series("jobs_waiting", "3x90", reason="Queued"),), 61),
+    Case(
+        "FinetuneJobsWaiting",
+        "for a pod in the place of one that was interrupted",
+        (waits("Interrupted", "0x90"),),
+        65,
+        "A job has waited for 1h 5m 0s: Interrupted.",
+        (("reason", "Interrupted"),),
+    ),
+    Case("FinetuneJobsWaiting", "for half an hour", (waits("Unschedulable", "0x90"),), 30),
+    Case("FinetuneJobsWaiting", "always another one", (waits("Interrupted", "0x19 1200x19 2400x19 3600x60"),), 80),
+    Case("FinetuneJobsWaiting", "for their turn", (waits("Queued", "0x90"),), 65),
+    Case("FinetuneJobsWaiting", "for another job", (waits("BaseNotPromoted", "0x90"),), 65),
     Case(
         "FinetuneJobsStalled",
         "something is broken now",

@@ -90,10 +90,10 @@ def test_alerts_are_about_this_release_and_as_patient_as_the_values_say(release:
     found = {
         rule["alert"]: rule for rule in rules(release, "metrics.prometheusRule.waitingFor=6h", "resyncSeconds=600")
     }
-    assert found["FinetuneJobsWaiting"]["for"] == "6h"
+    assert found["FinetuneJobsWaiting"]["expr"].endswith("> 21600")
     assert "> 2700" in found["FinetuneListsStale"]["expr"]
     for name, rule in found.items():
-        selectors = re.findall(r"finetune_\w+\{([^}]*)\}", rule["expr"])
+        selectors = re.findall(r"(?:finetune|process)_\w+\{([^}]*)\}", rule["expr"])
         assert selectors, name
         assert all(f'namespace="{HOME}",service="{NAME}"' in each for each in selectors), name
 
@@ -104,6 +104,14 @@ def test_who_runs_the_cluster_is_told_of_its_own_reasons_only(release: Release) 
     assert told
     own = {reason.value for reason, facts in REASONS.items() if facts.blame is Blame.CLUSTER and not facts.waits}
     assert set(told[1].split("|")) == own
+
+
+def test_who_runs_the_cluster_is_told_of_every_wait_that_its_author_cannot_end(release: Release) -> None:
+    (rule,) = (rule for rule in rules(release) if rule["alert"] == "FinetuneJobsWaiting")
+    left_out = re.search(r'reason!~"([^"]*)"', rule["expr"])
+    assert left_out
+    authors = {reason.value for reason, facts in REASONS.items() if facts.waits and facts.blame is not Blame.CLUSTER}
+    assert set(left_out[1].split("|")) == authors | {"Queued"}
 
 
 @pytest.fixture(scope="module")

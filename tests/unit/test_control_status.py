@@ -169,14 +169,19 @@ def test_series_of_a_training_end_with_it() -> None:
 def test_jobs_in_trouble_are_counted_by_their_reason() -> None:
     cache = Cache()
     health = Health(cache, WorkQueue(), resync_seconds=300)
-    waits = {"run": {"number": 1, "failure": {"reason": "Unschedulable", "waiting": True}}}
+    first, later = ("2026-01-01T00:00:00Z", "2026-01-01T01:00:00Z")
+    waits, too = (
+        {"run": {"number": 1, "failure": {"reason": "Unschedulable", "waiting": True, "since": since}}}
+        for since in (later, first)
+    )
     gated = {"conditions": [{"type": "Stalled", "status": "True", "reason": "GateFailed"}]}
-    for name, status in (("a", waits), ("b", waits), ("c", gated), ("d", {"stage": "Train"})):
+    for name, status in (("a", waits), ("b", too), ("c", gated), ("d", {"stage": "Train"})):
         body = stored(status=status)
         cache.store(FINE_TUNE_JOB, {**body, "metadata": {**body["metadata"], "name": name, "uid": name}})
     health.refresh_metrics()
     value = metrics.REGISTRY.get_sample_value
     assert value("finetune_jobs_waiting", {"reason": "Unschedulable"}) == 2
+    assert value("finetune_jobs_waiting_since_timestamp_seconds", {"reason": "Unschedulable"}) == NOW.timestamp()
     assert value("finetune_jobs_stalled", {"reason": "GateFailed"}) == 1
     text = generate_latest(metrics.REGISTRY)
     assert text.count(b"finetune_jobs_waiting{") == text.count(b"finetune_jobs_stalled{") == 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from datetime import datetime
 
 from aiohttp import web
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -58,15 +59,18 @@ class Health:
         for gauge in metrics.OF_JOBS:
             gauge.clear()
         counts: Counter[tuple[str, str]] = Counter()
+        since: dict[str, float] = {}
         for body in self._cache.objects(FINE_TUNE_JOB):
             status = body.get("status") or {}
             counts[status.get("stage") or "None", _condition(status, ConditionType.READY)] += 1
-            _export_trouble(status)
+            _export_trouble(status, since)
             _export_training(body, status)
             if held := ((status.get("run") or {}).get("cost") or {}).get("gpus"):
                 metrics.GPUS_HELD.labels(body["metadata"]["namespace"]).inc(held)
         for (stage, ready), count in counts.items():
             metrics.JOBS.labels(stage, ready).set(count)
+        for reason, moment in since.items():
+            metrics.WAITING_SINCE.labels(reason).set(moment)
 
     def routes(self) -> list[web.RouteDef]:
         """The handlers for an aiohttp application."""
@@ -93,12 +97,15 @@ def _condition(status: Manifest, kind: ConditionType, part: str = "status") -> s
     return next((str(each[part]) for each in status.get("conditions") or () if each["type"] == kind), "Unknown")
 
 
-def _export_trouble(status: Manifest) -> None:
-    """One more of its reason, where a job is stalled or waits."""
+def _export_trouble(status: Manifest, since: dict[str, float]) -> None:
+    """One more of its reason, where a job is stalled or waits. `since`: by reason, when the first of them began to."""
     if _condition(status, ConditionType.STALLED) == "True":
         metrics.STALLED.labels(_condition(status, ConditionType.STALLED, "reason")).inc()
     elif (failure := (status.get("run") or {}).get("failure") or {}).get("waiting"):
-        metrics.WAITING.labels(str(failure.get("reason"))).inc()
+        reason = str(failure.get("reason"))
+        metrics.WAITING.labels(reason).inc()
+        if began := failure.get("since"):
+            since[reason] = min(datetime.fromisoformat(began).timestamp(), since.get(reason, float("inf")))
     polls = _condition(status, ConditionType.DATASET_POLLED, "reason")
     if _condition(status, ConditionType.DATASET_POLLED) == "False" and polls != SUSPENDED:
         metrics.POLLS_FAILING.labels(polls).inc()

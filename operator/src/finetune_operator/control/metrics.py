@@ -35,6 +35,12 @@ WAITING = Gauge(
     ["reason"],
     registry=REGISTRY,
 )
+WAITING_SINCE = Gauge(
+    "finetune_jobs_waiting_since_timestamp_seconds",
+    "Since when the FineTuneJob has waited that has waited longest for the same reason, Unix time.",
+    ["reason"],
+    registry=REGISTRY,
+)
 STALLED = Gauge(
     "finetune_jobs_stalled", "FineTuneJobs that do not go on by themselves, by reason.", ["reason"], registry=REGISTRY
 )
@@ -63,7 +69,8 @@ GPUS_HELD = Gauge("finetune_gpus_held", "GPUs that runs hold now.", ["namespace"
 TRAINING = ["namespace", "name", "run"]
 PERCENT = Gauge("finetune_training_percent", "Progress of running trainings.", TRAINING, registry=REGISTRY)
 LOSS = Gauge("finetune_training_loss", "Last training loss of running trainings.", TRAINING, registry=REGISTRY)
-OF_JOBS = (JOBS, WAITING, STALLED, POLLS_FAILING, PERCENT, LOSS, GPUS_HELD)  # made anew from what the jobs are now
+# Made anew from what the jobs are now.
+OF_JOBS = (JOBS, WAITING, WAITING_SINCE, STALLED, POLLS_FAILING, PERCENT, LOSS, GPUS_HELD)
 EVENTS_SEEN = Counter("finetune_watch_events_total", "Watch events, by resource.", ["resource"], registry=REGISTRY)
 WATCH_MISSED = Counter(
     "finetune_watch_missed_total",
