@@ -164,13 +164,13 @@ def test_tokens_that_prove_nothing_are_refused(setting: Setting) -> None:
     cluster_key = setting.plane.signing_key.read_text()
     own_key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
     unbound = setting.plane.kubectl("create", "token", "default", f"--audience={AUDIENCE}", namespace=setting.namespace)
-    expired = claims(setting, iat=int(time.time()) - 900, nbf=int(time.time()) - 900, exp=int(time.time()) - 60)
+    expired = claims(setting, iat=int(time.time()) - 900, nbf=int(time.time()) - 900, exp=int(time.time()) - 120)
     table = {
         "none": (None, "Authorization"),
         "garbage": ("garbage", "not a JSON Web Token"),
         "forged": (signed(setting, own_key, claims(setting)), "InvalidSignatureError"),
         "unsigned": (jwt.encode(claims(setting), "", algorithm="none"), "not the cluster's"),
-        "expired": (signed(setting, cluster_key, expired), "ExpiredSignatureError"),
+        "expired": (signed(setting, cluster_key, expired), "expired"),
         "other audience": (setting.token("travel", audience=ISSUER), "InvalidAudienceError"),
         "other issuer": (signed(setting, cluster_key, claims(setting, iss="https://x")), "InvalidIssuerError"),
         "not bound to a pod": (unbound.strip(), "not bound to a pod"),

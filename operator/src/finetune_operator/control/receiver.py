@@ -158,7 +158,7 @@ async def serve_progress(
     receiver = Receiver(
         cache,
         reports,
-        TokenVerifier(api, settings.progress_audience, environment.token_issuer),
+        TokenVerifier(api, settings.progress_audience, environment.token_issuer, now=api.clock.now),
         lease.valid if lease else lambda: True,
         Forwarder(
             certificates,

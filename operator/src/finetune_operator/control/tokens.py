@@ -9,6 +9,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 import jwt
@@ -18,6 +19,7 @@ from finetune_operator.control.api_client import Api, ApiError
 ALGORITHMS = ["RS256", "RS384", "RS512", "ES256", "ES384", "ES512"]  # what a cluster signs with; never HS* or none
 REFRESH_SECONDS = 30.0  # at most so often the keys are fetched for a key id that nobody knows
 MAX_TOKEN_BYTES = 16 * 1024
+LEEWAY_SECONDS = 60.0  # as the API server itself has it: several of them need not agree to the second
 
 
 class TokenRefusedError(Exception):
@@ -38,15 +40,22 @@ class PodIdentity:
 
 
 class TokenVerifier:
-    """Verifies tokens for one audience."""
+    """Verifies tokens for one audience. `now` is the time by which they begin and end: that of the API server, which
+    made them, not of a clock of ours that may be wrong."""
 
     def __init__(
-        self, api: Api, audience: str, issuer: str | None = None, clock: Callable[[], float] = time.monotonic
+        self,
+        api: Api,
+        audience: str,
+        issuer: str | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._api = api
         self._audience = audience
         self._issuer = issuer
         self._clock = clock
+        self._now = now
         self._keys: dict[str, jwt.PyJWK] = {}
         self._fetched = float("-inf")
         self._lock = asyncio.Lock()
@@ -67,10 +76,16 @@ class TokenVerifier:
                 algorithms=ALGORITHMS,
                 audience=self._audience,
                 issuer=self._issuer,
-                options={"require": ["exp", "iat", "aud", "iss", "sub"]},
+                options={
+                    "require": ["exp", "iat", "aud", "iss", "sub"],
+                    "verify_exp": False,  # by whose clock, see below
+                    "verify_iat": False,
+                    "verify_nbf": False,
+                },
             )
         except jwt.PyJWTError as error:
             raise TokenRefusedError(type(error).__name__) from None
+        _check_times(claims, self._now().timestamp())
         return _pod(claims)
 
     async def _key(self, kid: str) -> jwt.PyJWK:
@@ -95,6 +110,17 @@ class TokenVerifier:
         except (ApiError, KeyError, jwt.PyJWTError) as error:
             raise KeysUnavailableError(str(error)) from error
         self._keys = {key.key_id: key for key in keys.keys if key.key_id}
+
+
+def _check_times(claims: dict[str, Any], now: float) -> None:
+    try:
+        begins, ends = float(claims.get("nbf", claims["iat"])), float(claims["exp"])
+    except (TypeError, ValueError):
+        raise TokenRefusedError("its times are none") from None
+    if not now < ends + LEEWAY_SECONDS:
+        raise TokenRefusedError("expired")
+    if not now >= begins - LEEWAY_SECONDS:
+        raise TokenRefusedError("not valid yet")
 
 
 def _pod(claims: dict[str, Any]) -> PodIdentity:
