@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -281,8 +282,17 @@ class Cluster:
             text = f"Container main for pod x failed with exit code {code} matching FailJob rule at index 0"
             self._conclude(job, "Failed", "PodFailurePolicy", text)
             return
-        status["failed"] = status.get("failed", 0) + sum(verdict != "Ignore" for verdict in verdicts.values())
-        if status.get("failed", 0) > job["spec"]["backoffLimit"]:
+        counted = [index for index, verdict in verdicts.items() if verdict != "Ignore"]
+        status["failed"] = status.get("failed", 0) + len(counted)
+        if "backoffLimitPerIndex" in job["spec"]:
+            falls = Counter(
+                member(pod) for pod in self.pods_of(job) if kubelet.action(rules, _exit_code(pod)) == "Count"
+            )
+            if any(falls[index] > job["spec"]["backoffLimitPerIndex"] for index in counted):
+                text = "Job has exceeded the specified maximal number of failed indexes"
+                self._conclude(job, "Failed", "MaxFailedIndexesExceeded", text)
+                return
+        elif status["failed"] > job["spec"]["backoffLimit"]:
             self._conclude(job, "Failed", "BackoffLimitExceeded", "Job has reached the specified backoff limit")
             return
         for index in verdicts:

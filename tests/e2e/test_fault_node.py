@@ -130,7 +130,7 @@ def test_four_pods_and_a_server_outlive_a_lost_node(product: Product, tenant: Te
     ready = tenant.wait_for(
         "travel",
         lambda job: bool(members.look()) and status(job).get("endpoint", {}).get("run") == 2,
-        1200,  # of which the Job controller lets ten minutes pass: pods of this training have fallen seven times
+        1200,
         "run 2 in service",
     )
     assert members.twice == []

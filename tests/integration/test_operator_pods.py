@@ -16,7 +16,13 @@ from tests.operator_process import (
     running_operator,
     status_of,
 )
+from tests.simulator import good_summary
+from tests.single_life import look
 
+from finetune_operator.diagnose.verdict import GAVE_UP
+from finetune_operator.settings import Settings
+
+STAGE, INDEX = f"{GROUP}/stage", "batch.kubernetes.io/job-completion-index"
 HOLD = "example.com/hold"
 
 
@@ -150,3 +156,31 @@ def test_a_job_applied_again_waits_for_the_trainer_of_the_former_one(plane: Cont
         )
         plane.kubectl.wait_until(lambda: kinds(plane, namespace) == ["ConfigMap", "Job"], PATIENCE, "Job", namespace)
         wait_no_failure(plane, namespace)
+
+
+def test_a_gang_that_falls_is_made_anew_as_soon_as_one_pod_is(plane: ControlPlane) -> None:
+    """The Job controller would let 80 seconds pass, more than this test waits, if each of the four counted for all."""
+    namespace, kubelet = make_namespace(plane, "gang"), Kubelet(plane, "gang")
+    plane.kubectl.apply(job_manifest("travel", namespace, compute={"gpus": 0, "nodes": 4}))
+
+    def members() -> set[str]:
+        items = plane.kubectl.json("get", "pods", "-l", f"{STAGE}=Train", namespace=namespace)["items"]
+        return {pod["metadata"]["name"] for pod in items if pod["status"].get("phase", "Pending") == "Pending"}
+
+    settings = Settings(backoff_limit=1)
+    look(plane, namespace, settings=settings)
+    kubelet.end(f"{STAGE}=Prepare", good_summary("Prepare", 1))
+    prepared = ("wait", "job/travel-r1-prepare", "--for=condition=Complete", "--timeout=60s")
+    plane.kubectl(*prepared, namespace=namespace)
+    look(plane, namespace, settings=settings)
+    plane.kubectl.wait_until(lambda: len(members()) == 4, PATIENCE, "four pods", namespace)
+    for index in range(4):
+        kubelet.end(f"{STAGE}=Train,{INDEX}={index}", "", exit_code=1)
+    plane.kubectl.wait_until(lambda: len(members()) == 4, PATIENCE, "four other pods", namespace)
+    kubelet.end(f"{STAGE}=Train,{INDEX}=2", "", exit_code=1)
+    failed = ("wait", "job/travel-r1-train", "--for=condition=Failed", "--timeout=60s")
+    plane.kubectl(*failed, namespace=namespace)
+    assert not members(), "the others are ended with it"
+    job = plane.kubectl.json("get", "job", "travel-r1-train", namespace=namespace)
+    [end] = [each for each in job["status"]["conditions"] if each["type"] == "Failed"]
+    assert end["reason"] in GAVE_UP

@@ -33,7 +33,8 @@ def test_train_alone_has_many_pods_and_a_name_for_each() -> None:
     cluster = training()
     spec = job(cluster, "Train")["spec"]
     assert (spec["completionMode"], spec["completions"], spec["parallelism"]) == ("Indexed", 3, 3)
-    assert spec["backoffLimit"] == 3 * cluster.settings.backoff_limit, "one that is lost costs a failure of each"
+    assert "backoffLimit" not in spec, "one that is lost costs a failure of each"
+    assert (spec["backoffLimitPerIndex"], spec["maxFailedIndexes"]) == (cluster.settings.backoff_limit, 0)
     assert "completionMode" not in job(cluster, "Prepare")["spec"]
     service = cluster.objects[PEERS]["spec"]
     pod = spec["template"]
@@ -60,6 +61,19 @@ def test_one_that_is_lost_restarts_all_and_counts_once() -> None:
     assert cluster.condition("Ready") == ("True", "Serving")
     assert sum(is_trainer(pod) for pod in cluster.pods) == 6
     assert cluster.created.count("Job/travel-r1-train") == 1
+
+
+def test_a_gang_has_as_many_tries_as_one_pod() -> None:
+    def answer(pod: Manifest) -> tuple[int, str]:
+        return (1, "") if is_trainer(pod) else succeed(pod)
+
+    cluster = Cluster(make_job(compute=GANG), answer=answer).run()
+    tries = cluster.settings.backoff_limit + 1
+    assert cluster.condition("Stalled") == ("True", Reason.SYSTEM_FAULT)
+    assert sum(is_trainer(pod) for pod in cluster.pods) == 3 * tries
+    failure = cluster.job.status.run and cluster.job.status.run.failure
+    assert failure
+    assert f"It was tried {tries} times." in failure.message
 
 
 @pytest.mark.parametrize(("code", "reason"), [(10, Reason.SPEC_INVALID), (11, Reason.CUDA_OUT_OF_MEMORY)])

@@ -27,9 +27,12 @@ def members(job: FineTuneJob, stage: Stage) -> int:
 def gang_job(job: FineTuneJob, stage: Stage, backoff_limit: int) -> dict[str, Any]:
     """Of a Job's spec, what depends on the number of its pods."""
     count = members(job, stage)
-    spec: dict[str, Any] = {"completions": count, "parallelism": count, "backoffLimit": backoff_limit * count}
-    # One that is lost takes all others with it, and each of them counts.
-    return {**spec, "completionMode": "Indexed"} if count > 1 else spec
+    spec: dict[str, Any] = {"completions": count, "parallelism": count}
+    if count == 1:
+        return {**spec, "backoffLimit": backoff_limit}
+    # One that is lost takes all others with it. Counted by pod that is one fall; counted by Job it would be as many as
+    # there are pods, each of which doubles the pause before all are made anew.
+    return {**spec, "completionMode": "Indexed", "backoffLimitPerIndex": backoff_limit, "maxFailedIndexes": 0}
 
 
 def gang_pod(job: FineTuneJob, stage: Stage, labels: dict[str, str]) -> dict[str, Any]:

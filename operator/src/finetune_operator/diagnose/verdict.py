@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime
+from math import ceil
 
 from finetune_api.conditions import FailureReason as Reason
 from finetune_api.conditions import Stage
@@ -28,6 +29,8 @@ from finetune_operator.times import parse_time
 
 MESSAGE_LIMIT = 1024  # characters of a message that come from a cluster; enough for a scheduler with 20 complaints
 ADVICE_LIMIT = 1024  # as status.py has it
+# How a Job ends that has no retry left; the others are those of a gang, which is counted by member.
+GAVE_UP = frozenset({"BackoffLimitExceeded", "MaxFailedIndexesExceeded", "FailedIndexes"})
 # What the fall of one pod does to the others of its gang, and what is left when nothing else is known.
 CONSEQUENCES = frozenset({Reason.SYSTEM_FAULT, Reason.INTERRUPTED})
 
@@ -105,8 +108,9 @@ def job_failure(job: Manifest, pods: Sequence[Manifest], now: datetime) -> Findi
     cause = worst(current(pod for pod in pods if is_over(pod)), now)
     if cause is None:
         return _from_condition(message)
-    if condition.get("reason") == "BackoffLimitExceeded":
-        return Finding(cause.reason, f"{cause.message} It was tried {_failed(job)} times.", cause.advice)
+    if condition.get("reason") in GAVE_UP:
+        width = len({member(pod) for pod in pods})
+        return Finding(cause.reason, f"{cause.message} It was tried {ceil(_failed(job) / width)} times.", cause.advice)
     return cause
 
 
