@@ -67,10 +67,36 @@ def test_the_run_before_answers_until_the_approval() -> None:
     assert cluster.job.status.endpoint.run == 2
 
 
-@pytest.mark.parametrize("approval", [approved(2), approved(1, "cd" * 6)], ids=["another run", "another model"])
-def test_an_approval_of_something_else_is_none(approval: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("approval", "words"),
+    [
+        (approved(2), "run 2, which is not there yet (the newest is 1)"),
+        (approved(1, "cd" * 6), "run 1, but the digest cdcdcdcdcdcd is not that of its model, which is 'abababababab'"),
+    ],
+    ids=["another run", "another model"],
+)
+def test_an_approval_of_something_else_is_none_and_says_so(approval: dict[str, Any], words: str) -> None:
     cluster = Cluster(make_job(promotion=MANUAL)).run().change(**approval).run()
     assert results(cluster) == [(1, "AwaitingApproval")]
+    assert f"promotion.approved names {words}: it approves nothing." in message(cluster)
+    assert 'set promotion.approved to {run: 1, digest: "abababababab"}' in message(cluster)
+
+
+def test_an_approval_in_vain_is_told_also_of_an_earlier_run_and_a_heeded_one_is_not() -> None:
+    cluster = Cluster(make_job()).run().change(rerunToken="a", promotion=MANUAL).run()
+    cluster.answer = lambda pod: (0, _worse(pod))
+    cluster.change(rerunToken="b", **approved(2, "cd" * 6)).run()
+    assert results(cluster) == [(1, "Promoted"), (2, "AwaitingApproval"), (3, "GateFailed")]
+    assert "names run 2, but the digest" in message(cluster)
+    cluster.change(**approved(3)).run()
+    assert "names run 3, which did not pass its gate: it approves nothing" in message(cluster)
+    cluster.change(**approved(2)).run()
+    assert results(cluster)[1] == (2, "Promoted")
+    assert "approves nothing" not in message(cluster)
+
+
+def message(cluster: Cluster) -> str:
+    return next(c.message for c in cluster.job.status.conditions if c.type == "Ready")
 
 
 def test_an_approval_that_is_taken_back_does_not_take_the_model_away() -> None:

@@ -209,6 +209,40 @@ def test_money_is_not_guessed_for_gpus_that_a_queue_chose_and_that_have_no_price
     assert cluster.condition("Stalled") == ("True", "PriceMissing")
 
 
+@pytest.mark.parametrize("row", ["default", "nvidia.com/gpu", "H100"])
+def test_a_run_that_is_held_for_want_of_a_price_goes_on_when_there_is_one(row: str) -> None:
+    """Nothing is held by then, and nothing more is used."""
+    spec: dict[str, Any] = {"compute": {**GPU, "nodeSelector": {"gpu": "H100"}}}
+    cluster = look(training(Settings(), **spec), 1800)
+    cluster.settings = Settings(prices=Prices("EUR", {"other": Decimal(1)}))
+    cluster.change(budget={"maxCost": 100}).run()
+    assert cluster.condition("Stalled") == ("True", "PriceMissing")
+    used = cost_of(cluster).gpu_seconds
+    assert used >= 3600
+    cluster.settings = Settings(prices=Prices("EUR", {row: Decimal(4)}))
+    look(cluster)
+    assert cost_of(cluster).spent("EUR") == used * Decimal(4) / 3600
+    assert cluster.run().condition("Ready") == ("True", "Serving")
+
+
+@pytest.mark.parametrize(("waiting", "counted"), [(True, 3600), (False, 0)], ids=["it still waits", "it was let go"])
+def test_hours_in_a_queue_are_nobodys_also_when_the_operator_was_away(waiting: bool, counted: int) -> None:
+    """While it waits, its Job says since when; afterwards nobody can tell how long it trained unseen."""
+    cluster = training()
+    job, known = cluster.objects["Job", TRAIN], cost_of(cluster).gpu_seconds
+    cluster.now += timedelta(seconds=1800)
+    cluster.suspend(job, suspended=True)
+    cluster.now += timedelta(hours=5)
+    if waiting:
+        look(cluster)
+        cluster.now += timedelta(hours=5)
+    cluster.suspend(job, suspended=False)
+    cluster.step_pod(cluster.start_pod(job))
+    look(cluster, 1000)
+    assert cost_of(cluster).gpu_seconds == known + counted + 2 * 1000
+    assert cost_of(cluster).gpus == 2
+
+
 def test_no_status_is_written_for_a_meter_that_only_goes_on() -> None:
     cluster = training()
     before = cluster.job.status

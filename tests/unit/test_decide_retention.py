@@ -63,7 +63,7 @@ def test_older_runs_go_by_count_and_the_rest_says_why_it_stays() -> None:
     assert [record(cluster, number).model is None for number in (1, 2, 3, 4)] == [True, True, False, False]
     files = record(cluster, 3).files
     assert files is not None
-    assert files.message == "kept until 1 more runs have ended"
+    assert files.message == "kept until 1 more runs have made a model"
     newest = record(cluster, 4).files
     assert newest is not None
     assert newest.message == "kept, because it is in service"
@@ -124,9 +124,42 @@ def test_the_run_in_service_stays_however_many_fail_after_it() -> None:
     assert cluster.job.status.endpoint.run == 1
 
 
-def test_what_waits_for_approval_stays() -> None:
-    cluster = after(3, promotion={"mode": "Manual"}, **output(keepRuns=1))
-    assert states(cluster) == {1: "Kept", 2: "Kept", 3: "Kept"}
+def test_the_newest_that_waits_for_approval_stays() -> None:
+    cluster = after(3, promotion={"mode": "Manual"}, answer=losing_after(2), **output(keepRuns=1))
+    assert states(cluster) == {1: "Removed", 2: "Kept", 3: "Kept"}
+    assert [each.result for each in cluster.job.status.runs][1:] == ["AwaitingApproval", "GateFailed"]
+
+
+def test_runs_that_nobody_approves_are_removed_in_their_turn_and_never_push_out_what_serves() -> None:
+    cluster = after(1, **output(keepRuns=3)).change(promotion={"mode": "Manual"}).run()
+    for number in range(2, 25):
+        cluster.change(rerunToken=f"run-{number}").run()
+    kept = [number for number, state in states(cluster).items() if state == "Kept"]
+    assert kept == [1, 22, 23, 24]
+    assert record(cluster, 1).result == "Promoted"
+    removed = cluster.created.count("Job/travel-remove")
+    assert removed == 20, "the files of each of the others are gone"
+
+
+def test_what_made_no_model_removes_none() -> None:
+    cluster = after(3, **output(keepRuns=3))
+    cluster.answer = lambda pod: (10, "the source is away")
+    for number in range(4, 20):
+        cluster.change(rerunToken=f"run-{number}").run()
+    assert [states(cluster)[number] for number in (1, 2, 3)] == ["Kept"] * 3
+    assert [record(cluster, number).result for number in (1, 2, 3)] == ["Promoted"] * 3
+    assert record(cluster, 19).result == "Failed"
+
+
+def test_a_pin_on_what_was_removed_says_where_it_went() -> None:
+    cluster = after(2, **output(keepRuns=1)).change(serving={"run": 1}).run()
+    assert cluster.condition("Stalled") == ("True", "RunNotFound")
+    run = cluster.job.status.run
+    assert run is not None
+    assert run.failure is not None
+    assert "run 1 is no more: its files were removed by output.retention; there are [2]" in run.failure.message
+    assert "to go back to the commit of that run trains it anew" in run.failure.advice
+    assert cluster.condition("Serving") == ("True", "Available")
 
 
 def test_what_another_job_goes_on_from_stays() -> None:

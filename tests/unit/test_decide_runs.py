@@ -182,6 +182,17 @@ def test_a_reverted_commit_brings_its_run_back_without_training() -> None:
     assert (number(cluster), trained(cluster)) == (3, 3)
 
 
+def test_what_a_revert_took_back_does_not_answer_again_while_the_next_commit_trains() -> None:
+    cluster = Cluster(make_job()).run().change(hyperparameters=EPOCHS).run().change(hyperparameters=None).run()
+    assert endpoint_run(cluster) == 1
+    cluster.change(hyperparameters={"epochs": 3}).run(until=lambda c: endpoint_run(c) != 1)
+    assert (endpoint_run(cluster), number(cluster)) == (3, 3), "nothing but the next run took over"
+    cluster.answer = losing_after(3)
+    cluster.change(hyperparameters=None).run().change(hyperparameters={"epochs": 4}).run()
+    assert cluster.condition("Promoted") == ("False", "GateFailed")
+    assert endpoint_run(cluster) == 1
+
+
 def test_taking_a_run_up_again_is_one_event_and_serving_another() -> None:
     cluster = Cluster(make_job()).run().change(hyperparameters=EPOCHS).run()
     before = len(cluster.events())

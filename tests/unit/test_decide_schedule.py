@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.simulator import START, Cluster, Manifest, make_job, stamp, succeed
+from tests.unit.test_decide_runs import losing_after
 
 from finetune_api.conditions import RunResult, Stage, Trigger
 from finetune_api.reports import Summary
@@ -157,6 +158,20 @@ def test_going_back_to_an_earlier_commit_finds_its_last_scheduled_run() -> None:
     assert run is not None
     assert (run.number, run.occasion) == (2, "2026-01-01T01:00:00Z")
     assert len(trained(cluster)) == 3
+
+
+def test_going_back_to_an_earlier_commit_finds_what_it_had_promoted_not_what_failed_since() -> None:
+    cluster = Cluster(make_job(triggers=HOURLY)).run()
+    cluster.answer = losing_after(1)
+    wait(cluster, hours=1)
+    assert cluster.condition("Promoted") == ("False", "GateFailed")
+    cluster.answer = succeed
+    cluster.change(hyperparameters={"epochs": 2}).run()
+    cluster.change(hyperparameters={}).run()
+    assert cluster.job.status.run is not None
+    assert cluster.job.status.endpoint is not None
+    assert (cluster.job.status.run.number, cluster.job.status.endpoint.run) == (1, 1)
+    assert cluster.condition("Promoted") == ("True", "GatePassed")
 
 
 def test_a_changed_schedule_is_no_new_run() -> None:

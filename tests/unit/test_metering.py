@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finetune_api.cost import MOST_KINDS, CostStatus, GpuUse
-from finetune_operator.metering import STALE_SECONDS, Hold, estimated, hours, metered, moment
+from finetune_operator.metering import STALE_SECONDS, Hold, charged_late, estimated, hours, metered, moment
 from finetune_operator.prices import Price, Prices
 from finetune_operator.times import stamp
 
@@ -87,18 +87,22 @@ def test_suspension_stops_the_clock() -> None:
 
 
 @pytest.mark.parametrize(
-    ("gone", "successor", "counted"),
+    ("gone", "successor", "resumed", "counted"),
     [
-        (STALE_SECONDS * 10, 300, 300),  # evicted while nobody looked: its successor was made when it had ended
-        (STALE_SECONDS * 10, None, 0),  # nobody knows when
-        (20, None, 20),  # just now
+        (STALE_SECONDS * 10, 300, 0, 300),  # evicted while nobody looked: its successor was made when it had ended
+        (STALE_SECONDS * 10, 5000, 40, 5000),  # the same after a queue had let it go: that was before
+        (STALE_SECONDS * 10, 5000, 5000, 0),  # a queue held it in between: nobody knows how long
+        (STALE_SECONDS * 10, 300, 300, 300),
+        (STALE_SECONDS * 10, None, 0, 0),  # nobody knows when
+        (20, None, 0, 20),  # just now
     ],
 )
 def test_a_pod_that_vanished_is_counted_as_far_as_anything_tells(
-    gone: int, successor: int | None, counted: int
+    gone: int, successor: int | None, resumed: int, counted: int
 ) -> None:
     before = metered(None, [hold(0, None, 2)], START + 50, "EUR")
-    there = [] if successor is None else [Hold(PRICE, 2, START + 50 + successor, None)]
+    let_go = START + 50 + resumed if resumed > 50 else START + resumed
+    there = [] if successor is None else [Hold(PRICE, 2, START + 50 + successor, None, resumed=let_go)]
     after = metered(before, there, START + 50 + gone, "EUR")
     assert after is not None
     assert after.gpu_seconds == 2 * (50 + counted)
@@ -113,6 +117,7 @@ def test_each_price_has_its_own_row_and_a_late_price_counts_for_what_had_none() 
     cost = metered(None, [hold(0, None, 1, unpriced)], START + 3600, None)
     assert cost is not None
     assert (cost.gpu_hours, cost.amount, cost.currency) == ("1.00", None, None)
+    cost = charged_late(cost, Prices("EUR", {"default": Decimal("2.50")}))
     cost = metered(cost, [hold(0, None)], START + 7200, "EUR")
     cost = metered(cost, [hold(0, 9000, 1, dearer)], START + 9000, "EUR")
     assert cost is not None
@@ -121,6 +126,23 @@ def test_each_price_has_its_own_row_and_a_late_price_counts_for_what_had_none() 
         (1800, "4", "EUR"),
     ]
     assert (cost.gpu_hours, cost.amount, cost.currency) == ("2.50", "7.00", "EUR")
+
+
+def test_a_late_price_is_that_of_the_nodes_that_were_selected_and_of_no_others() -> None:
+    prices = Prices(None, {})
+    cost = None
+    for place, product in enumerate(("H100", "A100")):
+        price = prices.of("nvidia.com/gpu", {"os": "linux", "product": product})
+        cost = metered(cost, [hold(place * 3600, (place + 1) * 3600, 1, price)], START + (place + 1) * 3600, None)
+    late = charged_late(cost, Prices("EUR", {"H100": Decimal(4)}))
+    assert late is not None
+    assert [(use.gpu, use.price, use.node_labels) for use in late.usage] == [
+        ("H100", "4", []),
+        ("nvidia.com/gpu", None, ["linux", "A100"]),
+    ]
+    assert (late.gpu_hours, late.amount, late.unpriced_gpu_hours) == ("2.00", "4.00", "1.00")
+    assert charged_late(late, Prices("EUR", {"H100": Decimal(9)})) == late, "what was charged stays"
+    assert charged_late(cost, prices) == cost
 
 
 def test_hours_without_a_price_are_said_beside_an_amount() -> None:
@@ -157,4 +179,4 @@ def test_the_price_of_a_pod_is_that_of_the_nodes_it_selects() -> None:
     assert prices.of("amd.com/gpu", {"pool": "x"}) == Price("amd.com/gpu", Decimal(1))
     assert prices.of("nvidia.com/gpu", product) == Price("NVIDIA-H100", Decimal(4))
     assert prices.of("nvidia.com/gpu", {**product, **instance}).gpu == "a3-high", "the first label in their order"
-    assert Prices().of("nvidia.com/gpu", product) == Price("nvidia.com/gpu")
+    assert Prices().of("nvidia.com/gpu", product) == Price("nvidia.com/gpu", labels=("NVIDIA-H100",))

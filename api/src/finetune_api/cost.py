@@ -11,6 +11,7 @@ from finetune_api.base import StatusModel
 from finetune_api.failure import Count, Time, Word
 
 MOST_KINDS = 16  # of usage; one more for each GPU and each change of its price
+MOST_LABELS = 16  # of a pod's node selector, as far as a price is looked for by them
 DecimalText = Annotated[str, Field(max_length=32)]
 """A number that must not be rounded by whoever reads JSON: money."""
 
@@ -22,6 +23,11 @@ class GpuUse(StatusModel):
     gpu_seconds: Count = Field(default=0, description="Seconds x GPUs that pods of the run held.")
     price: DecimalText | None = Field(default=None, description="Of a GPU hour at the time of use.")
     currency: Word | None = Field(default=None, description="Of the price.")
+    node_labels: list[Word] = Field(
+        default=[],
+        max_length=MOST_LABELS,
+        description="Without a price: values of the labels by which nodes were selected, for when there is one.",
+    )
 
 
 class CostSum(StatusModel):

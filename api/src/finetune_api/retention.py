@@ -26,7 +26,8 @@ class RetentionSpec(ApiModel):
         default=None,
         ge=1,
         le=20,
-        description="Of the runs that ended the newest so many keep their files. Absent: as many as the history has.",
+        description="So many runs that made a model, the newest, keep their files; a run without a model keeps them "
+        "until so many came after it. Absent: as many as the history has.",
     )
     max_age_days: Int | None = Field(
         default=None,

@@ -147,7 +147,8 @@ class ServingSpec(Placement):
         default=None,
         ge=1,
         le=1000000,
-        description="Number of the run to serve, whatever came later: the rollback. Absent: the newest promoted run.",
+        description="Number of the run to serve, whatever came later: the rollback. Absent: the run that was promoted "
+        "last.",
     )
     smoke_test: SmokeTest = Field(default=SmokeTest(), description="What a new server is asked before it takes over.")
     progress_deadline_seconds: Int = Field(

@@ -213,6 +213,7 @@ class RunRecord(StatusModel):
     )
     result: RunResult = Field(description="How it ended.")
     completion_time: Time | None = Field(default=None, description="When it ended.")
+    taken_up_time: Time | None = Field(default=None, description="When the spec asked for it again, after another run.")
     loss: float | None = Field(default=None, description="Held-out loss of the tuned model.")
     base_loss: float | None = Field(default=None, description="Held-out loss of the base model.")
     message: Annotated[str, Field(max_length=512)] = Field(default="", description="Why.")

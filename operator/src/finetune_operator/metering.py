@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from decimal import ROUND_HALF_UP, Decimal
 
 from finetune_api.cost import MOST_KINDS, CostStatus, CostSum, GpuUse
-from finetune_operator.prices import Price
+from finetune_operator.prices import Price, Prices
 from finetune_operator.times import stamp
 
 CENT = Decimal("0.01")
@@ -26,13 +26,14 @@ LATE_SECONDS = 60
 @dataclass(frozen=True, slots=True)
 class Hold:
     """GPUs of one pod, in Unix seconds. `made`: when the pod was created; `start`: None before a node has it; `end`:
-    None while it holds them."""
+    None while it holds them; `resumed`: when its Job was let go last, by a queue or whoever held it; 0: nobody did."""
 
     price: Price
     gpus: int
     made: int
     start: int | None
     end: int | None = None
+    resumed: int = 0
 
     def seconds(self, since: int, until: int) -> int:
         """GPU seconds within a span."""
@@ -51,27 +52,45 @@ class Hold:
         return self.start is not None and self.start <= then and not ended
 
 
-def metered(cost: CostStatus | None, holds: Sequence[Hold], now: int, currency: str | None) -> CostStatus | None:
-    """The meter at `now`, after one that stood at an earlier moment. None: no GPU was ever held."""
+def metered(
+    cost: CostStatus | None, holds: Sequence[Hold], now: int, currency: str | None, held_back: int = 0
+) -> CostStatus | None:
+    """The meter at `now`, after one that stood at an earlier moment. None: no GPU was ever held. `held_back`: since
+    when the run's Job makes no pods, because a queue or somebody has suspended it; 0: it may."""
     before = cost or CostStatus()
     since = moment(before.time)
     if not holds and not before.gpus:
         return cost
     until = max(now, since)  # a clock that was put back takes nothing away
-    used: Used = {(use.gpu, use.price, use.currency): use.gpu_seconds for use in before.usage}
+    used: Used = {_row(use): use.gpu_seconds for use in before.usage}
     for price, seconds in (
-        *_vanished(before, holds, until),
+        *_vanished(before, holds, until, held_back),
         *((hold.price, hold.seconds(since, until)) for hold in holds),
     ):
         _add(used, price, seconds, currency)
     held = sum(hold.gpus for hold in holds if hold.is_held(until))
-    usage = [GpuUse(gpu=g, price=p, currency=c, gpu_seconds=s) for (g, p, c), s in used.items()]
+    usage = _usage(used)
     if (usage, held) == (before.usage, before.gpus):
         return cost  # nothing was held meanwhile
     return summed(
         before.model_copy(update={"usage": usage, "gpus": held, "time": stamp(datetime.fromtimestamp(until, UTC))}),
         currency,
     )
+
+
+def charged_late(cost: CostStatus | None, prices: Prices) -> CostStatus | None:
+    """The meter with a price for what had none when it was used, as soon as there is one: also while nothing is held,
+    for a run that is held for want of a price would wait for ever."""
+    if cost is None or all(use.price is not None for use in cost.usage):
+        return cost
+    used: Used = {}
+    for use in cost.usage:
+        labels = {str(place): value for place, value in enumerate(use.node_labels)}
+        price = None if use.price is not None else prices.of(use.gpu, labels)
+        key = _row(use) if price is None or price.amount is None else _priced(price, prices.currency)
+        used[key] = used.get(key, 0) + use.gpu_seconds
+    usage = _usage(used)
+    return cost if usage == cost.usage else summed(cost.model_copy(update={"usage": usage}), prices.currency)
 
 
 def summed(cost: CostStatus, currency: str | None) -> CostStatus:
@@ -112,32 +131,52 @@ def moment(time: str | None) -> int:
     return int(datetime.fromisoformat(time).timestamp()) if time else 0
 
 
-def _vanished(before: CostStatus, holds: Sequence[Hold], now: int) -> list[tuple[Price, int]]:
+def _vanished(before: CostStatus, holds: Sequence[Hold], now: int, held_back: int) -> list[tuple[Price, int]]:
     """What pods held that are not there any more, since the meter was read: an eviction deletes the object.
 
-    The next pod is made as soon as the last one has ended. Without one, they went just now where the meter was read
-    a short while ago; where nobody has looked for long, nothing is known, and nothing is counted."""
+    They went when their Job was suspended, or when the next pod was made, unless that waited in a queue meanwhile. Else
+    they went just now where the meter was read a short while ago; where nobody has looked for long, nothing is known,
+    and nothing is counted."""
     since = moment(before.time)
     missing = before.gpus - sum(hold.gpus for hold in holds if hold.was_held(since))
     if missing <= 0:
         return []
     next_one = min((hold for hold in holds if hold.made > since), key=lambda hold: hold.made, default=None)
-    if next_one is not None:
-        return [(next_one.price, missing * (next_one.made - since))]
-    last = before.usage[-1] if before.usage else GpuUse(gpu="")
-    price = Price(last.gpu, None if last.price is None else Decimal(last.price))
-    return [(price, missing * (now - since))] if now - since <= STALE_SECONDS else []
+    until = next_one.made if next_one else held_back if held_back > since else now
+    known = next_one.resumed <= since if next_one else held_back > since
+    if not known and until - since > STALE_SECONDS:
+        return []
+    return [(next_one.price if next_one else _price(before), missing * (until - since))]
 
 
-Row = tuple[str, str | None, str | None]  # GPU, price, currency
+def _price(cost: CostStatus) -> Price:
+    """Of what was used last."""
+    last = cost.usage[-1] if cost.usage else GpuUse(gpu="")
+    return Price(last.gpu, None if last.price is None else Decimal(last.price), tuple(last.node_labels))
+
+
+Row = tuple[str, str | None, str | None, tuple[str, ...]]  # GPU, price, currency, labels of what has no price
 Used = dict[Row, int]
 
 
+def _row(use: GpuUse) -> Row:
+    return use.gpu, use.price, use.currency, tuple(use.node_labels)
+
+
+def _priced(price: Price, currency: str | None) -> Row:
+    return price.gpu, f"{price.amount:f}", currency, ()
+
+
+def _usage(used: Used) -> list[GpuUse]:
+    return [
+        GpuUse(gpu=gpu, price=price, currency=currency, node_labels=list(labels), gpu_seconds=seconds)
+        for (gpu, price, currency, labels), seconds in used.items()
+    ]
+
+
 def _add(used: Used, price: Price, seconds: int, currency: str | None) -> None:
-    """Books the time. What had no price when it was used has one as soon as there is one."""
-    key: Row = (price.gpu, None, None) if price.amount is None else (price.gpu, f"{price.amount:f}", currency)
-    if price.amount is not None:
-        seconds += used.pop((price.gpu, None, None), 0)
+    """Books the time."""
+    key: Row = (price.gpu, None, None, price.labels) if price.amount is None else _priced(price, currency)
     if not seconds:
         return
     if key not in used and len(used) >= MOST_KINDS:

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
+from finetune_api.cost import MOST_LABELS
+
 DEFAULT = "default"
 CURRENCY = "[A-Z]{3}"  # ISO 4217
 NAME = "([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?"
@@ -19,10 +21,12 @@ EXAMPLE = '{"currency": "EUR", "gpuHour": {"default": 2.5}}'
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """The row that holds. `amount`: of a GPU hour; None: there is no price for it."""
+    """The row that holds. `amount`: of a GPU hour; None: there is no price for it, and `labels` are those, by their
+    values, by which it can be found when there is one."""
 
     gpu: str
     amount: Decimal | None = None
+    labels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +45,7 @@ class Prices:
         for name in self._names(resource, node_labels):
             if name in self.gpu_hour:
                 return Price(resource if name == DEFAULT else name, self.gpu_hour[name])
-        return Price(resource)
+        return Price(resource, labels=tuple(node_labels[key] for key in sorted(node_labels))[:MOST_LABELS])
 
     def _names(self, resource: str, node_labels: Mapping[str, str]) -> Iterable[str]:
         return (*(node_labels[key] for key in sorted(node_labels)), resource, DEFAULT)

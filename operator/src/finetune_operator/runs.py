@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from finetune_api.conditions import RunResult, Stage, Trigger
 from finetune_api.job import RECURRING, FineTuneJob, content_hash, occasion_hash, run_hash
+from finetune_api.retention import FilesState
 from finetune_api.status import ModelStatus, RunRecord, RunStatus, StageTime
 from finetune_operator import names
 from finetune_operator.conditions import shorten
@@ -47,7 +48,8 @@ def select(job: FineTuneJob, observed: Observed, now: str, occasion: Occasion | 
         records = _supersede(records, current, now, occasion)
     earlier = _finished_with(records, wanted) if occasion is None else None
     if earlier is not None:
-        return Selection(_adopted(earlier), records)
+        again = earlier.model_copy(update={"taken_up_time": now})
+        return Selection(_adopted(again), tuple(again if record is earlier else record for record in records))
     begun = _begun_with(observed, wanted, _highest_known(job))
     number, occasion = begun or (_highest(job, observed) + 1, occasion)
     return Selection(_started(job, observed, number, occasion, now), records)
@@ -115,6 +117,7 @@ def remember(
         cost=run.cost,
         evaluation=evaluation,
         rollback=old.rollback if old else None,
+        taken_up_time=old.taken_up_time if old else None,
         claim_name=run.claim_name,
         files=old.files if old else None,
         fingerprint=data.fingerprint if data else old and old.fingerprint,
@@ -133,7 +136,8 @@ def trim(
     records: tuple[RunRecord, ...], limit: int, keep: Iterable[int | None], besides: Iterable[int] = ()
 ) -> tuple[RunRecord, ...]:
     """The newest records, at most `limit`, and those in `keep` whatever their age; those in `besides` take no room.
-    Superseded runs are forgotten first: ten edits in a row must not push out what was measured."""
+    Superseded runs are forgotten first, then failed ones but for the last run: neither ten edits in a row nor a week of
+    bad nights may push out what was measured."""
     extra = set(besides)
     aside = tuple(record for record in records if record.number in extra)
     records = tuple(record for record in records if record.number not in extra)
@@ -143,10 +147,17 @@ def trim(
     room = max(0, limit - len(kept))
     others = sorted(
         (record for record in records if record.number not in needed),
-        key=lambda record: (record.result is not RunResult.SUPERSEDED, record.number),
+        key=lambda record: (_worth(record, records[-1].number), record.number),
     )
     found = [*aside, *kept, *(others[-room:] if room else [])]
     return tuple(sorted(found, key=lambda record: record.number))[-STATUS_RECORDS:]
+
+
+def _worth(record: RunRecord, last: int) -> int:
+    """0: forgotten first. How the last run ended is always told."""
+    if record.result is RunResult.SUPERSEDED:
+        return 0
+    return 1 if record.result is RunResult.FAILED and record.number != last else 2
 
 
 def model_of(job: FineTuneJob, records: Iterable[RunRecord], run: RunStatus, number: int) -> ModelStatus | None:
@@ -156,14 +167,25 @@ def model_of(job: FineTuneJob, records: Iterable[RunRecord], run: RunStatus, num
 
 
 def newest_promoted(records: Iterable[RunRecord]) -> ModelStatus | None:
-    """The model of the newest run that passed its gate."""
+    """The model of the run that was promoted last, or was promoted once and asked for again since: after a commit was
+    taken back its run must not answer once more, only because a next one trains."""
     promoted = [record for record in records if record.result is RunResult.PROMOTED and record.model]
-    return promoted[-1].model if promoted else None
+    newest = max(promoted, key=lambda record: (_wanted_since(record), record.number), default=None)
+    return newest.model if newest else None
+
+
+def _wanted_since(record: RunRecord) -> str:
+    return max(record.taken_up_time or "", record.completion_time or "")
 
 
 def is_promoted(records: Iterable[RunRecord], number: int) -> bool:
     """Whether the run passed its gate once."""
     return any(record.number == number and record.result is RunResult.PROMOTED for record in records)
+
+
+def is_removed(record: RunRecord) -> bool:
+    """Whether the run's files are gone, or are being removed."""
+    return record.files is not None and record.files.state is not FilesState.KEPT
 
 
 def record_of(records: Iterable[RunRecord], number: int) -> RunRecord | None:
@@ -206,8 +228,10 @@ def ended_with_failure(run: RunStatus, stage: Stage | None = None) -> bool:
 
 
 def _finished_with(records: tuple[RunRecord, ...], wanted: str) -> RunRecord | None:
+    """The newest with these inputs that was promoted: going back goes back to what answered then. Without one the
+    newest that ended."""
     found = [record for record in records if is_of(wanted, record) and record.result in FINISHED and record.model]
-    return found[-1] if found else None
+    return max(found, key=lambda record: (record.result is RunResult.PROMOTED, record.number), default=None)
 
 
 def _adopted(record: RunRecord) -> RunStatus:

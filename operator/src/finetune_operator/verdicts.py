@@ -34,6 +34,7 @@ class Outcome:
     suspend: bool = False
     pause: Pause | None = None
     budget: Judgement | None = None  # None: there is none
+    approval: str = ""  # why spec.promotion.approved approves nothing
 
 
 def judgements(outcome: Outcome) -> list[Judgement]:
@@ -54,7 +55,7 @@ def judgements(outcome: Outcome) -> list[Judgement]:
 def _summary(outcome: Outcome) -> list[Judgement]:
     """Ready, Reconciling, Stalled. Ready is about the present spec; whether something answers says Serving."""
     which, reason, text = _verdict(outcome)
-    return _three(which, reason, " ".join(part for part in (text, _claim_words(outcome)) if part))
+    return _three(which, reason, " ".join(part for part in (text, outcome.approval, _claim_words(outcome)) if part))
 
 
 def _verdict(outcome: Outcome) -> tuple[str, str, str]:

@@ -67,10 +67,10 @@ def _created(pod: Manifest) -> str:
     return str(pod["metadata"].get("creationTimestamp") or "")
 
 
-def job_condition(job: Manifest, kind: str) -> Mapping[str, Any] | None:
-    """The Job's condition of this type, if it is True."""
+def job_condition(job: Manifest, kind: str, status: str = "True") -> Mapping[str, Any] | None:
+    """The Job's condition of this type, if it has this status."""
     for condition in (job.get("status") or {}).get("conditions") or ():
-        if condition.get("type") == kind and condition.get("status") == "True":
+        if condition.get("type") == kind and condition.get("status") == status:
             return dict(condition)
     return None
 

@@ -10,16 +10,18 @@ from finetune_api.status import FineTuneJobStatus, RunRecord, RunStatus
 from finetune_operator import names
 from finetune_operator.builders.gang import members
 from finetune_operator.builders.stage_job import gpus
-from finetune_operator.diagnose.facts import gpus_of, held_since, held_until
-from finetune_operator.metering import STALE_SECONDS, Hold, estimated, metered, moment, summed
+from finetune_operator.diagnose.facts import gpus_of, held_since, held_until, job_condition
+from finetune_operator.metering import STALE_SECONDS, Hold, charged_late, estimated, metered, moment, summed
 from finetune_operator.plan import Manifest
-from finetune_operator.stages.view import View
+from finetune_operator.runs import is_done
+from finetune_operator.stages.view import View, owner_uids
 
 
 def with_cost(view: View, run: RunStatus) -> RunStatus:
     """The run with what its pods have used until now. The server is not the run's: it answers as long as it is asked
     to, whatever was spent on training."""
-    return run.model_copy(update={"cost": _metered(view, run.number, run.cost, moment(run.start_time))})
+    cost = run.cost if is_done(run, Stage.EVALUATE) else charged_late(run.cost, view.settings.prices)
+    return run.model_copy(update={"cost": _metered(view, run.number, cost, moment(run.start_time))})
 
 
 def with_costs_of_others(view: View, run: RunStatus, records: Iterable[RunRecord]) -> tuple[RunRecord, ...]:
@@ -89,7 +91,8 @@ def _metered(view: View, number: int, cost: CostStatus | None, since: int) -> Co
     own = _holds(view, view.observed.pods, number)
     # A Job that is gone may have been that of a deleted job of the same name, whose run had the same number.
     left = [hold for hold in _holds(view, view.observed.former_pods, number) if hold.made >= since]
-    return metered(cost, [*own, *left], int(view.now.timestamp()), view.settings.prices.currency)
+    now, currency = int(view.now.timestamp()), view.settings.prices.currency
+    return metered(cost, [*own, *left], now, currency, _suspended_at(view, number))
 
 
 def _holds(view: View, pods: Iterable[Manifest], number: int) -> list[Hold]:
@@ -114,4 +117,22 @@ def _hold(view: View, pod: Manifest) -> Hold | None:
         made=moment(pod["metadata"].get("creationTimestamp")),
         start=moment(start) if start else None,
         end=moment(end) if end else None,
+        resumed=_resumed(view, pod),
     )
+
+
+def _resumed(view: View, pod: Manifest) -> int:
+    """When the pod's Job was let go last, by its queue or by whoever had suspended it."""
+    uids = owner_uids(pod)
+    jobs = (job for job in view.observed.jobs.values() if job["metadata"].get("uid") in uids)
+    return _changed(jobs, "False")
+
+
+def _suspended_at(view: View, number: int) -> int:
+    """Since when a Job of the run is held back."""
+    return _changed((job for job in view.observed.jobs.values() if names.run_of(job) == number), "True")
+
+
+def _changed(jobs: Iterable[Manifest], suspended: str) -> int:
+    found = (job_condition(job, "Suspended", suspended) for job in jobs)
+    return max((moment(condition.get("lastTransitionTime")) for condition in found if condition), default=0)

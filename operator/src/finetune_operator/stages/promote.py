@@ -44,9 +44,17 @@ def promote(view: View, run: RunStatus, records: tuple[RunRecord, ...]) -> Promo
     unfinished = pinned == run.number and not ended_with_failure(run) and run.model is None
     if model is not None or unfinished:
         return Promotion(run, records, model or view.job.status.model)
+    return Promotion(run, records, view.job.status.model, _not_found(pinned, run, records))
+
+
+def _not_found(pinned: int, run: RunStatus, records: tuple[RunRecord, ...]) -> Finding:
     known = sorted({record.number for record in records if record.model} | ({run.number} if run.model else set()))
-    text = f"serving.run is {pinned}, but run {pinned} made no model that is known here; there are {known or 'none'}."
-    return Promotion(run, records, view.job.status.model, Finding(FailureReason.RUN_NOT_FOUND, text))
+    record, why, advice = runs.record_of(records, pinned), "made no model that is known here", ""
+    if record is not None and runs.is_removed(record):
+        why = "is no more: its files were removed by output.retention"
+        advice = "Set serving.run to another run, or remove it; to go back to the commit of that run trains it anew."
+    text = f"serving.run is {pinned}, but run {pinned} {why}; there are {known or 'none'}."
+    return Finding(FailureReason.RUN_NOT_FOUND, text, advice)
 
 
 def put_back(view: View, promotion: Promotion, finding: Finding) -> Promotion | None:

@@ -74,9 +74,9 @@ def _needed(view: View, run: RunStatus, records: tuple[RunRecord, ...], served: 
     newest = runs.newest_promoted(records)
     if newest is not None:
         found[newest.run] = "it is the newest promoted run"
-    for record in records:
-        if record.result is RunResult.AWAITING_APPROVAL:
-            found[record.number] = "it waits for approval"
+    waiting = [record.number for record in records if record.result is RunResult.AWAITING_APPROVAL]
+    if waiting:  # of a schedule whose runs nobody approves all would stay, for ever
+        found[waiting[-1]] = "it waits for approval"
     for other, number in _dependents(view, records):
         found[number] = f"{other} goes on from it"
     for number in _with_pods(view):
@@ -141,14 +141,15 @@ def _judged(
     if record.number in needed:
         return _told(record, kept, needed[record.number])
     end = rule.ends(parse_time(record.completion_time, view.now))
-    later = sum(other.number > record.number for other in records)
+    # What made no model takes no model's place: a source that is away for some nights must not remove what was good.
+    later = sum(other.number > record.number and other.result in runs.FINISHED for other in records)
     why = _due(view, rule, record, end, later, record.number in staying)
     if why is not None:
         going = RunFiles(state=FilesState.REMOVING, message=f"removed, because {why}")
         return record.model_copy(update={"files": going, "model": None, "claim_name": _claim(record)})
     until = stamp(end) if end else None
     most = min(rule.keep_runs or view.settings.run_history_limit, view.settings.run_history_limit)
-    text = f"until {max(1, most - later)} more runs have ended" + (f", or {until}" if until else "")
+    text = f"until {max(1, most - later)} more runs have made a model" + (f", or {until}" if until else "")
     return _told(record, kept.model_copy(update={"until": until}), text)
 
 
@@ -162,7 +163,7 @@ def _due(
 ) -> str | None:
     """Why the files go now; None while they stay."""
     if rule.keep_runs is not None and later >= rule.keep_runs:
-        return f"{later} runs came after it, and output.retention.keepRuns is {rule.keep_runs}"
+        return f"{later} runs with a model came after it, and output.retention.keepRuns is {rule.keep_runs}"
     if end is not None and end <= view.now:
         return f"it ended more than {rule.max_age_days} days ago"
     if not stays:
