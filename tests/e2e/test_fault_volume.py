@@ -53,9 +53,14 @@ def is_full(stage: str) -> Callable[[Job], bool]:
     return check
 
 
-def test_a_full_volume_is_waited_for_and_nothing_is_lost(product: Product, tenant: Tenant, small_volume: Path) -> None:
+@pytest.mark.parametrize("nodes", [1, pytest.param(2, marks=pytest.mark.soak)])
+def test_a_full_volume_is_waited_for_and_nothing_is_lost(
+    product: Product, tenant: Tenant, small_volume: Path, nodes: int
+) -> None:
     ballast = fill(small_volume, leaving=2**20)
-    tenant.apply(with_epochs(travel_job("travel", serving={"replicas": 0}), 6))
+    job = with_epochs(travel_job("travel", serving={"replicas": 0}), 6)
+    job["spec"]["compute"]["nodes"] = nodes
+    tenant.apply(job)
     expect_told(tenant.wait_for("travel", is_full("Prepare"), 300, "a full volume in Prepare"), "Prepare")
     ballast.unlink()
 

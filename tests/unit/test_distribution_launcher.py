@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tests.prepared_runs import Laptop
@@ -102,6 +104,28 @@ os.kill(os.getpid(), signal.SIGKILL)
         run(script)
     assert caught.value.exit_code == 1
     assert "was killed by signal 9" in caught.value.message
+
+
+@pytest.mark.parametrize("free", [0, 2**30])
+@pytest.mark.parametrize("end", ['fail(1, "SystemFault")', "os.kill(os.getpid(), signal.SIGKILL)"])
+def test_who_lost_a_peer_to_a_full_volume_waits_for_room_as_the_peer_does(
+    run: Callable[..., object], monkeypatch: pytest.MonkeyPatch, free: int, end: str
+) -> None:
+    """The peer's own process may be in another pod, whose end tells nothing here."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    with pytest.raises(TrainerError) as caught:
+        run(end, Gang(1, nodes=2, node=1, address="pod-0.travel", port=29500))
+    assert (caught.value.exit_code, caught.value.reason) == (
+        (1, FailureReason.SYSTEM_FAULT) if free else (ExitCode.STORAGE_FULL, FailureReason.STORAGE_FULL)
+    )
+
+
+def test_what_a_process_knows_of_itself_is_not_laid_to_a_full_volume(
+    run: Callable[..., object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    with pytest.raises(LossNotFiniteError):
+        run('fail(12, "LossNotFinite")')
 
 
 class Ended:

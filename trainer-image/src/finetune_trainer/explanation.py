@@ -16,6 +16,7 @@ SECRET_WORDS = ("TOKEN", "SECRET", "PASSWORD", "AUTHORIZATION", "ACCESS_KEY", "A
 FULL = (errno.ENOSPC, errno.EDQUOT)
 # The same from libraries that are not written in Python: safetensors, tokenizers.
 FULL_WORDS = tuple(os.strerror(number) for number in FULL)
+FULL_ADVICE = "enlarge the output claim, or delete old runs from it; the stage is tried again by itself"
 SHORTEST_SECRET = 6  # characters; replacing shorter values would garble ordinary words
 
 
@@ -28,8 +29,7 @@ def explain(error: BaseException) -> tuple[StageFailure, int]:
         return failure, ExitCode.INTERRUPTED
     text = f"{type(error).__name__}: {error}"
     if is_full(error):
-        advice = "enlarge the output claim, or delete old runs from it; the stage is tried again by itself"
-        return _failure(FailureReason.STORAGE_FULL, text, advice), ExitCode.STORAGE_FULL
+        return _failure(FailureReason.STORAGE_FULL, text, FULL_ADVICE), ExitCode.STORAGE_FULL
     if isinstance(error, MemoryError):
         return _failure(FailureReason.OUT_OF_MEMORY, text, "raise compute.resources.limits.memory"), 1
     if type(error).__name__ == "OutOfMemoryError":  # torch's, by name: the frame does not load torch

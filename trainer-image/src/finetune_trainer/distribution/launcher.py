@@ -26,7 +26,9 @@ from finetune_api.reports import ProgressFile, StageFailure, Summary
 from finetune_trainer.context import StageContext
 from finetune_trainer.distribution import halving
 from finetune_trainer.distribution.environment import GANG, PLACE, Gang
-from finetune_trainer.errors import InterruptedStageError, TrainerError
+from finetune_trainer.errors import InterruptedStageError, StorageFullError, TrainerError
+from finetune_trainer.explanation import FULL_ADVICE
+from finetune_trainer.training import checkpoints
 from finetune_trainer.training.stopping import StopRequest
 
 log = logging.getLogger(__name__)
@@ -49,7 +51,8 @@ def launch(context: StageContext, gang: Gang, command: Sequence[str]) -> Summary
             return last_words
         now = halving.halved(context.run_dir)
         if code != ExitCode.GPU_OUT_OF_MEMORY or attempt > 1 or now is None or now == before:
-            raise _failed(code, last_words)
+            error = _failed(code, last_words)
+            raise _full(error, context.artifacts) if _may_be_a_peer(code) else error
         if gang.nodes > 1:
             raise InterruptedStageError(now.note, advice="nothing to do: all pods of the training start again")
         log.warning(now.note)
@@ -84,13 +87,27 @@ def first_failure(processes: Sequence[subprocess.Popen[bytes]]) -> int | None:
     """The number of the first process that failed, as soon as one has; None when all are done."""
     while True:
         codes = [process.poll() for process in processes]
-        # Of several at once one that knows why: those that only lost their peer end with 1, or by a signal.
-        failed = [(code == 1 or code < 0, number) for number, code in enumerate(codes) if code]
+        # Of several at once one that knows why.
+        failed = [(_may_be_a_peer(code), number) for number, code in enumerate(codes) if code]
         if failed:
             return min(failed)[1]
         if all(code == 0 for code in codes):
             return None
         time.sleep(POLL_SECONDS)
+
+
+def _may_be_a_peer(code: int) -> bool:
+    """Whether the process may have ended for no other reason than that it lost a peer."""
+    return code == TrainerError.exit_code or code < 0
+
+
+def _full(error: TrainerError, volume: Path) -> TrainerError:
+    """The error; on a volume without room it is taken for that: a peer could not write its checkpoint, perhaps in
+    another pod, and to wait for room is no failure of this one either."""
+    with suppress(OSError):  # a volume that is gone tells nothing
+        if checkpoints.has_no_room(volume):
+            return StorageFullError(f"{volume} has no room, and a process ended: {error.message}", advice=FULL_ADVICE)
+    return error
 
 
 def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:

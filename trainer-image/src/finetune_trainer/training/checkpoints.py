@@ -108,6 +108,11 @@ def score_later(path: Path, eval_loss: float) -> None:
     artifacts.write_json(_late_score(path), json.dumps({"manifest": digest, "eval_loss": eval_loss}))
 
 
+def has_no_room(directory: Path) -> bool:
+    """Whether so little is left on the volume that a writer has just failed for want of more."""
+    return shutil.disk_usage(directory).free < LITTLE
+
+
 @contextmanager
 def full_volume_named(directory: Path) -> Iterator[None]:
     """Of the libraries that write a checkpoint, safetensors does not say where there was no room, and PyTorch's writer
@@ -115,7 +120,7 @@ def full_volume_named(directory: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        without_a_word = isinstance(error, RuntimeError) and shutil.disk_usage(directory).free < LITTLE
+        without_a_word = isinstance(error, RuntimeError) and has_no_room(directory)
         if not without_a_word and not is_full(error):
             raise
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(directory)) from error
