@@ -151,6 +151,14 @@ class Cluster:
         if writes is None:
             self.plans.append(plan)
 
+    def forget(self, *fields: str) -> Cluster:
+        """The status as a version wrote it whose models did not tell these."""
+        status = self.job.status.to_wire()
+        for part in (status, status["run"], *status["runs"]):
+            part["model"] = {key: value for key, value in part["model"].items() if key not in fields}
+        self.write_status(FineTuneJobStatus.model_validate(status))
+        return self
+
     def write_status(self, status: FineTuneJobStatus) -> None:
         """Through JSON and back, as the API server has it."""
         wire = FineTuneJobStatus.model_validate(status.to_wire())

@@ -26,6 +26,7 @@ from tests.trained_runs import one_thread
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from finetune_api.conditions import FailureReason
+from finetune_api.run_config import ServedRun
 from finetune_api.spec import MethodType, Task
 
 SUBJECTS = {"billing": ("invoice", "refund"), "delivery": ("parcel", "courier"), "login": ("password", "account")}
@@ -212,17 +213,17 @@ def test_the_report_has_each_label_and_what_is_taken_for_what(encoder: Path, tmp
 
 
 def test_the_server_process_answers_until_it_is_told_to_end(encoder: Path, tmp_path: Path) -> None:
-    """As in a pod: ready, an answer, SIGTERM, and an end with 0."""
+    """As in a pod, which has no run.json: ready, an answer, SIGTERM, and an end with 0."""
     cell = run_cell(tmp_path, encoder, TASK, MethodType.LORA, one_label(60, seed=1), one_label(30, seed=2), epochs=1)
-    (tmp_path / "run.json").write_text(cell.context.config.model_dump_json(by_alias=True, exclude_none=True))
+    told = ServedRun.from_record(cell.context.config.model_dump_json(by_alias=True)).model_dump_json(by_alias=True)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "finetune_trainer", "serve", "--host", "127.0.0.1", "--port", str(port)]
-    folders = [f"--{name}={folder}" for name, folder in (("config", tmp_path / "run.json"), ("sources", tmp_path))]
+    folders = [f"--{name}={folder}" for name, folder in (("config", tmp_path / "none"), ("sources", tmp_path))]
     path = os.pathsep.join(entry for entry in sys.path if entry)
     process = subprocess.Popen(
         [*command, *folders, f"--artifacts={cell.context.artifacts}", f"--termination-log={tmp_path / 'ended'}"],
-        env={**os.environ, "PYTHONPATH": path},
+        env={**os.environ, "PYTHONPATH": path, "FINETUNE_SERVED": told},
     )
     url = f"http://127.0.0.1:{port}"
 

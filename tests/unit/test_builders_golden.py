@@ -17,10 +17,11 @@ from finetune_api.job import FineTuneJob, run_hash
 from finetune_api.package import PackageStatus
 from finetune_api.retention import RemovalOrder
 from finetune_api.status import ModelStatus, RunStatus
+from finetune_api.tasks import Task
 from finetune_operator.builders.gang import peers_service
 from finetune_operator.builders.poll_job import poll_job
 from finetune_operator.builders.removal_job import removal_job
-from finetune_operator.builders.run_config_map import run_config, run_config_map
+from finetune_operator.builders.run_config_map import run_config_map
 from finetune_operator.builders.server import server_deployment, server_service
 from finetune_operator.builders.stage_job import stage_job
 from finetune_operator.plan import Manifest
@@ -88,6 +89,9 @@ def model_of(kind: Any) -> ModelStatus:
         sha256="ab" * 32,
         name="travel",
         kind=kind,
+        task=Task.CHAT,
+        rank=24,
+        base_name="qwen3-0.6b",
         precision="bfloat16",
     )
 
@@ -118,11 +122,7 @@ def manifests() -> Iterator[tuple[str, Manifest]]:
         ("vllm-adapter", gpu, "Adapter", PLATFORM),
         ("vllm-model", gpu, "Model", PLATFORM),
     ):
-        config = run_config(job, run_of(job), settings)
-        yield (
-            f"deployment-{name}",
-            server_deployment(job, model_of(kind), config, settings, job.spec.serving.smoke_test),
-        )
+        yield f"deployment-{name}", server_deployment(job, model_of(kind), settings, job.spec.serving.smoke_test)
     yield "service", server_service(cpu)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from tests.simulator import Cluster, make_job, stamp
+from tests.simulator import Cluster, good_summary, make_job, stamp
 
 from finetune_api.conditions import FailureReason as Reason
 from finetune_api.conditions import Stage
@@ -148,8 +148,23 @@ def test_deleted_children_of_the_endpoint_are_made_again() -> None:
     assert ("ConfigMap", "travel-r1") in cluster.objects
 
 
+def test_a_job_that_is_restored_with_its_status_serves_the_run_before_the_last() -> None:
+    """Its children had another uid as their owner, so that Kubernetes has removed them all: snapshots, too."""
+
+    def second_is_worse(pod: dict[str, Any]) -> tuple[int, str]:
+        run, stage = (pod["metadata"]["labels"][f"finetune-operator.io/{key}"] for key in ("run", "stage"))
+        return 0, good_summary(stage, int(run), tuned=1.0 if run == "1" else 3.0)
+
+    old = Cluster(make_job(), answer=second_is_worse).run().change(rerunToken="b").run()
+    cluster = Cluster(make_job(uid="restored", rerunToken="b").model_copy(update={"status": old.job.status})).run()
+    assert cluster.condition("Ready") == ("True", "Serving")
+    assert cluster.job.status.endpoint == old.job.status.endpoint
+    assert cluster.created == ["Deployment/travel-serve", "Service/travel-serve"]
+
+
 def test_a_lost_snapshot_of_an_old_run_is_named_and_its_servers_left_alone() -> None:
-    cluster = Cluster(make_job()).run().change(rerunToken="b", serving={"run": 1}).run()
+    """Of a version that did not note of a model what its server has to know."""
+    cluster = Cluster(make_job()).run().change(rerunToken="b", serving={"run": 1}).run().forget("task", "baseName")
     cluster.vanish("ConfigMap", "travel-r1")
     failure = trouble(cluster)
     assert failure.reason is Reason.CONFIG_MISSING

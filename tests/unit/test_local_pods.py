@@ -12,7 +12,6 @@ from tests.simulator import make_job
 from finetune_api.conditions import Stage
 from finetune_api.job import run_hash
 from finetune_api.status import ModelStatus, RunStatus
-from finetune_operator.builders.run_config_map import run_config
 from finetune_operator.builders.server import server_deployment
 from finetune_operator.builders.stage_job import stage_job
 from finetune_operator.local import pods
@@ -107,9 +106,10 @@ def test_a_claim_that_was_not_given_is_the_output(tmp_path: Path, places: pods.P
 
 def test_the_server_listens_on_this_machine_only(tmp_path: Path, places: pods.Places) -> None:
     job = make_job()
-    run = RunStatus(number=1, hash=run_hash(job.spec), trigger="Created")
-    model = ModelStatus(run=1, uri="pvc://models/a/b", name="travel", kind="Adapter")
-    manifest = server_deployment(job, model, run_config(job, run, PROGRESS), PROGRESS, job.spec.serving.smoke_test)
+    model = ModelStatus(
+        run=1, uri="pvc://models/a/b", name="travel", kind="Adapter", task=job.spec.task, base_name="base"
+    )
+    manifest = server_deployment(job, model, PROGRESS, job.spec.serving.smoke_test)
     words = pods.launch(manifest["spec"]["template"]["spec"], tmp_path / "root", places, port=4711).arguments
     assert words[words.index("--host") + 1] == "127.0.0.1"
     assert words[words.index("--port") + 1] == "4711"

@@ -52,22 +52,29 @@ class PreviousRun(StatusModel):
     mounted: bool = Field(default=True, description="False: that claim may be gone, so that the pod was not given it.")
 
 
-class RunConfig(StatusModel):
-    """The immutable snapshot of a run. A pod finds it at --config; the roots of the volumes come as flags."""
+class ServedRun(StatusModel):
+    """What a server has to know of its run. All of it follows from the status of the model, so that it can be served
+    where the snapshot is lost: after a restore, say."""
 
     schema_version: Literal["v1alpha1"] = "v1alpha1"
     namespace: str
     job: str
-    uid: str = ""
     run: int
+    task: Task
+    base_name: str = Field(description="Name by which the endpoint answers for the base model.")
+    tuned_name: str = Field(description="Name by which the endpoint answers for the tuned model.")
+    paths: RunPaths
+
+
+class RunConfig(ServedRun):
+    """The immutable snapshot of a run. A pod finds it at --config; the roots of the volumes come as flags."""
+
+    uid: str = ""
     hash: str
     trigger: Trigger = Trigger.CREATED
     occasion: str | None = Field(default=None, description="What the trigger came with, for example a time.")
-    task: Task
     base_model: BaseModelSpec
     continued_from: ContinuedFrom | None = Field(default=None, description="What base_model.fine_tune_job came to.")
-    base_name: str = Field(description="Name by which the endpoint answers for the base model.")
-    tuned_name: str = Field(description="Name by which the endpoint answers for the tuned model.")
     dataset: DatasetSpec
     method: MethodSpec
     hyperparameters: Hyperparameters
@@ -77,5 +84,4 @@ class RunConfig(StatusModel):
     distribution: DistributionSpec = DistributionSpec()
     gpu_memory_bytes: int | None = Field(default=None, description="Memory of one GPU, if the job says it.")
     memory_limit_bytes: int | None = Field(default=None, description="Memory of the training pod, if limited.")
-    paths: RunPaths
     policy: SourcePolicy = SourcePolicy()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from finetune_api.conditions import Stage
 from finetune_trainer import frame, polling, removal
-from finetune_trainer.context import StageContext
+from finetune_trainer.context import ModelContext, StageContext
 from finetune_trainer.distribution.environment import GANG, end_with_launcher, place
 from finetune_trainer.errors import TrainerError
 from finetune_trainer.left_out import unused, without
@@ -34,6 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     stage = Stage(options.stage.capitalize())
     termination_log = options.termination_log or _kubelet_log()
     frame.set_up_log(stage)
+    if stage is Stage.SERVE:
+        return _serve(options, termination_log)
     try:
         snapshot = frame.load_config(options.config)
         config = frame.with_present_evaluation(snapshot, os.environ)
@@ -44,13 +46,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     artifacts, sources = options.artifacts.resolve(), options.sources.resolve()
     context = StageContext(config, artifacts, sources, first_evaluation=snapshot.evaluation)
     with without(unused(stage, config)):
-        if stage is Stage.SERVE:
-            return frame.run_server(context, options.host, options.port, termination_log)
         frame.stop_on_sigterm()
         if folder := os.environ.get(GANG):
             end_with_launcher()
             return frame.run_process(stage, context, Path(folder), rank)
         return frame.run_stage(stage, context, termination_log)
+
+
+def _serve(options: argparse.Namespace, termination_log: Path | None) -> int:
+    try:
+        served = frame.served_run(options.config, os.environ)
+    except TrainerError as error:
+        return frame.report_failure(Stage.SERVE, error, termination_log)
+    frame.set_up_log(Stage.SERVE, served)
+    with without(unused(Stage.SERVE, served)):
+        context = ModelContext(served, options.artifacts.resolve())
+        return frame.run_server(context, options.host, options.port, termination_log)
 
 
 def _kubelet_log() -> Path | None:
@@ -59,7 +70,7 @@ def _kubelet_log() -> Path | None:
 
 def _print_report(options: argparse.Namespace) -> int:
     """The run's page, or its card, on standard output. 1 when there is none: the run was not measured yet."""
-    context = StageContext(frame.load_config(options.config), options.artifacts.resolve(), Path())
+    context = ModelContext(frame.served_run(options.config, os.environ), options.artifacts.resolve())
     path = context.card_path if options.card else context.page_path
     try:
         text = path.read_text(encoding="utf-8")

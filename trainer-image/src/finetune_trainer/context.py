@@ -8,18 +8,52 @@ from pathlib import Path
 
 from finetune_api.conditions import Stage
 from finetune_api.job import evaluation_hash
-from finetune_api.run_config import RunConfig
+from finetune_api.run_config import RunConfig, ServedRun
 from finetune_api.spec import EvaluationSpec
 from finetune_trainer import artifacts
 
 
 @dataclass(frozen=True, slots=True)
-class StageContext:
-    """The input of every stage. `artifacts` is the root of the artifact volume; `sources` holds
-    `pvc/CLAIM/...` and `configmap/NAME/KEY`, read-only, mounted for Prepare only."""
+class ModelContext:
+    """Where the model of a run is, and what is known of it: all that its server needs. `artifacts` is the root of the
+    artifact volume."""
+
+    config: ServedRun
+    artifacts: Path
+
+    @property
+    def run_dir(self) -> Path:
+        return self.artifacts / self.config.paths.run
+
+    @property
+    def model_dir(self) -> Path:
+        return self.run_dir / "model"
+
+    @property
+    def evaluation_dir(self) -> Path:
+        return self.run_dir / "evaluation"
+
+    @property
+    def page_path(self) -> Path:
+        """The run report, for people."""
+        return self.evaluation_dir / "report.html"
+
+    @property
+    def card_path(self) -> Path:
+        """The model card."""
+        return self.model_dir / artifacts.CARD
+
+    def report_path(self, stage: Stage) -> Path:
+        """Where the stage's Summary is kept: `reports/prepare.json` and so on."""
+        return self.run_dir / "reports" / f"{stage.value.lower()}.json"
+
+
+@dataclass(frozen=True, slots=True)
+class StageContext(ModelContext):
+    """The input of every stage but Serve. `sources` holds `pvc/CLAIM/...` and `configmap/NAME/KEY`, read-only, mounted
+    for Prepare only."""
 
     config: RunConfig
-    artifacts: Path
     sources: Path
     # The settings that run.json has, where `config` has later ones: what reports without a hash were measured by.
     first_evaluation: EvaluationSpec | None = None
@@ -41,10 +75,6 @@ class StageContext:
         return evaluation_hash(self.first_evaluation or self.config.evaluation)
 
     @property
-    def run_dir(self) -> Path:
-        return self.artifacts / self.config.paths.run
-
-    @property
     def models_dir(self) -> Path:
         return self.artifacts / self.config.paths.models
 
@@ -55,14 +85,6 @@ class StageContext:
     @property
     def checkpoints_dir(self) -> Path:
         return self.run_dir / "checkpoints"
-
-    @property
-    def model_dir(self) -> Path:
-        return self.run_dir / "model"
-
-    @property
-    def evaluation_dir(self) -> Path:
-        return self.run_dir / "evaluation"
 
     @property
     def continued_dir(self) -> Path:
@@ -85,23 +107,9 @@ class StageContext:
         return self.run_dir / "exports"
 
     @property
-    def page_path(self) -> Path:
-        """The run report, for people."""
-        return self.evaluation_dir / "report.html"
-
-    @property
-    def card_path(self) -> Path:
-        """The model card."""
-        return self.model_dir / artifacts.CARD
-
-    @property
     def training_report_path(self) -> Path:
         return self.run_dir / "reports" / "training.json"
 
     @property
     def progress_path(self) -> Path:
         return self.run_dir / "progress.json"
-
-    def report_path(self, stage: Stage) -> Path:
-        """Where the stage's Summary is kept: `reports/prepare.json` and so on."""
-        return self.run_dir / "reports" / f"{stage.value.lower()}.json"

@@ -19,12 +19,12 @@ from typing import Any
 
 from finetune_api.conditions import FailureReason, Stage
 from finetune_api.reports import EvaluateReport, Summary
-from finetune_api.run_config import RunConfig
+from finetune_api.run_config import RunConfig, ServedRun
 from finetune_api.spec import EvaluationSpec
 from finetune_api.status import Beginning, Checkpoint
 from finetune_trainer import artifacts
 from finetune_trainer.adoption import adopt_former_run
-from finetune_trainer.context import StageContext
+from finetune_trainer.context import ModelContext, StageContext
 from finetune_trainer.distribution.environment import GANG, gang
 from finetune_trainer.distribution.launcher import launch, own_command, words_of
 from finetune_trainer.errors import (
@@ -40,7 +40,7 @@ from finetune_trainer.variables import read_part
 
 log = logging.getLogger(__name__)
 
-EVALUATION_VARIABLE = "FINETUNE_EVALUATION"
+EVALUATION_VARIABLE, SERVED_VARIABLE = "FINETUNE_EVALUATION", "FINETUNE_SERVED"
 
 
 def load_config(path: Path) -> RunConfig:
@@ -62,6 +62,12 @@ def load_config(path: Path) -> RunConfig:
             advice="use the trainer of the version that wrote it, or compare it with the schema of run.json",
             reason=FailureReason.CONFIG_UNREADABLE,
         ) from error
+
+
+def served_run(path: Path, environment: Mapping[str, str]) -> ServedRun:
+    """What a server's pod is told of its run; elsewhere run.json has it. Raises UserInputError."""
+    given = read_part(environment, SERVED_VARIABLE, ServedRun, "what is served", "what is served")
+    return load_config(path) if given is None else given
 
 
 def with_present_evaluation(config: RunConfig, environment: Mapping[str, str]) -> RunConfig:
@@ -104,7 +110,7 @@ def run_process(stage: Stage, context: StageContext, folder: Path, rank: int) ->
     return 0
 
 
-def run_server(context: StageContext, host: str, port: int, termination_log: Path | None) -> int:
+def run_server(context: ModelContext, host: str, port: int, termination_log: Path | None) -> int:
     """Serve until asked to stop. Returns the exit code."""
     try:
         importlib.import_module("finetune_trainer.stages.serve").run(context, host, port)
@@ -138,11 +144,11 @@ def reusable_summary(stage: Stage, context: StageContext) -> Summary | None:
 
 
 def report_failure(
-    stage: Stage, error: BaseException, termination_log: Path | None, config: RunConfig | None = None
+    stage: Stage, error: BaseException, termination_log: Path | None, config: ServedRun | None = None
 ) -> int:
     """Say why the stage ended, in the log and in the termination message; return the exit code."""
     failure, exit_code = explain(error)
-    known = {"run": config.run, "hash": config.hash} if config else {}
+    known = {"run": config.run if config else None, "hash": config.hash if isinstance(config, RunConfig) else None}
     dataset = error.dataset if isinstance(error, UserInputError) else None
     package = error.done if isinstance(error, PackageError) else None
     kept = _kept(error)
@@ -183,7 +189,7 @@ class _LogFormat(logging.Formatter):
         return redact(super().format(record))
 
 
-def set_up_log(stage: str, config: RunConfig | None = None, rank: int = 0) -> None:
+def set_up_log(stage: str, config: ServedRun | None = None, rank: int = 0) -> None:
     """Send our own progress lines and the libraries' warnings to standard error, each with job, run and stage. Of
     several processes the first one tells the progress; the others, by their rank, what is worth a warning."""
     for library in ("HF_HUB", "HF_DATASETS"):  # their progress bars would make one endless line of the pod's log

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 
 from finetune_api.conditions import Stage
 from finetune_api.optimization import Optimizer
-from finetune_api.run_config import RunConfig
+from finetune_api.run_config import RunConfig, ServedRun
 from finetune_api.tasks import MethodType
 from finetune_trainer.distribution.environment import GANG
 
@@ -23,19 +23,22 @@ TRACKERS = ("wandb", "mlflow")
 PLAIN = (Optimizer.AUTO, Optimizer.ADAMW, Optimizer.ADAMW_FUSED, Optimizer.ADAFACTOR)  # not bitsandbytes' work
 
 
-def unused(stage: Stage, config: RunConfig, environment: Mapping[str, str] = os.environ) -> list[str]:
+def unused(stage: Stage, config: ServedRun, environment: Mapping[str, str] = os.environ) -> list[str]:
     """Names of the libraries that this stage of this run has no use for.
 
     Package tells the trackers. In 4 bits, and with optimizers of bitsandbytes, Train works alone: every other stage
     loads weights as they came. DeepSpeed divides among several processes; Prepare looks whether it is installed.
     """
     names = list(TRACKERS) if stage is not Stage.PACKAGE else []
-    packed = config.method.type is MethodType.QLORA or config.hyperparameters.optimizer not in PLAIN
-    if not (stage is Stage.TRAIN and packed):
+    if not (stage is Stage.TRAIN and isinstance(config, RunConfig) and _is_packed(config)):
         names.append("bitsandbytes")
     if stage is Stage.TRAIN and GANG not in environment:
         names.append("deepspeed")
     return names
+
+
+def _is_packed(config: RunConfig) -> bool:
+    return config.method.type is MethodType.QLORA or config.hyperparameters.optimizer not in PLAIN
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import Any
 from finetune_api.conditions import Stage
 from finetune_api.job import FineTuneJob, canonical
 from finetune_api.rollout import SMOKE_TOKENS, SmokeTest
-from finetune_api.run_config import RunConfig
+from finetune_api.run_config import RunPaths, ServedRun
 from finetune_api.spec import Engine, FineTuneJobSpec
 from finetune_api.status import ModelStatus
 from finetune_api.tasks import TASKS
@@ -66,12 +66,27 @@ def endpoint_url(job: FineTuneJob) -> str:
     return f"http://{names.serve_name(job.metadata.name)}.{job.metadata.namespace}.svc:{names.PORT}/v1"
 
 
-def server_deployment(
-    job: FineTuneJob, model: ModelStatus, config: RunConfig, settings: Settings, smoke: SmokeTest
-) -> Manifest:
-    """The servers of one run. A new one must be ready, and so have answered `smoke`, before an old one goes."""
+def served_run(job: FineTuneJob, model: ModelStatus) -> ServedRun:
+    """What the server is told. Raises ValidationError where the model does not say its task and its base's name."""
+    folder = names.path_of(model.uri).rpartition("/")[0]
+    return ServedRun.model_validate(
+        {
+            "namespace": job.metadata.namespace,
+            "job": job.metadata.name,
+            "run": model.run,
+            "task": model.task,
+            "base_name": model.base_name,
+            "tuned_name": model.name,
+            "paths": RunPaths(run=folder, models=names.models_folder(job.metadata.namespace)),
+        }
+    )
+
+
+def server_deployment(job: FineTuneJob, model: ModelStatus, settings: Settings, smoke: SmokeTest) -> Manifest:
+    """The servers of one run, of which `model` says all. A new one must be ready, and so have answered `smoke`, before
+    an old one goes."""
     labels = names.labels(job.metadata.name, model.run, Stage.SERVE, 1)
-    made = _pod(job, model, config, settings, smoke)
+    made = _pod(job, model, settings, smoke)
     marks = {names.ANNOTATION_TEMPLATE_HASH: digest(made)}
     spec: dict[str, Any] = {
         "replicas": job.spec.serving.replicas,
@@ -98,22 +113,19 @@ def server_service(job: FineTuneJob) -> Manifest:
     return sealed({"apiVersion": "v1", "kind": "Service", "metadata": metadata(job, name, labels), "spec": spec})
 
 
-def _pod(
-    job: FineTuneJob, model: ModelStatus, config: RunConfig, settings: Settings, smoke: SmokeTest
-) -> dict[str, Any]:
-    spec = job.spec
+def _pod(job: FineTuneJob, model: ModelStatus, settings: Settings, smoke: SmokeTest) -> dict[str, Any]:
+    spec, served = job.spec, served_run(job, model)
     vllm = engine(spec) is Engine.VLLM
     container = {
         "name": names.CONTAINER,
         "imagePullPolicy": settings.image_pull_policy,
-        **(_vllm(model, config, settings) if vllm else _native(settings, smoke)),
+        **(_vllm(model, served, settings) if vllm else _native(served, settings, smoke)),
         "ports": [{"name": "http", "containerPort": names.PORT, "protocol": "TCP"}],
         "resources": pod.resources(spec.serving.resources, REQUESTS, _gpus(spec)),
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "lifecycle": {"preStop": {"sleep": {"seconds": PRE_STOP_SECONDS}}},
-        **(_vllm_probes(spec, model, config, smoke) if vllm else _probes(spec, "/readyz", "/healthz")),
+        **(_vllm_probes(spec, served, smoke) if vllm else _probes(spec, "/readyz", "/healthz")),
         "volumeMounts": [
-            pod.mount("config", pod.CONFIG_PATH, read_only=True),
             pod.mount("artifacts", pod.ARTIFACTS_PATH, read_only=True),
             pod.mount("tmp", "/tmp"),
             pod.mount("shm", "/dev/shm"),
@@ -123,7 +135,6 @@ def _pod(
         settings,
         container=container,
         volumes=[
-            pod.config_volume(job.metadata.name, model.run),
             pod.claim_volume("artifacts", names.claim_of(model.uri)),
             pod.tmp_volume(spec.serving.resources),
             pod.SHM_VOLUME,
@@ -134,24 +145,25 @@ def _pod(
     )
 
 
-def _native(settings: Settings, smoke: SmokeTest) -> dict[str, Any]:
+def _native(served: ServedRun, settings: Settings, smoke: SmokeTest) -> dict[str, Any]:
+    told = {"FINETUNE_SERVED": canonical(served.to_wire())}
     asked = {} if smoke == SmokeTest() else {"FINETUNE_SMOKE": canonical(smoke.to_wire())}
     return {
         "image": settings.trainer_image,
         **pod.command(Stage.SERVE, *ADDRESS),
-        "env": pod.env({**pod.BASE_ENV, **pod.OFFLINE_ENV, **asked}),
+        "env": pod.env({**pod.BASE_ENV, **pod.OFFLINE_ENV, **told, **asked}),
     }
 
 
-def _vllm(model: ModelStatus, config: RunConfig, settings: Settings) -> dict[str, Any]:
+def _vllm(model: ModelStatus, served: ServedRun, settings: Settings) -> dict[str, Any]:
     own = f"{pod.ARTIFACTS_PATH}/{names.path_of(model.uri)}"
     base = f"{pod.ARTIFACTS_PATH}/{names.path_of(model.base_uri or model.uri)}"
     # By itself vLLM computes in float16 what is stored in float32 or float16. An earlier version did not note it.
     dtype = ["--dtype", model.precision] if model.precision else []
     if model.kind == "Adapter":
         lora = ["--enable-lora", "--lora-modules", f"{model.name}={own}"]
-        rank = ["--max-lora-rank", str(vllm_rank(model.rank or config.method.resolved_rank))]
-        args = [base, "--served-model-name", config.base_name, *lora, *rank, *dtype, *ADDRESS]
+        rank = ["--max-lora-rank", str(vllm_rank(model.rank or VLLM_RANKS[-1]))]
+        args = [base, "--served-model-name", served.base_name, *lora, *rank, *dtype, *ADDRESS]
     else:
         args = [own, "--served-model-name", model.name, *dtype, *ADDRESS]
     caches = {"VLLM_CACHE_ROOT": "/tmp/vllm", "VLLM_NO_USAGE_STATS": "1"}
@@ -163,16 +175,16 @@ def _vllm(model: ModelStatus, config: RunConfig, settings: Settings) -> dict[str
     }
 
 
-def _vllm_probes(spec: FineTuneJobSpec, model: ModelStatus, config: RunConfig, smoke: SmokeTest) -> dict[str, Any]:
+def _vllm_probes(spec: FineTuneJobSpec, served: ServedRun, smoke: SmokeTest) -> dict[str, Any]:
     """vLLM's own, but for the first: it is ready when it has answered the smoke test."""
-    route = TASKS[config.task].route
+    route = TASKS[served.task].route
     wanted = {
         "url": f"http://127.0.0.1:{names.PORT}{route}",
         "chat": route.endswith("/chat/completions"),
-        "model": model.name,
+        "model": served.tuned_name,
         "prompt": smoke.prompt,
         "contains": smoke.contains,
-        "report": f"{pod.ARTIFACTS_PATH}/{config.paths.run}/evaluation/report.json",
+        "report": f"{pod.ARTIFACTS_PATH}/{served.paths.run}/evaluation/report.json",
         "tokens": SMOKE_TOKENS,
         "timeout": smoke.timeout_seconds,
     }

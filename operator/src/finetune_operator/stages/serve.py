@@ -11,7 +11,6 @@ from typing import Any
 
 from finetune_api.conditions import FailureReason, Stage
 from finetune_api.rollout import SmokeTest
-from finetune_api.run_config import RunConfig
 from finetune_api.status import EndpointStatus, ModelStatus, RunStatus
 from finetune_operator import names
 from finetune_operator.builders.run_config_map import UnreadableError, parse_run_config, read_run_config, run_config
@@ -56,10 +55,10 @@ def serve(view: View, run: RunStatus, wanted: ModelStatus | None) -> Serving:
         return Serving(
             model=in_service, finding=Finding(FailureReason.NAME_CONFLICT, text), requeue_after=FOREIGN_SECONDS
         )
-    config = _config_of(view, run, wanted)
-    if isinstance(config, Finding):
-        return _observe(view, wanted, None, (), config)
-    deployment = server_deployment(view.job, wanted, config, view.settings, _smoke(view, wanted))
+    known = _known(view, run, wanted)
+    if isinstance(known, Finding):
+        return _observe(view, wanted, None, (), known)
+    deployment = server_deployment(view.job, known, view.settings, _smoke(view, wanted))
     waits = awaits_turn(view, wanted, deployment)
     if waits:
         deployment = view.observed.deployments[name]
@@ -94,8 +93,11 @@ def _observe(
     )
 
 
-def _config_of(view: View, run: RunStatus, wanted: ModelStatus) -> RunConfig | Finding:
-    """The snapshot of the run that shall be served; of the run in hand a missing one is made anew. Else why not."""
+def _known(view: View, run: RunStatus, wanted: ModelStatus) -> ModelStatus | Finding:
+    """All that its server has to know of the model that shall be served. What a former version did not note is in the
+    run's snapshot, which of the run in hand is the job's. Else why not."""
+    if wanted.task and wanted.base_name:
+        return wanted
     name, in_hand = names.run_name(view.job.metadata.name, wanted.run), wanted.run == run.number
     try:
         found = read_run_config(view.observed.config_maps.get(name))
@@ -107,12 +109,12 @@ def _config_of(view: View, run: RunStatus, wanted: ModelStatus) -> RunConfig | F
             else "Use the version of the operator that wrote it, or serve another run."
         )
         return Finding(FailureReason.CONFIG_UNREADABLE, text, advice)
-    if found is not None:
-        return found
-    if in_hand:
-        return run_config(view.job, run, view.settings)
-    advice = "Restore it, or go back to the commit of that run, from which it is made anew."
-    return Finding(FailureReason.CONFIG_MISSING, f"The ConfigMap {name} of run {wanted.run} is gone.", advice)
+    config = found or (run_config(view.job, run, view.settings) if in_hand else None)
+    if config is None:
+        advice = "Restore it, or go back to the commit of that run, from which it is made anew."
+        return Finding(FailureReason.CONFIG_MISSING, f"The ConfigMap {name} of run {wanted.run} is gone.", advice)
+    rank = wanted.rank or config.method.resolved_rank
+    return wanted.model_copy(update={"task": config.task, "base_name": config.base_name, "rank": rank})
 
 
 def _smoke(view: View, model: ModelStatus) -> SmokeTest:
@@ -216,6 +218,8 @@ def _endpoint(view: View, model: ModelStatus, deployment: Manifest) -> EndpointS
 
 def _base_name(view: View, model: ModelStatus) -> str:
     """The base model of the run that answers, which may be another one than the spec's."""
+    if model.base_name:
+        return model.base_name
     config = parse_run_config(view.observed.config_maps.get(names.run_name(view.job.metadata.name, model.run)))
     return config.base_name if config else names.base_name(view.job.spec)
 

@@ -12,7 +12,7 @@ from finetune_api.reports import EvaluateReport, Summary
 from finetune_api.rollout import SmokeTest
 from finetune_api.status import ResolvedValues
 from finetune_trainer import artifacts
-from finetune_trainer.context import StageContext
+from finetune_trainer.context import ModelContext
 from finetune_trainer.errors import ArtifactInvalidError
 from finetune_trainer.methods import proof
 from finetune_trainer.serving import ServerConfig, serve
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 SMOKE_VARIABLE = "FINETUNE_SMOKE"
 
 
-def run(context: StageContext, host: str, port: int) -> None:
+def run(context: ModelContext, host: str, port: int) -> None:
     """Serve until asked to stop. Raises ArtifactInvalidError when what is to be served is missing or was changed."""
     settings = server_config(context, host, port)
     facts = context.model_dir / FACTS
@@ -33,7 +33,7 @@ def run(context: StageContext, host: str, port: int) -> None:
     serve(settings, context.config.task, known)
 
 
-def server_config(context: StageContext, host: str, port: int) -> ServerConfig:
+def server_config(context: ModelContext, host: str, port: int) -> ServerConfig:
     """What the server of this run loads. The model is hashed, the base, which may be large, only measured."""
     config = context.config
     base_path, resolved = _prepared(context)
@@ -63,7 +63,7 @@ def smoke_test(environment: Mapping[str, str]) -> SmokeTest:
     return read_part(environment, SMOKE_VARIABLE, SmokeTest, "a smoke test", "spec.serving.smokeTest") or SmokeTest()
 
 
-def _held_out(context: StageContext) -> str:
+def _held_out(context: ModelContext) -> str:
     """The first question that Evaluate kept; empty where it kept none. A server is not worse for a lost report."""
     path = context.evaluation_dir / "report.json"
     try:
@@ -74,7 +74,7 @@ def _held_out(context: StageContext) -> str:
     return samples[0].prompt if samples else ""
 
 
-def _precision(context: StageContext, resolved: ResolvedValues | None) -> Literal["float32", "auto"]:
+def _precision(context: ModelContext, resolved: ResolvedValues | None) -> Literal["float32", "auto"]:
     """A model that was trained in float32 is served in it on a GPU too. Train knows better than Prepare which it was:
     a GPU may lack bfloat16, a laptop the GPU."""
     try:
@@ -85,7 +85,7 @@ def _precision(context: StageContext, resolved: ResolvedValues | None) -> Litera
     return "float32" if found and found.precision == "float32" else "auto"
 
 
-def _prepared(context: StageContext) -> tuple[str, ResolvedValues | None]:
+def _prepared(context: ModelContext) -> tuple[str, ResolvedValues | None]:
     """The base's folder, relative to the artifact root, and what `auto` became."""
     path = context.report_path(Stage.PREPARE)
     try:
