@@ -125,9 +125,8 @@ TROUBLES: dict[Reason, Trouble] = {
         "Runs and checkpoints of months, base models of several revisions: `models/` and `runs/` on the claim. A "
         "checkpoint that was cut off by it is never gone on from.",
         CLAIMS,
-        "It shows while it lasts, and the stage goes on by itself when there is room. With `compute.nodes` above 1, "
-        "and where a library ends the process without a word, it counts as a failure and ends the run after the "
-        "retries.",
+        "It shows while it lasts, and the stage goes on by itself when there is room. Where a library ends the only "
+        "process of a stage without a word, it counts as a failure and ends the run after the retries.",
     ),
     Reason.CONFIG_MISSING: Trouble(
         "The ConfigMap of the data or a Secret was not applied, has another namespace, or was pruned while the run was "
