@@ -133,6 +133,26 @@ def test_a_run_passes_its_budget_is_held_and_goes_on_when_it_is_raised(plane: Co
     assert status["run"]["checkpoint"]["step"] >= 30
 
 
+def test_what_a_queue_chose_is_what_is_charged(plane: ControlPlane) -> None:
+    """Kueue's admission: un-suspended, with the flavor's labels in the template, in one update."""
+    namespace = make_namespace(plane, "flavors")
+    priced = Settings(prices=Prices("EUR", {"default": Decimal("2.50"), "H100": Decimal(20)}))
+    compute = {"gpus": 2, "queueName": "team"}
+    plane.kubectl.apply(job_manifest("travel", namespace, compute=compute, budget={"maxCost": "40"}))
+    prepare_ends(plane, namespace, 3600)
+    look_later(plane, namespace, settings=priced)
+    assert cost_of(plane, namespace)["estimate"]["amount"] == "5.00"
+    spec = {"suspend": False, "template": {"spec": {"nodeSelector": {"example.com/gpu": "H100"}}}}
+    plane.kubectl("patch", "job", "travel-r1-train", "-p", json.dumps({"spec": spec}), namespace=namespace)
+    Kubelet(plane, namespace).run(TRAIN)
+    look_later(plane, namespace, settings=priced)
+    assert cost_of(plane, namespace)["estimate"] == {"gpuHours": "2.00", "amount": "40.00", "currency": "EUR"}
+    look_later(plane, namespace, 1.5 * HOUR, settings=priced)
+    assert is_(plane, namespace, "Reconciling", ("True", "BudgetExceeded"))()
+    [used] = cost_of(plane, namespace)["usage"]
+    assert (used["gpu"], used["price"]) == ("H100", "20")
+
+
 def test_an_estimate_above_the_budget_makes_no_training_and_no_price_makes_nothing(plane: ControlPlane) -> None:
     namespace = make_namespace(plane, "estimates")
     plane.kubectl.apply(job_manifest("travel", namespace, compute={"gpus": 1}, budget={"maxCost": 2}))

@@ -209,6 +209,44 @@ def test_money_is_not_guessed_for_gpus_that_a_queue_chose_and_that_have_no_price
     assert cluster.condition("Stalled") == ("True", "PriceMissing")
 
 
+def admitted(flavor: dict[str, str], prices: dict[str, Decimal], seconds: int = 0, **spec: Any) -> Cluster:
+    """A training that a queue has let go onto the nodes of this flavor, as Kueue does: by the Job's template."""
+    job = make_job(compute={**GPU, "queueName": "team"}, **spec)
+    cluster = Cluster(job, Settings(prices=Prices("EUR", prices)), answer=expects(seconds))
+    cluster.run(until=lambda cluster: ("Job", TRAIN) in cluster.objects)
+    train = cluster.objects["Job", TRAIN]
+    train["spec"]["template"]["spec"]["nodeSelector"] = flavor
+    cluster.suspend(train, suspended=False)
+    cluster.step_pod(cluster.start_pod(train))
+    return look(cluster)
+
+
+def test_the_estimate_has_the_price_of_the_gpus_that_a_queue_chose() -> None:
+    cluster = admitted({"gpu": "H100"}, {"default": Decimal("3.60"), "H100": Decimal(36)}, 1800)
+    estimate = cost_of(cluster).estimate
+    assert estimate is not None
+    assert (estimate.gpu_hours, estimate.amount) == ("1.00", "36.00")
+    assert not cluster.plan().events
+    assert cluster.plan().status == cluster.job.status
+    cluster.suspend(cluster.objects["Job", TRAIN], suspended=True)  # evicted: nobody knows where it goes next
+    assert cost_of(look(cluster)).estimate == estimate
+
+
+def test_the_budget_is_looked_at_again_when_the_gpus_that_a_queue_chose_have_used_it_up() -> None:
+    """Nothing is metered yet that would tell their price."""
+    cluster = admitted({"gpu": "H100"}, {"default": Decimal("3.60"), "H100": Decimal(36)}, budget={"maxCost": "36"})
+    due = cluster.plan().requeue_after
+    assert due is not None
+    assert 1790 <= due <= 1800, "two GPUs, each of 36 an hour"
+
+
+@pytest.mark.parametrize(("flavor", "end"), [("H100", "BudgetExceeded"), ("A100", "PriceMissing")])
+def test_a_queue_may_choose_gpus_that_have_a_price_where_the_job_selects_none(flavor: str, end: str) -> None:
+    cluster = admitted({"gpu": flavor}, {"H100": Decimal(36)}, budget={"maxCost": "36"})
+    look(cluster, 1800)
+    assert cluster.condition("Reconciling") == ("True", end)
+
+
 @pytest.mark.parametrize("row", ["default", "nvidia.com/gpu", "H100"])
 def test_a_run_that_is_held_for_want_of_a_price_goes_on_when_there_is_one(row: str) -> None:
     """Nothing is held by then, and nothing more is used."""

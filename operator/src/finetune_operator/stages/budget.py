@@ -15,6 +15,7 @@ from finetune_operator.conditions import Judgement
 from finetune_operator.finding import Finding
 from finetune_operator.metering import hours, money
 from finetune_operator.runs import stage_time
+from finetune_operator.stages.cost import held_price
 from finetune_operator.stages.view import View
 
 HELD = frozenset({FailureReason.BUDGET_EXCEEDED, FailureReason.PRICE_MISSING})
@@ -51,10 +52,8 @@ def used_up_after(view: View, run: RunStatus) -> float | None:
     left = []
     if budget.gpu_seconds is not None:
         left.append((budget.gpu_seconds - cost.gpu_seconds) / cost.gpus)
-    last = cost.usage[-1] if cost.usage else None
-    price = Decimal(last.price) if last and last.price else _price(view)
-    if budget.cost is not None and price:
-        left.append((budget.cost - cost.spent(view.settings.prices.currency)) * 3600 / price / cost.gpus)
+    if budget.cost is not None and (an_hour := held_price(view, run)):
+        left.append((budget.cost - cost.spent(view.settings.prices.currency)) * 3600 / an_hour)
     soonest = math.ceil(min(left)) if left else 0
     return float(soonest) if soonest > 0 else None
 
@@ -75,9 +74,11 @@ def _unpriced(view: View, cost: CostStatus, budget: BudgetSpec) -> Iterator[Find
     """That a bound in money cannot be kept."""
     if budget.cost is None:
         return
-    resource = view.job.spec.compute.gpu_resource
-    if _price(view) is None:
-        text = f"budget.maxCost is {budget.max_cost}, but the platform has no price for {resource}."
+    compute, prices = view.job.spec.compute, view.settings.prices
+    unknown = prices.of(compute.gpu_resource, compute.node_selector).amount is None
+    # A queue may choose GPUs that have one. If it does not, that shows as soon as hours without a price are used.
+    if unknown and not (compute.queue_name and prices.gpu_hour):
+        text = f"budget.maxCost is {budget.max_cost}, but the platform has no price for {compute.gpu_resource}."
         yield Finding(FailureReason.PRICE_MISSING, text)
     elif cost.unpriced_gpu_hours is not None:
         text = f"{cost.unpriced_gpu_hours} GPU hours of the run have no price, so that budget.maxCost cannot be kept."
@@ -111,8 +112,3 @@ def _too_much(what: str, field: str, bound: str, needed: str) -> Finding:
         f"The training is estimated at {what}; budget.{field} is {bound}. No GPU was taken.",
         f"Raise budget.{field} to {needed} or more, {LESS}.",
     )
-
-
-def _price(view: View) -> Decimal | None:
-    compute = view.job.spec.compute
-    return view.settings.prices.of(compute.gpu_resource, compute.node_selector).amount

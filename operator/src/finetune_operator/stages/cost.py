@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from decimal import Decimal
 
 from finetune_api.conditions import Stage
 from finetune_api.cost import CostStatus
@@ -10,10 +11,11 @@ from finetune_api.status import FineTuneJobStatus, RunRecord, RunStatus
 from finetune_operator import names
 from finetune_operator.builders.gang import members
 from finetune_operator.builders.stage_job import gpus
-from finetune_operator.diagnose.facts import gpus_of, held_since, held_until, job_condition
+from finetune_operator.diagnose.facts import gpus_of, held_since, held_until, job_condition, newest
 from finetune_operator.metering import STALE_SECONDS, Hold, charged_late, estimated, metered, moment, summed
 from finetune_operator.plan import Manifest
-from finetune_operator.runs import is_done
+from finetune_operator.prices import Price
+from finetune_operator.runs import is_done, stage_time
 from finetune_operator.stages.view import View, owner_uids
 
 
@@ -35,15 +37,34 @@ def with_costs_of_others(view: View, run: RunStatus, records: Iterable[RunRecord
 
 
 def with_estimate(view: View, run: RunStatus) -> RunStatus:
-    """The run with what its training will use on the GPUs that the job asks for now."""
-    count = training_gpus(view)
-    if run.estimate is None or not run.estimate.train_seconds or not count:
+    """The run with what its training will use on the GPUs that the job asks for now, at the price of those that its
+    pods have been given, where a queue has chosen them."""
+    count, price = training_gpus(view), _training_price(view, run)
+    if run.estimate is None or not run.estimate.train_seconds or not count or price is None:
         return run
-    prices, compute = view.settings.prices, view.job.spec.compute
-    price = prices.of(compute.gpu_resource, compute.node_selector)
-    estimate = estimated(run.estimate.train_seconds, count, price, prices.currency)
-    cost = (run.cost or summed(CostStatus(), prices.currency)).model_copy(update={"estimate": estimate})
+    currency = view.settings.prices.currency
+    estimate = estimated(run.estimate.train_seconds, count, price, currency)
+    cost = (run.cost or summed(CostStatus(), currency)).model_copy(update={"estimate": estimate})
     return run.model_copy(update={"cost": cost})
+
+
+def _training_price(view: View, run: RunStatus) -> Price | None:
+    """Of a GPU of the newest training pod, before the first one of what the job selects; None between two."""
+    compute, prices = view.job.spec.compute, view.settings.prices
+    pods = (pod for pod in view.observed.pods if _is_of(pod, run.number))
+    pod = newest(pod for pod in pods if names.label(pod, names.LABEL_STAGE) == Stage.TRAIN.value)
+    if pod is not None:
+        return prices.of(compute.gpu_resource, pod["spec"].get("nodeSelector") or {})
+    begun = stage_time(run, Stage.TRAIN) is not None
+    return None if begun else prices.of(compute.gpu_resource, compute.node_selector)
+
+
+def held_price(view: View, run: RunStatus) -> Decimal | None:
+    """What an hour of all GPUs costs that the run holds now; None: some of them have no price, or it holds none."""
+    now = int(view.now.timestamp())
+    held = [hold for hold in _holds(view, view.observed.pods, run.number) if hold.is_held(now)]
+    amounts = [hold.price.amount * hold.gpus for hold in held if hold.price.amount is not None]
+    return sum(amounts, Decimal(0)) if held and len(amounts) == len(held) else None
 
 
 def with_training_cost(run: RunStatus) -> RunStatus:

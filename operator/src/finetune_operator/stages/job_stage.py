@@ -81,7 +81,8 @@ def advance(view: View, run: RunStatus, stage: JobStage) -> Step:
         return Step(run, done=True)
     job = job_of(view, run, stage.stage)
     run = run if job is None else with_grace_of(run, job)
-    run = with_estimate(view, run) if stage.stage is Stage.TRAIN and stage_time(run, Stage.TRAIN) is None else run
+    if stage.stage is Stage.TRAIN and (job is None or not _inputs_changed(view, job)):
+        run = with_estimate(view, run)
     spent_up = None if view.job.spec.suspend else out_of_budget(view, run, stage.stage)
     held = view.job.spec.suspend or spent_up is not None
     if job is not None and is_deleting(job):
