@@ -142,3 +142,23 @@ def _worse(pod: dict[str, Any]) -> str:
     labels = pod["metadata"]["labels"]
     stage, run = labels["finetune-operator.io/stage"], int(labels["finetune-operator.io/run"])
     return good_summary(stage, run, tuned=3.0)
+
+
+def test_an_earlier_run_that_waits_is_told_while_a_later_one_trains_and_after_it_failed_its_gate() -> None:
+    how = 'Run 1 waits for approval: set promotion.approved to {run: 1, digest: "abababababab"}.'
+    cluster = Cluster(make_job(promotion=MANUAL)).run()
+    cluster.answer = lambda pod: (0, _worse(pod))
+    cluster.change(rerunToken="b").run(until=lambda c: c.condition("Ready")[1] == "Training")
+    assert message(cluster) == f"Run 2 is training. {how}"
+    cluster.run()
+    assert cluster.condition("Ready") == ("False", "GateFailed")
+    assert message(cluster).endswith(f"at least 0 % wanted. {how}")
+    cluster.change(**approved(1)).run()
+    assert results(cluster) == [(1, "Promoted"), (2, "GateFailed")]
+    assert "waits for approval" not in message(cluster)
+
+
+def test_what_waits_behind_the_run_that_answers_is_not_told() -> None:
+    cluster = Cluster(make_job(promotion=MANUAL)).run().change(rerunToken="b").run().change(**approved(2)).run()
+    assert results(cluster) == [(1, "AwaitingApproval"), (2, "Promoted")]
+    assert message(cluster) == "Run 2 answers as 'travel'."

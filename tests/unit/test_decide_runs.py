@@ -364,3 +364,21 @@ def test_superseded_runs_are_forgotten_before_those_that_were_measured() -> None
     edited(cluster, 5, 6)
     cluster.run()
     assert {1, 2} <= {record.number for record in cluster.job.status.runs}
+
+
+@pytest.mark.parametrize(
+    ("pinned", "words"),
+    [
+        (1, "run 1 is not in the history any more, which keeps no more runs (runHistoryLimit); there are [3, 4]"),
+        (9, "run 9 has not begun, the newest is 4; there are [3, 4]"),
+    ],
+)
+def test_a_pin_on_a_run_that_is_not_known_says_why(pinned: int, words: str) -> None:
+    cluster = Cluster(make_job(), Settings(run_history_limit=2)).run()
+    for token in "bcd":
+        cluster.change(rerunToken=token).run()
+    cluster.change(serving={"run": pinned}).run()
+    run = cluster.job.status.run
+    assert run is not None
+    assert run.failure is not None
+    assert words in run.failure.message

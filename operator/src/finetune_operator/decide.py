@@ -19,7 +19,7 @@ from finetune_operator.diagnose import job_condition, to_failure
 from finetune_operator.plan import Manifest, ObjectRef, Observed, Plan
 from finetune_operator.settings import Settings
 from finetune_operator.stages import dataset_poll, schedule
-from finetune_operator.stages.approval import approval_in_vain
+from finetune_operator.stages.approval import approval_in_vain, earlier_waits
 from finetune_operator.stages.budget import used_up_after, within_budget
 from finetune_operator.stages.claim import with_claim
 from finetune_operator.stages.continuation import begin
@@ -135,6 +135,7 @@ def _status(
         pause=pause,
         budget=within_budget(view, run),
         approval=approval_in_vain(spec.promotion.approved, run, promotion.records),
+        earlier=earlier_waits(run, promotion.wanted, promotion.records),
     )
     said = [*judgements(outcome), *agenda.judgements, *polling.judgements]
     conditions = merge(job.status.conditions, said, view.time, job.metadata.generation)

@@ -9,6 +9,7 @@ from finetune_api.conditions import GateVerdict, RunResult, Stage
 from finetune_api.status import Failure, ModelStatus, Rollback, RunStatus
 from finetune_operator.conditions import Judgement, sentence
 from finetune_operator.runs import ended_with_failure, is_done
+from finetune_operator.stages.approval import how_to_approve
 from finetune_operator.stages.job_stage import JobStage
 from finetune_operator.stages.pipeline import JUDGE, PACKAGE, PIPELINE, STAGES
 from finetune_operator.stages.serve import Serving
@@ -35,6 +36,7 @@ class Outcome:
     pause: Pause | None = None
     budget: Judgement | None = None  # None: there is none
     approval: str = ""  # why spec.promotion.approved approves nothing
+    earlier: str = ""  # that an earlier run waits for approval
 
 
 def judgements(outcome: Outcome) -> list[Judgement]:
@@ -55,7 +57,8 @@ def judgements(outcome: Outcome) -> list[Judgement]:
 def _summary(outcome: Outcome) -> list[Judgement]:
     """Ready, Reconciling, Stalled. Ready is about the present spec; whether something answers says Serving."""
     which, reason, text = _verdict(outcome)
-    return _three(which, reason, " ".join(part for part in (text, outcome.approval, _claim_words(outcome)) if part))
+    parts = (text, outcome.earlier, outcome.approval, _claim_words(outcome))
+    return _three(which, reason, " ".join(part for part in parts if part))
 
 
 def _verdict(outcome: Outcome) -> tuple[str, str, str]:
@@ -79,7 +82,9 @@ def _verdict(outcome: Outcome) -> tuple[str, str, str]:
     if outcome.wanted is None:
         reason, text = _unpromoted(outcome.run)
         # Whoever waits for a word is not stalled: none of the three is true.
-        return "Stalled" if reason == GATE_FAILED else reason, reason, f"{text} No earlier run can serve."
+        if not outcome.earlier:
+            text = f"{text} No earlier run can serve."
+        return "Stalled" if reason == GATE_FAILED else reason, reason, text
     if outcome.replicas == 0:
         text = f"Run {outcome.wanted.run} is trained and kept; serving.replicas is 0. {_beside(outcome)}"
         return "Ready", "Trained", text.strip()
@@ -154,10 +159,8 @@ def _beside(outcome: Outcome) -> str:
 def _unpromoted(run: RunStatus) -> tuple[str, str]:
     """Reason and sentence of a run that was judged and shall not answer."""
     if run.gate is not None and run.gate.verdict is GateVerdict.PASSED:
-        digest = (run.model.sha256 or "")[:12] if run.model else ""
-        # In quotes: YAML takes 123456789012 for a number, and kubectl 1234567e8901, too.
-        text = f'set promotion.approved to {{run: {run.number}, digest: "{digest}"}}'
-        return AWAITING_APPROVAL, f"Run {run.number} passed its gate and waits for approval: {text}."
+        text = f"Run {run.number} passed its gate and {how_to_approve(run.number, run.model)}"
+        return AWAITING_APPROVAL, text
     reasons = "; ".join(run.gate.reasons) if run.gate else ""
     return GATE_FAILED, f"Run {run.number} did not pass its gate: {reasons}."
 

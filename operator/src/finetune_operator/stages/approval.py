@@ -1,16 +1,35 @@
-"""Why `promotion.approved` approves nothing: said, for whoever wrote it waits for a model that will not answer."""
+"""What waits for approval, and why `promotion.approved` approves nothing: whoever wrote it waits for a model that will
+not answer."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 from finetune_api.conditions import RunResult
 from finetune_api.promotion import Approval
-from finetune_api.status import RunRecord, RunStatus
+from finetune_api.status import ModelStatus, RunRecord, RunStatus
 from finetune_operator import runs
 
 
-def approval_in_vain(approved: Approval | None, run: RunStatus, records: Iterable[RunRecord]) -> str:
+def how_to_approve(number: int, model: ModelStatus | None) -> str:
+    """What the user has to write."""
+    # In quotes: YAML takes 123456789012 for a number, and kubectl 1234567e8901, too.
+    digest = ((model and model.sha256) or "")[:12]
+    return f'waits for approval: set promotion.approved to {{run: {number}, digest: "{digest}"}}.'
+
+
+def earlier_waits(run: RunStatus, wanted: ModelStatus | None, records: Sequence[RunRecord]) -> str:
+    """A sentence on the newest run that waits, where it is newer than what shall answer and another than the present
+    one; empty where there is none."""
+    served = wanted.run if wanted else 0
+    waiting = [record for record in records if record.result is RunResult.AWAITING_APPROVAL and record.model]
+    newest = waiting[-1] if waiting else None
+    if newest is None or newest.number <= served or newest.number == run.number:
+        return ""
+    return f"Run {newest.number} {how_to_approve(newest.number, newest.model)}"
+
+
+def approval_in_vain(approved: Approval | None, run: RunStatus, records: Sequence[RunRecord]) -> str:
     """A sentence; empty where the approval was heeded, is for a run that goes on, or for one that is long forgotten."""
     if approved is None:
         return ""

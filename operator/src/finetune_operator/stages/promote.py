@@ -16,6 +16,7 @@ from finetune_operator.stages.rollout import explained, rolled_back, with_outcom
 from finetune_operator.stages.view import View
 
 REASON_LENGTH, REASONS = 256, 16  # bounds of status.gate.reasons
+GONE = "Set serving.run to another run, or remove it; to go back to the commit of that run trains it anew."
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,12 @@ def _not_found(pinned: int, run: RunStatus, records: tuple[RunRecord, ...]) -> F
     record, why, advice = runs.record_of(records, pinned), "made no model that is known here", ""
     if record is not None and runs.is_removed(record):
         why = "is no more: its files were removed by output.retention"
-        advice = "Set serving.run to another run, or remove it; to go back to the commit of that run trains it anew."
+        advice = GONE
+    elif record is None and pinned > run.number:
+        why = f"has not begun, the newest is {run.number}"
+    elif record is None and pinned < min((each.number for each in records), default=0):
+        why = "is not in the history any more, which keeps no more runs (runHistoryLimit)"
+        advice = GONE
     text = f"serving.run is {pinned}, but run {pinned} {why}; there are {known or 'none'}."
     return Finding(FailureReason.RUN_NOT_FOUND, text, advice)
 
