@@ -99,6 +99,21 @@ def test_more_memory_gives_a_failed_stage_another_try_from_where_it_was() -> Non
     assert [(r.number, r.result) for r in cluster.job.status.runs] == [(1, "Promoted")]
 
 
+def test_the_advice_can_be_heeded_when_the_failed_job_is_gone_too() -> None:
+    """Somebody deleted it, or the job came out of a backup without its children."""
+    cluster = Cluster(make_job(), answer=fail_in("Train", 137)).run()
+    cluster.vanish("Job", "travel-r1-train")
+    cluster.answer = succeed
+    cluster.change(suspend=True, compute={"gpus": 0, "resources": {"limits": {"memory": "64Gi"}}}).run()
+    assert cluster.condition("Suspended") == ("True", "Suspended")
+    assert cluster.created.count("Job/travel-r1-train") == 1
+    cluster.change(suspend=False).run()
+    assert cluster.condition("Ready") == ("True", "Serving")
+    assert cluster.created.count("Job/travel-r1-train") == 2
+    assert cluster.objects["Job", "travel-r1-train"]["metadata"]["labels"]["finetune-operator.io/attempt"] > "1"
+    assert [(r.number, r.result) for r in cluster.job.status.runs] == [(1, "Promoted")]
+
+
 def test_another_try_is_not_forgotten_while_the_failed_job_is_still_seen() -> None:
     """The deletion was sent, and its event has not come back yet."""
     cluster = Cluster(make_job(), answer=fail_in("Train", 137)).run()

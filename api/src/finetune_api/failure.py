@@ -27,3 +27,7 @@ class Failure(StatusModel):
         default=False, description="True while it may still right itself; false when the run has ended."
     )
     since: Time | None = Field(default=None, description="When it began.")
+    inputs_hash: Annotated[str, Field(max_length=64)] = Field(
+        default="",
+        description="Of what the failed stage ran on (compute, secrets). With another one it is tried again.",
+    )

@@ -95,7 +95,9 @@ def advance(view: View, run: RunStatus, stage: JobStage) -> Step:
         return replace_job(view, without_time(run, stage.stage), job)
     run = _counted_anew(run, stage.stage)
     if ended_with_failure(run, stage.stage):
-        return _try_again(view, run, stage.stage, job)
+        if job is not None or not _is_wanted_otherwise(view, run, stage.stage):
+            return _try_again(view, run, stage.stage, job)
+        run = run.model_copy(update={"failure": None, "attempt": run.attempt + 1})
     if held and (job is None or not _has_ended(job)):
         step = _hold(view, run, job)
         return replace(step, run=_told(view, step.run, stage.stage, spent_up))
@@ -242,6 +244,12 @@ def _try_again(view: View, run: RunStatus, stage: Stage, job: Manifest | None) -
     return replace_job(view, run, job) if job is not None and _inputs_changed(view, job) else Step(run)
 
 
+def _is_wanted_otherwise(view: View, run: RunStatus, stage: Stage) -> bool:
+    """The same of a stage whose failed Job is gone: somebody deleted it, or the job was restored without children."""
+    known = run.failure.inputs_hash if run.failure else ""
+    return known not in ("", inputs_hash(view.job, stage))
+
+
 def _inputs_changed(view: View, job: Manifest) -> bool:
     stage = Stage(names.label(job, names.LABEL_STAGE) or "")
     if names.annotation(job, names.ANNOTATION_INPUTS_HASH) not in (None, inputs_hash(view.job, stage)):
@@ -270,7 +278,7 @@ def _collect(view: View, run: RunStatus, stage: JobStage, job: Manifest) -> Step
         return Step(run, unread=True)
     if (names.number(names.label(job, names.LABEL_ATTEMPT)) or 1) > view.settings.backoff_limit:
         text = f"{stage.stage} succeeded, but none of its pods left a summary in its termination message."
-        return _end(view, run, stage.stage, Finding(FailureReason.SYSTEM_FAULT, text))
+        return _end(view, run, stage.stage, job, Finding(FailureReason.SYSTEM_FAULT, text))
     # The pod is gone and its summary with it. The stage finds its report on the volume and says it again.
     return replace_job(view, run, job)
 
@@ -291,12 +299,13 @@ def _fail(view: View, run: RunStatus, stage: JobStage, job: Manifest) -> Step:
     summary = last_summary(pods)
     if summary is not None and stage.salvage is not None:
         run = stage.salvage(view, run, summary)
-    return _end(view, run, stage.stage, job_failure(job, pods, view.now))
+    return _end(view, run, stage.stage, job, job_failure(job, pods, view.now))
 
 
-def _end(view: View, run: RunStatus, stage: Stage, finding: Finding) -> Step:
+def _end(view: View, run: RunStatus, stage: Stage, job: Manifest, finding: Finding) -> Step:
     failure = to_failure(finding, stage, view.time, waiting=False, previous=run.failure)
-    return Step(run.model_copy(update={"failure": failure}))
+    known = names.annotation(job, names.ANNOTATION_INPUTS_HASH) or ""
+    return Step(run.model_copy(update={"failure": failure.model_copy(update={"inputs_hash": known})}))
 
 
 def _watch(view: View, run: RunStatus, stage: JobStage, job: Manifest) -> Step:
