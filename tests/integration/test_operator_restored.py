@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from tests.cluster.control_plane import ControlPlane
+from tests.failures import fail_in
 from tests.integration.test_operator_lifecycle import stage_selector
 from tests.operator_process import Kubelet, children, condition, job_manifest, make_namespace, status_of
 from tests.simulator import Cluster, good_summary, make_job
@@ -43,3 +44,15 @@ def test_restored_with_its_status_it_serves_a_run_whose_snapshot_is_gone(plane: 
         ("Service", "travel-serve"),
     ]
     assert look(plane, namespace) == 0
+
+
+def test_restored_after_a_failure_it_is_tried_again_as_its_advice_says(plane: ControlPlane) -> None:
+    namespace = make_namespace(plane, "restored-failed")
+    restore(plane, namespace, Cluster(make_job(), answer=fail_in("Train", 137)).run())
+    look(plane, namespace)
+    assert condition(status_of(plane, namespace, "travel"), "Stalled") == ("True", "OutOfMemory")
+    assert children(plane, namespace) == []
+    more = json.dumps({"spec": {"compute": {"resources": {"limits": {"memory": "64Gi"}}}}})
+    plane.kubectl("patch", "finetunejob", "travel", "--type=merge", "-p", more, namespace=namespace)
+    look(plane, namespace)
+    assert [each[:2] for each in children(plane, namespace)] == [("ConfigMap", "travel-r1"), ("Job", "travel-r1-train")]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Any
 
 import pytest
 from tests.failures import fail_in, failed_summary, failure_of, no_failure, started
@@ -277,3 +278,45 @@ def test_everything_fits_the_bounds_of_the_status() -> None:
     cluster = Cluster(make_job(), answer=fail_in("Train", 10, huge)).run()
     status = cluster.job.status
     assert FineTuneJobStatus.model_validate_json(status.model_dump_json(by_alias=True)) == status
+
+
+MEMORY = {"compute": {"gpus": 0, "resources": {"limits": {"memory": "64Gi"}}}}
+CLAIM = {"output": {"claimName": "other"}}
+SETTINGS = {"evaluation": {"maxExamples": 10}}
+
+
+@pytest.mark.parametrize(
+    ("stage", "change"), [("Train", MEMORY), ("Prepare", MEMORY), ("Prepare", CLAIM), ("Evaluate", SETTINGS)]
+)
+@pytest.mark.parametrize("restored", [False, True])
+def test_the_advice_is_followed_also_when_the_failed_job_is_gone(
+    stage: str, change: dict[str, Any], restored: bool
+) -> None:
+    """Somebody has deleted it, or the job was restored with its status and Kubernetes has collected its children."""
+    cluster = Cluster(make_job(), answer=fail_in(stage, 137)).run()
+    if restored:
+        cluster = Cluster(make_job(uid="restored").model_copy(update={"status": cluster.job.status}))
+    else:
+        cluster.vanish("Job", f"travel-r1-{stage.lower()}")
+    assert cluster.run().condition("Stalled") == ("True", "OutOfMemory")
+    cluster.answer = succeed
+    cluster.change(**change).run()
+    assert cluster.condition("Ready") == ("True", "Serving")
+    run = cluster.job.status.run
+    assert run is not None
+    assert run.claim_name == cluster.job.spec.output.claim_name
+    assert run.model is not None
+    assert run.model.uri.startswith(f"pvc://{run.claim_name}/")
+    made = {name for name in cluster.created if name.startswith("Job/")}
+    assert len(made) == (3 if stage == "Prepare" or not restored else 2 if stage == "Train" else 1), made
+    assert [(record.number, record.result) for record in cluster.job.status.runs] == [(1, "Promoted")]
+
+
+def test_what_a_former_version_says_has_failed_stays_so_when_its_job_is_gone() -> None:
+    cluster = Cluster(make_job(), answer=fail_in("Train", 137)).run()
+    status = cluster.job.status.to_wire()
+    status["run"]["failure"].pop("inputsHash")
+    cluster.write_status(FineTuneJobStatus.model_validate(status))
+    cluster.vanish("Job", "travel-r1-train")
+    cluster.change(**MEMORY).run()
+    assert cluster.condition("Stalled") == ("True", "OutOfMemory")

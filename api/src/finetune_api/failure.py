@@ -29,5 +29,6 @@ class Failure(StatusModel):
     since: Time | None = Field(default=None, description="When it began.")
     inputs_hash: Annotated[str, Field(max_length=64)] = Field(
         default="",
-        description="Of what the failed stage ran on (compute, secrets). With another one it is tried again.",
+        description="Of what the failed stage ran with (compute, Secrets, the claim of Prepare, the settings of an "
+        "evaluation). With another one it is tried again.",
     )

@@ -97,6 +97,13 @@ def inputs_hash(job: FineTuneJob, stage: Stage) -> str:
     return digest([compute, [ref and ref.name for ref in refs]])
 
 
+def failed_inputs_hash(job: FineTuneJob, stage: Stage) -> str:
+    """Stands for all of the spec that tries a failed stage again, where its Job does not tell any more."""
+    shape = SHAPES[stage]
+    measured = evaluation_hash(job.spec.evaluation) if shape.measures or shape.judges else None
+    return digest([inputs_hash(job, stage), job.spec.output.claim_name if shape.fetches else None, measured])
+
+
 def _package(job: FineTuneJob, run: RunStatus) -> PackageInputs:
     promoted = bool(run.package and run.package.promoted)
     return package_inputs(job.spec, promoted=promoted, measured=measured_by(run))

@@ -12,7 +12,7 @@ from finetune_operator import names
 from finetune_operator.builders.gang import members, peers_service
 from finetune_operator.builders.run_config_map import run_config_map
 from finetune_operator.builders.shape import SHAPES
-from finetune_operator.builders.stage_job import inputs_hash, job_name, stage_job
+from finetune_operator.builders.stage_job import failed_inputs_hash, inputs_hash, job_name, stage_job
 from finetune_operator.diagnose import (
     Finding,
     current,
@@ -97,7 +97,8 @@ def advance(view: View, run: RunStatus, stage: JobStage) -> Step:
     if ended_with_failure(run, stage.stage):
         if job is not None or not _is_wanted_otherwise(view, run, stage.stage):
             return _try_again(view, run, stage.stage, job)
-        run = run.model_copy(update={"failure": None, "attempt": run.attempt + 1})
+        claim = view.job.spec.output.claim_name if stage.stage is Stage.PREPARE else run.claim_name
+        run = run.model_copy(update={"failure": None, "attempt": run.attempt + 1, "claim_name": claim})
     if held and (job is None or not _has_ended(job)):
         step = _hold(view, run, job)
         return replace(step, run=_told(view, step.run, stage.stage, spent_up))
@@ -247,7 +248,7 @@ def _try_again(view: View, run: RunStatus, stage: Stage, job: Manifest | None) -
 def _is_wanted_otherwise(view: View, run: RunStatus, stage: Stage) -> bool:
     """The same of a stage whose failed Job is gone: somebody deleted it, or the job was restored without children."""
     known = run.failure.inputs_hash if run.failure else ""
-    return known not in ("", inputs_hash(view.job, stage))
+    return known not in ("", failed_inputs_hash(view.job, stage))
 
 
 def _inputs_changed(view: View, job: Manifest) -> bool:
@@ -278,7 +279,7 @@ def _collect(view: View, run: RunStatus, stage: JobStage, job: Manifest) -> Step
         return Step(run, unread=True)
     if (names.number(names.label(job, names.LABEL_ATTEMPT)) or 1) > view.settings.backoff_limit:
         text = f"{stage.stage} succeeded, but none of its pods left a summary in its termination message."
-        return _end(view, run, stage.stage, job, Finding(FailureReason.SYSTEM_FAULT, text))
+        return _end(view, run, stage.stage, Finding(FailureReason.SYSTEM_FAULT, text))
     # The pod is gone and its summary with it. The stage finds its report on the volume and says it again.
     return replace_job(view, run, job)
 
@@ -299,13 +300,13 @@ def _fail(view: View, run: RunStatus, stage: JobStage, job: Manifest) -> Step:
     summary = last_summary(pods)
     if summary is not None and stage.salvage is not None:
         run = stage.salvage(view, run, summary)
-    return _end(view, run, stage.stage, job, job_failure(job, pods, view.now))
+    return _end(view, run, stage.stage, job_failure(job, pods, view.now))
 
 
-def _end(view: View, run: RunStatus, stage: Stage, job: Manifest, finding: Finding) -> Step:
+def _end(view: View, run: RunStatus, stage: Stage, finding: Finding) -> Step:
     failure = to_failure(finding, stage, view.time, waiting=False, previous=run.failure)
-    known = names.annotation(job, names.ANNOTATION_INPUTS_HASH) or ""
-    return Step(run.model_copy(update={"failure": failure.model_copy(update={"inputs_hash": known})}))
+    failure = failure.model_copy(update={"inputs_hash": failed_inputs_hash(view.job, stage)})
+    return Step(run.model_copy(update={"failure": failure}))
 
 
 def _watch(view: View, run: RunStatus, stage: JobStage, job: Manifest) -> Step:
