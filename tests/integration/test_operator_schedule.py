@@ -114,5 +114,30 @@ def test_a_restored_job_goes_on_behind_the_occasion_that_its_files_are_of(plane:
     assert [(record["number"], record["result"]) for record in status["runs"]] == [(1, "Promoted")]
 
 
+def test_an_edit_that_is_taken_back_leads_back_to_the_training_that_it_ended(plane: ControlPlane) -> None:
+    namespace, kubelet = make_namespace(plane, "taken-back"), Kubelet(plane, "taken-back")
+    job = job_manifest("travel", namespace)
+    plane.kubectl.apply(job)
+    look_at(plane, namespace, NOON)
+    kubelet.end(f"{GROUP}/run=1,{GROUP}/stage=Prepare", good_summary("Prepare", 1))
+    plane.kubectl("wait", "job/travel-r1-prepare", "--for=condition=Complete", "--timeout=60s", namespace=namespace)
+    look_at(plane, namespace, NOON)
+    former = plane.kubectl.json("get", "job", "travel-r1-train", namespace=namespace)["metadata"]["uid"]
+    plane.kubectl.apply({**job, "spec": {**job["spec"], "hyperparameters": {"epochs": 2}}})
+    look_at(plane, namespace, NOON + timedelta(seconds=10), settle_seconds=30)
+    assert status_of(plane, namespace, "travel")["run"]["number"] == 2
+    plane.kubectl.wait_until(lambda: trainings(plane, namespace) == [], 60, "the end of the training", namespace)
+    plane.kubectl("apply", "-f", "-", input=json.dumps(job))
+    look_at(plane, namespace, NOON + timedelta(seconds=20), writes=1, settle_seconds=30)  # dies before the status knows
+    look_at(plane, namespace, NOON + timedelta(seconds=30), settle_seconds=30)
+    status = status_of(plane, namespace, "travel")
+    assert status["run"]["number"] == 1
+    assert [(record["number"], record["result"]) for record in status["runs"]] == [(2, "Superseded")]
+    assert trainings(plane, namespace) == ["travel-r1-train"]
+    made = plane.kubectl.json("get", "job", "travel-r1-train", namespace=namespace)
+    assert made["metadata"]["uid"] != former
+    assert ("RunStarted", "Run 1 taken up again.") in events(plane, namespace)
+
+
 def trainings(plane: ControlPlane, namespace: str) -> list[str]:
     return [name for kind, name, _ in children(plane, namespace) if kind == "Job" and name.endswith("-train")]

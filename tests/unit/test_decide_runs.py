@@ -182,17 +182,6 @@ def test_a_reverted_commit_brings_its_run_back_without_training() -> None:
     assert (number(cluster), trained(cluster)) == (3, 3)
 
 
-def test_what_a_revert_took_back_does_not_answer_again_while_the_next_commit_trains() -> None:
-    cluster = Cluster(make_job()).run().change(hyperparameters=EPOCHS).run().change(hyperparameters=None).run()
-    assert endpoint_run(cluster) == 1
-    cluster.change(hyperparameters={"epochs": 3}).run(until=lambda c: endpoint_run(c) != 1)
-    assert (endpoint_run(cluster), number(cluster)) == (3, 3), "nothing but the next run took over"
-    cluster.answer = losing_after(3)
-    cluster.change(hyperparameters=None).run().change(hyperparameters={"epochs": 4}).run()
-    assert cluster.condition("Promoted") == ("False", "GateFailed")
-    assert endpoint_run(cluster) == 1
-
-
 def test_taking_a_run_up_again_is_one_event_and_serving_another() -> None:
     cluster = Cluster(make_job()).run().change(hyperparameters=EPOCHS).run()
     before = len(cluster.events())
@@ -266,20 +255,6 @@ def test_an_unfinished_run_is_superseded_and_its_job_removed() -> None:
     cluster.run()
     assert results(cluster) == [(1, RunResult.SUPERSEDED), (2, RunResult.PROMOTED)]
     assert endpoint_run(cluster) == 2
-
-
-def test_a_superseded_run_is_not_taken_up_again() -> None:
-    cluster = Cluster(make_job())
-    cluster.run(until=lambda c: c.job.status.stage == Stage.TRAIN)
-    cluster.change(hyperparameters=EPOCHS)
-    cluster.execute(cluster.plan())
-    cluster.change(hyperparameters=None).run()
-    assert number(cluster) == 3
-    assert [result for _, result in results(cluster)] == [
-        RunResult.SUPERSEDED,
-        RunResult.SUPERSEDED,
-        RunResult.PROMOTED,
-    ]
 
 
 def test_a_failed_run_leaves_the_old_one_serving() -> None:

@@ -160,6 +160,21 @@ def test_going_back_to_an_earlier_commit_finds_its_last_scheduled_run() -> None:
     assert len(trained(cluster)) == 3
 
 
+def test_going_back_to_a_scheduled_run_meets_no_occasion_again() -> None:
+    cluster = Cluster(make_job(triggers=HOURLY)).run()
+    wait(cluster, hours=1)
+    cluster.change(hyperparameters={"epochs": 2}).run()
+    wait(cluster, hours=1)
+    before = trained(cluster)
+    cluster.change(hyperparameters={}).run()
+    assert cluster.job.status.run is not None
+    assert (cluster.job.status.run.number, trained(cluster)) == (2, before)
+    assert cluster.job.status.schedule is not None
+    assert cluster.job.status.schedule.since == "2026-01-01T02:00:00Z"
+    wait(cluster, hours=1)
+    assert started(cluster)[-1] == (5, "Schedule", "2026-01-01T03:00:00Z")
+
+
 def test_going_back_to_an_earlier_commit_finds_what_it_had_promoted_not_what_failed_since() -> None:
     cluster = Cluster(make_job(triggers=HOURLY)).run()
     cluster.answer = losing_after(1)

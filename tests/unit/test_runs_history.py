@@ -83,11 +83,13 @@ def test_children_of_a_run_that_the_status_missed_are_found_by_their_hash() -> N
     assert (selection.run.number, selection.run.hash) == (4, begun.hash)
 
 
-def test_a_failed_or_superseded_run_with_the_same_inputs_is_not_adopted() -> None:
+def test_a_failed_run_with_the_same_inputs_is_not_taken_up_and_a_superseded_one_after_a_finished_one() -> None:
     job = make_job()
     wanted = run_hash(job.spec)
-    for result in (RunResult.FAILED, RunResult.SUPERSEDED):
-        status = FineTuneJobStatus(run=run(2, "other"), runs=[record(1, result, hash=wanted)])
-        assert runs.select(job.model_copy(update={"status": status}), Observed(), NOW).run.number == 3
+    for result, number in ((RunResult.FAILED, 4), (RunResult.SUPERSEDED, 2)):
+        status = FineTuneJobStatus(run=run(3, "other"), runs=[record(2, result, hash=wanted)])
+        assert runs.select(job.model_copy(update={"status": status}), Observed(), NOW).run.number == number
+        with_finished = status.model_copy(update={"runs": [record(1, hash=wanted), *status.runs]})
+        assert runs.select(job.model_copy(update={"status": with_finished}), Observed(), NOW).run.number == 1
     status = FineTuneJobStatus(run=run(2, "other"), runs=[record(1, hash=wanted)])
     assert runs.select(job.model_copy(update={"status": status}), Observed(), NOW).run.number == 1

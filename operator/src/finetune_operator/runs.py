@@ -38,8 +38,8 @@ class Selection:
 
 
 def select(job: FineTuneJob, observed: Observed, now: str, occasion: Occasion | None = None) -> Selection:
-    """Without an occasion the run in hand while the spec asks for it; else a finished run with the same inputs; else a
-    new one. With an occasion a new one."""
+    """Without an occasion the run in hand while the spec asks for it; else a finished run with the same inputs; else
+    one that was superseded, which goes on from its checkpoint; else a new one. With an occasion a new one."""
     wanted = run_hash(job.spec)
     current, records = job.status.run, tuple(job.status.runs)
     if current is not None and occasion is None and is_of(wanted, current):
@@ -50,6 +50,9 @@ def select(job: FineTuneJob, observed: Observed, now: str, occasion: Occasion | 
     if earlier is not None:
         again = earlier.model_copy(update={"taken_up_time": now})
         return Selection(_adopted(again), tuple(again if record is earlier else record for record in records))
+    left = _superseded_with(records, wanted) if occasion is None else None
+    if left is not None:
+        return Selection(_going_on(left, now), records)
     begun = _begun_with(observed, wanted, _highest_known(job))
     number, occasion = begun or (_highest(job, observed) + 1, occasion)
     return Selection(_started(job, observed, number, occasion, now), records)
@@ -232,6 +235,31 @@ def _finished_with(records: tuple[RunRecord, ...], wanted: str) -> RunRecord | N
     newest that ended."""
     found = [record for record in records if is_of(wanted, record) and record.result in FINISHED and record.model]
     return max(found, key=lambda record: (record.result is RunResult.PROMOTED, record.number), default=None)
+
+
+def _superseded_with(records: tuple[RunRecord, ...], wanted: str) -> RunRecord | None:
+    """The newest with these inputs that another one put an end to, and whose files nobody is removing."""
+    found = (record for record in reversed(records) if record.result is RunResult.SUPERSEDED and is_of(wanted, record))
+    return next((record for record in found if not is_removed(record) and not _loses_checkpoints(record)), None)
+
+
+def _loses_checkpoints(record: RunRecord) -> bool:
+    removing = (FilesState.REMOVING, FilesState.REMOVAL_FAILED)
+    return record.files is not None and record.files.checkpoints in removing
+
+
+def _going_on(record: RunRecord, now: str) -> RunStatus:
+    """A superseded run in hand again: the edit was taken back. Its stages find on the claim what they had done."""
+    return RunStatus(
+        number=record.number,
+        hash=record.hash,
+        trigger=record.trigger,
+        occasion=record.occasion,
+        start_time=now,
+        continued_from=record.continued_from,
+        claim_name=record.claim_name,
+        cost=record.cost,
+    )
 
 
 def _adopted(record: RunRecord) -> RunStatus:

@@ -29,8 +29,9 @@ def _all(old: FineTuneJobStatus, new: FineTuneJobStatus) -> Iterator[Event]:
         return
     same_run = before is not None and before.number == run.number
     known = is_done(run, Stage.EVALUATE) or run.evaluation is not None
+    again = known or any(record.number == run.number for record in old.runs)
     if not same_run:
-        yield _normal("RunStarted", f"Run {run.number} {'taken up again' if known else f'started ({_why(run)})'}.")
+        yield _normal("RunStarted", f"Run {run.number} {'taken up again' if again else f'started ({_why(run)})'}.")
     if run.taken_over and not (same_run and before is not None and before.taken_over):
         whose = _why(run.taken_over)
         yield _normal("TakenOver", f"Run {run.number} takes over the files of a forgotten run ({whose}).")

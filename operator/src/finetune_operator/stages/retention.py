@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from finetune_api.conditions import RunResult, Stage
 from finetune_api.job import FineTuneJob
@@ -23,6 +23,7 @@ from finetune_operator.times import parse_time, stamp
 
 RETRY_SECONDS = 3600.0
 WRITTEN_SECONDS = 1.0
+TAKEN_BACK = timedelta(hours=1)  # so long after an edit superseded a run, that run may go on from its checkpoint
 GOING = frozenset({FilesState.REMOVING, FilesState.REMOVAL_FAILED})
 
 
@@ -172,9 +173,11 @@ def _due(
 
 
 def _checkpoints(view: View, rule: RetentionSpec, record: RunRecord) -> FilesState | None:
-    """Of a run that made its model they are of no use, and nothing goes on with those of a run that is not in hand."""
+    """Of a run that made its model they are of no use, and nothing goes on with those of a run that is not in hand:
+    but an edit may be taken back, and the run that it superseded goes on."""
     current = view.job.status.run is not None and view.job.status.run.number == record.number
-    useless = record.result in runs.FINISHED or not current
+    lately = view.now - parse_time(record.completion_time, view.now) < TAKEN_BACK
+    useless = record.result in runs.FINISHED or not (current or (record.result is RunResult.SUPERSEDED and lately))
     trains = any(
         names.run_of(pod) == record.number and names.label(pod, names.LABEL_STAGE) == Stage.TRAIN.value
         for pod in _living(view)

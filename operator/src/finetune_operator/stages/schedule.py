@@ -145,6 +145,8 @@ def settled(agenda: Agenda, view: View, run: RunStatus) -> Agenda:
     if agenda.status is None or occasion_of(run) == agenda.occasion or not (agenda.occasion or found):
         return agenda
     status = view.job.status.schedule
+    if found and agenda.occasion is None and status is not None and (run.occasion or "") <= status.since:
+        return agenda  # it is taken up again; its occasion is long dealt with, and so are those since
     if status is not None and run.trigger is Trigger.SCHEDULE and run.occasion:
         status = status.model_copy(update={"since": run.occasion, "last_time": run.occasion})
     return replace(agenda, status=status, requeue_after=0.0)
