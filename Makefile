@@ -6,6 +6,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
 export HF_HUB_DISABLE_TELEMETRY = 1
+# Where it is set, each of some hundred processes compiles all its libraries anew: 2 s of the operator, 10 s of a stage.
+unexport PYTHONDONTWRITEBYTECODE
 # Threads that wait for their next piece sleep: spinning, they take the cores from whatever else runs, ten times slower.
 export OMP_WAIT_POLICY ?= PASSIVE
 PYTEST := $(BIN)/python -m pytest

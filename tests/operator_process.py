@@ -95,8 +95,10 @@ def start_operator(
 ) -> OperatorProcess:
     """Starts a replica; returns when it answers its probes."""
     (port,) = free_ports(1)
+    # The image has bytecode: where Python may write none, each start would compile all libraries anew.
+    foreign = ("FINETUNE_", "POD_", "KUBE", "PYTHONDONTWRITEBYTECODE")
     env = {
-        **{key: value for key, value in os.environ.items() if not key.startswith(("FINETUNE_", "POD_", "KUBE"))},
+        **{key: value for key, value in os.environ.items() if not key.startswith(foreign)},
         "PYTHONPATH": SOURCES,
         "KUBECONFIG": str(plane.kubeconfig_of(user)),
         "FINETUNE_HEALTH_HOST": "127.0.0.1",
