@@ -28,6 +28,7 @@ from finetune_operator.control.receiver import serve_progress
 from finetune_operator.control.reconcile import Decide, Reconciler
 from finetune_operator.control.resources import Resource
 from finetune_operator.control.resync import Resync
+from finetune_operator.control.stateless import NoMemories
 from finetune_operator.control.workqueue import WorkQueue
 
 if TYPE_CHECKING:
@@ -157,6 +158,7 @@ class Operator:
         self._watch_tasks = await kopf.spawn_tasks(
             registry=registry,
             settings=kopf_settings(watched),
+            memories=NoMemories(),
             standalone=True,
             clusterwide=not namespaces,
             namespaces=namespaces,

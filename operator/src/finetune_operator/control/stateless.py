@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import kopf
+from kopf._core.reactor.inventory import ResourceMemories, ResourceMemory
 
 
 class NoDiffBase(kopf.DiffBaseStorage):
@@ -41,3 +42,10 @@ class NoProgress(kopf.ProgressStorage):
 
     def clear(self, *, essence: Any) -> Any:
         return essence
+
+
+class NoMemories(ResourceMemories):
+    """No record per object, 1.3 KB each: of daemons, indexes and handlers that resume, which we do not have."""
+
+    async def recall(self, raw_body: Any, **options: Any) -> ResourceMemory:
+        return await super().recall(raw_body, **{**options, "ephemeral": True})
