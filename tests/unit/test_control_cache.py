@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -53,6 +54,18 @@ def test_only_what_is_newer_is_news(first: tuple[int, str], second: tuple[int, s
     found = cache.get(JOB, ("team-a", "x"))
     assert found
     assert (found["metadata"]["resourceVersion"], found["metadata"]["uid"]) == (str(kept[0]), kept[1])
+
+
+def test_equal_texts_are_one_string() -> None:
+    cache = Cache()
+    for name in ("x", "y"):  # each event is read by itself
+        cache.store(
+            JOB, json.loads(json.dumps({**made(JOB, name), "status": {"conditions": [{"message": "It waits."}]}}))
+        )
+    first, second = (cache.get(JOB, ("team-a", name)) for name in ("x", "y"))
+    assert first
+    assert second
+    assert first["status"]["conditions"][0]["message"] is second["status"]["conditions"][0]["message"]
 
 
 def test_a_list_tells_of_an_etcd_that_was_restored() -> None:

@@ -87,7 +87,7 @@ def slim(body: Manifest) -> Manifest:
         kept["status"] = {"conditions": (body.get("status") or {}).get("conditions") or []}
     if body.get("kind") == POD_REFUSAL.kind:
         kept = {key: kept[key] for key in REFUSAL_PARTS if key in kept}
-    return cast(Manifest, shared_keys(kept))
+    return cast(Manifest, shared_texts(kept))
 
 
 def names_origin(body: Manifest) -> str | None:
@@ -113,11 +113,14 @@ def _pack(spec: Any) -> bytes:
     return zlib.compress(json.dumps(spec, sort_keys=True).encode(), 1)
 
 
-def shared_keys(value: Any) -> Any:
-    """A copy whose keys are one string each in the whole process: every event brings its own otherwise."""
+def shared_texts(value: Any) -> Any:
+    """A copy in which equal texts are one string in the whole process, keys and values: every event brings its own
+    otherwise, and what is a default or a condition's message here is one in a thousand other jobs."""
     if isinstance(value, dict):
-        return {intern(key): shared_keys(part) for key, part in value.items()}
-    return [shared_keys(part) for part in value] if isinstance(value, list) else value
+        return {intern(key): shared_texts(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [shared_texts(part) for part in value]
+    return intern(value) if isinstance(value, str) else value
 
 
 @dataclass
