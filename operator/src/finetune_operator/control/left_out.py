@@ -1,4 +1,4 @@
-"""Half of the kubernetes package, which this process has no use for: 20 MiB, and a third of its start.
+"""Half of the kubernetes package, which this process has no use for: 20 MiB, and a fifth of its start.
 
 Whoever imports `kubernetes`, or anything below it, imports the synchronous client with requests, OAuth and WebSockets,
 and what these import where it is installed (chardet, google.auth). We use `kubernetes.aio`; kopf imports
