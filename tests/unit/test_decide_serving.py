@@ -180,3 +180,13 @@ def test_a_changed_image_rolls_the_servers() -> None:
     cluster.run()
     assert cluster.condition("Ready") == ("True", "Serving")
     assert cluster.created.count("Job/travel-r1-train") == 1
+
+
+def test_servers_that_are_lost_are_asked_what_their_run_has_answered() -> None:
+    """Another test is for the next run; asked of this one, it could keep it out of service."""
+    cluster = Cluster(make_job()).run().change(serving={"smokeTest": {"prompt": "What is 6 times 7?"}}).run()
+    asked = copy.deepcopy(cluster.objects["Deployment", "travel-serve"]["spec"])
+    cluster.vanish("Deployment", "travel-serve")
+    cluster.run()
+    assert cluster.objects["Deployment", "travel-serve"]["spec"] == asked
+    assert cluster.condition("Ready") == ("True", "Serving")

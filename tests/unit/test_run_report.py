@@ -143,7 +143,7 @@ def test_curves_are_thinned_but_for_evaluations_and_hold_only_numbers(tmp_path: 
 
 @pytest.mark.parametrize("flags", [[], ["--card"]])
 def test_the_image_prints_the_report_of_its_run(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, flags: list[str]
 ) -> None:
     found = context(tmp_path)
     config = tmp_path / "run.json"
@@ -154,6 +154,10 @@ def test_the_image_prints_the_report_of_its_run(
     leave_report(found, report(), [], HERE)
     assert entry.main(words) == 0
     path = found.card_path if flags else found.page_path
+    assert capsys.readouterr().out == path.read_text()
+    monkeypatch.setenv("FINETUNE_SERVED", config.read_text())  # in a server's pod, which has no run.json
+    config.unlink()
+    assert entry.main(words) == 0
     assert capsys.readouterr().out == path.read_text()
 
 

@@ -1,4 +1,4 @@
-"""`run.json`: the one thing that a stage pod reads of the control plane."""
+"""`run.json`, the one thing that a stage pod reads of the control plane, and the part of it that a server is told."""
 
 from __future__ import annotations
 

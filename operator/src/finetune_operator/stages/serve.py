@@ -83,7 +83,7 @@ def _observe(
     available = deployment is not None and model is not None and _count(deployment, "availableReplicas") > 0
     return Serving(
         model=model,
-        endpoint=_endpoint(view, model, deployment) if model and deployment else None,
+        endpoint=_endpoint(view, model, deployment) if model and deployment else _lost(view, model),
         available=available,
         settled=settled,
         apply=apply,
@@ -214,6 +214,14 @@ def _endpoint(view: View, model: ModelStatus, deployment: Manifest) -> EndpointS
         ready_replicas=_count(deployment, "readyReplicas"),
         smoke_test=_smoke(view, model),
     )
+
+
+def _lost(view: View, model: ModelStatus | None) -> EndpointStatus | None:
+    """The endpoint of the run in service while its Deployment is made anew: it knows what its servers have answered."""
+    endpoint = view.job.status.endpoint
+    if endpoint is None or model is None or endpoint.run != model.run:
+        return None
+    return endpoint.model_copy(update={"ready_replicas": 0})
 
 
 def _base_name(view: View, model: ModelStatus) -> str:
