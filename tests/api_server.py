@@ -62,8 +62,10 @@ class ApiServer(Cluster):
         pod = super().start_pod(job, index)
         metadata, owner = pod["metadata"], job["metadata"]
         metadata |= {"uid": f"uid-of-{metadata['name']}", "namespace": owner["namespace"]}
-        metadata["ownerReferences"] = [{"kind": "Job", "name": owner["name"], "uid": owner["uid"], "controller": True}]
-        self.started.append(owner["name"])
+        kind = job["kind"] if job["kind"] == "Job" else "ReplicaSet"
+        metadata["ownerReferences"] = [{"kind": kind, "name": owner["name"], "uid": owner["uid"], "controller": True}]
+        if kind == "Job":  # servers may begin anew
+            self.started.append(owner["name"])
         return pod
 
     def handle(self, method: str, url: str, body: Manifest | None) -> Manifest:

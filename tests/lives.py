@@ -5,6 +5,7 @@ dies after a write, and lives again, while the cluster goes on.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -45,7 +46,10 @@ FAULTS: dict[str, ApiError] = {
     "conflict": ApiError(409, "Conflict", "the object has been modified"),
     "lost request": NO_ANSWER,
     "lost answer": NO_ANSWER,  # the write was taken
+    "late request": NO_ANSWER,  # the write is taken when nobody waits for it any more, and may be dead
+    "expired": ApiError(410, "Expired", "the provided continue parameter is too old"),
 }
+READS, WRITES = ("expired",), ("conflict", "late request")  # faults of these alone
 WATCH_FAULTS = ("dropped", "duplicated", "late", "cut")
 SLOW = "slow"
 BUSY = "busy"  # not a fault: other jobs always wait for their pass
@@ -98,7 +102,10 @@ class MortalApi(Api):
         await asyncio.sleep(0.01)
         if self.dead.is_set():
             raise Death
-        fault = self._weather.strikes([kind for kind in FAULTS if method != "GET" or kind != "conflict"])
+        others = WRITES if method == "GET" else READS
+        fault = self._weather.strikes([kind for kind in FAULTS if kind not in others])
+        if fault == "late request":
+            self._loop.call_later(self._weather.random.uniform(1, 60), self._arrive, method, url, body)
         if fault and fault != "lost answer":
             raise FAULTS[fault]
         now = START + timedelta(seconds=self._loop.time() + self._weather.skew)
@@ -113,6 +120,10 @@ class MortalApi(Api):
         await asyncio.sleep(0.01)
         self.clock.heard(format_datetime(now, usegmt=True), asked)
         return answer
+
+    def _arrive(self, method: str, url: str, body: Manifest | None) -> None:
+        with contextlib.suppress(ApiError):
+            self._server.handle(method, url, body)
 
 
 class Watches:
@@ -150,15 +161,17 @@ class World:
 
     server: ApiServer
     script: list[tuple[Callable[[ApiServer], bool], Callable[[ApiServer], Any]]] = field(default_factory=list)
+    still: float = STILL
     moved_at: float = 0.0
 
     async def go_on(self, choose: Callable[[int], int] = lambda count: 0) -> None:
         """Moves, one a second, until nothing has happened for a while."""
         loop = asyncio.get_running_loop()
         writes = 0
-        while loop.time() - self.moved_at < STILL:
+        while loop.time() - self.moved_at < self.still:
             assert loop.time() < LONGEST, f"not steady: {self.server.job.status.to_wire()}"
-            await asyncio.sleep(STEP if loop.time() - self.moved_at < 20 * STEP else 20 * STEP)
+            still = loop.time() - self.moved_at
+            await asyncio.sleep(STEP if still < 20 * STEP else 20 * STEP if still < 300 * STEP else 100 * STEP)
             self.server.now = START + timedelta(seconds=loop.time())
             if self.script and self.script[0][0](self.server):
                 self.script.pop(0)[1](self.server)

@@ -17,6 +17,7 @@ from typing import Any
 from finetune_api.job import FineTuneJob
 from finetune_api.reports import Summary
 from finetune_api.status import FineTuneJobStatus
+from finetune_operator import names
 from finetune_operator.control.cache import slim
 from finetune_operator.decide import decide
 from finetune_operator.diagnose.facts import MEMBER, member
@@ -109,6 +110,8 @@ class Cluster:
         self.progress: ProgressReport | None = None
         self.rolling = 0  # other jobs whose servers are being replaced
         self.watched_only = False  # whether what is known of pods may lag behind what is known of their Jobs
+        self.never_ready: int | None = None  # the run whose servers never become ready
+        self.train_seconds = 0.0  # so long a training takes, at least
         self.others: dict[str, FineTuneJob] = {}  # the namespace's other jobs, by name
         self.plans: list[Plan] = []
         self.created: list[str] = []
@@ -219,9 +222,16 @@ class Cluster:
         if missing:
             return [lambda: self.start_pod(job, missing[0])]
         if live:
+            if self._trains_on(live[0]):
+                return []
             peers = job["spec"]["template"]["spec"].get("subdomain")  # by which the pods of a gang find each other
             return [lambda: self.step_pod(live[0])] if not peers or ("Service", peers) in self.objects else []
         return [lambda: self.judge_job(job)]
+
+    def _trains_on(self, pod: Manifest) -> bool:
+        begun = pod["status"].get("startTime")
+        trains = begun is not None and names.label(pod, names.LABEL_STAGE) == "Train"
+        return trains and self.now < datetime.fromisoformat(begun) + timedelta(seconds=self.train_seconds)
 
     def suspend(self, job: Manifest, *, suspended: bool, **spec: Any) -> None:
         """What a queue does to a Job, in one update, and the Job controller after it. Pods of a suspended one go."""
@@ -260,7 +270,8 @@ class Cluster:
         }
         pod: Manifest = {"kind": "Pod", "metadata": meta, "spec": template["spec"], "status": {"phase": "Pending"}}
         self.pods.append(pod)
-        job.setdefault("status", {})["active"] = 1
+        if job["kind"] == "Job":
+            job.setdefault("status", {})["active"] = 1
         return pod
 
     def step_pod(self, pod: Manifest) -> None:
@@ -312,17 +323,25 @@ class Cluster:
 
     def _deployment_status(self, deployment: Manifest) -> dict[str, Any]:
         replicas = deployment["spec"]["replicas"]
-        return {
+        done = {
             "observedGeneration": deployment["metadata"]["generation"],
             "replicas": replicas,
             "updatedReplicas": replicas,
             "readyReplicas": replicas,
             "availableReplicas": replicas,
         }
+        if self.never_ready is None or names.run_of(deployment) != self.never_ready:
+            return done
+        return {**done, "replicas": replicas + 1, "updatedReplicas": 1, "unavailableReplicas": 1}
 
     def _roll(self, deployment: Manifest) -> None:
         """Two steps: a surge of new servers that are not ready yet, then only new ones."""
         done = self._deployment_status(deployment)
+        self.pods = [pod for pod in self.pods if pod not in self.pods_of(deployment)]
+        if done.get("unavailableReplicas"):
+            deployment["status"] = done
+            set_state(self.start_pod(deployment), "Running", {"running": {"startedAt": stamp(self.now)}})
+            return
         status = deployment.get("status") or {}
         surge = {**done, "updatedReplicas": 1, "unavailableReplicas": 1, "replicas": status.get("replicas", 0) + 1}
         surge |= {key: status.get(key, 0) for key in ("readyReplicas", "availableReplicas")}

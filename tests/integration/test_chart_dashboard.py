@@ -17,8 +17,8 @@ from tests.cluster.processes import run
 from tests.integration.test_chart_monitoring import board, promtool
 from tests.life_states import states
 from tests.lives import run_lives
+from tests.scenarios import SCENARIOS
 from tests.simulator import Cluster, make_job
-from tests.unit.test_control_crashes import SCENARIOS
 from tests.unit.test_control_outcomes import count_all
 
 from finetune_operator.control import metrics

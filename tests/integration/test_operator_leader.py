@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ from tests.operator_process import (
     make_namespace,
     start_operator,
     status_of,
+    wait_idle,
 )
 from tests.simulator import good_summary
 
@@ -85,17 +87,26 @@ def test_the_follower_takes_over_and_does_nothing_twice(
 def test_a_leader_that_was_frozen_ends_without_a_write(
     plane: ControlPlane, replicas: tuple[OperatorProcess, OperatorProcess], namespace: str
 ) -> None:
+    """In the middle of a job, whose next stages the other one has begun when it wakes."""
     leader, follower = replicas
-    leader.signal(signal.SIGSTOP)
-    wait_until(lambda: follower.metric("finetune_leader") == 1, PATIENCE, "a new leader", follower.component.tail)
+    kubelet = Kubelet(plane, namespace)
     plane.kubectl.apply(job_manifest("travel", namespace))
     wait_children(plane, namespace, 2)
+    wait_idle(leader)
+    known = len(leader.component.log.read_text())
+    leader.signal(signal.SIGSTOP)
+    finish(kubelet, "Prepare")
+    wait_until(lambda: follower.metric("finetune_leader") == 1, PATIENCE, "a new leader", follower.component.tail)
+    wait_children(plane, namespace, 3)
+    finish(kubelet, "Train")
+    begun = wait_children(plane, namespace, 4)
     leader.signal(signal.SIGCONT)
     assert leader.component.process
     assert leader.component.process.wait(30) == 1
-    log = leader.component.log.read_text()
+    log = leader.component.log.read_text()[known:]
     assert "lease=lost" in log
-    assert " updated=" not in log
+    assert not re.search(r" (created|updated|deleted)=", log), log
+    assert children(plane, namespace) == begun
     lease = plane.kubectl.get("lease", "finetune-operator", namespace=HOME)
     assert lease
     assert lease["spec"]["holderIdentity"]

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 from tests.lives import World, run_lives
+from tests.scenarios import SCENARIOS
 from tests.unit.test_control_cache import made
-from tests.unit.test_control_crashes import SCENARIOS, clean, outcome
+from tests.unit.test_control_crashes import clean, outcome
 
 from finetune_operator.control import last_words
 from finetune_operator.control.api_client import ApiError
