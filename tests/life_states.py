@@ -5,14 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from pydantic import ValidationError
+
 from finetune_api import API_VERSION, KIND
 from finetune_api.conditions import FailureReason, Stage
 from finetune_api.crd import job_schema
 from finetune_api.job import FineTuneJob
 from finetune_api.reports import StageFailure, Summary
-from tests.simulator import Cluster, Manifest, good_summary, make_job, set_state, succeed
+from finetune_operator.control.reconcile import invalid_status
+from finetune_operator.settings import Settings
+from tests.simulator import START, Cluster, Manifest, good_summary, make_job, set_state, succeed
 
 MANUAL = {"mode": "Manual"}
+WRONG = {**MANUAL, "approved": {"run": 1, "digest": "cd" * 6}}
+EXPORTS = {"claimName": "models", "exports": [{"name": "whole", "format": "Safetensors"}]}
+NOWHERE = {"schedule": {"cron": "0 4 * * 1", "timeZone": "Mars/Olympus"}}
 
 
 def states() -> dict[str, dict[str, Any]]:
@@ -37,6 +44,19 @@ def states() -> dict[str, dict[str, Any]]:
         "budget used up": _out_of_budget(),
         "data refused": _end(Cluster(make_job(), answer=_refused)),
         "pod waits for a node": _waiting(),
+        "settling after an edit": _settling(),
+        "waits in a queue": _end(Cluster(make_job(compute={"gpus": 0, "queueName": "team"}))),
+        "judging": _until("Judging", evaluation={"judge": {"url": "https://judge.example.com/v1", "model": "judge"}}),
+        "packaging": _until("Packaging", output=EXPORTS),
+        "suspending": _suspended("Suspending"),
+        "measured again, the old figures count": _measured_again(),
+        "second run failed, the old model serves": _end(_second(_refused)),
+        "approval of another model": _end(Cluster(make_job(promotion=WRONG))),
+        "pinned to a run that is not there": _end(Cluster(make_job()).run().change(serving={"run": 7})),
+        "taken back": _end(Cluster(make_job()).run().change(rerunToken="a").run().change(rerunToken=None)),
+        "waits for another job's model": _end(Cluster(make_job(baseModel={"fineTuneJob": {"name": "other"}}))),
+        "schedule that cannot be": _end(Cluster(make_job(triggers=NOWHERE))),
+        "spec that this version refuses": _unreadable(),
     }
 
 
@@ -84,9 +104,39 @@ def _second_run_is_rolled_back() -> dict[str, Any]:
     return _end(cluster)
 
 
-def _suspended() -> dict[str, Any]:
-    cluster = Cluster(make_job()).run(until=lambda cluster: cluster.condition("Ready")[1] == "Training")
-    return _end(cluster.change(suspend=True))
+def _until(reason: str, **spec: Any) -> dict[str, Any]:
+    return snapshot(Cluster(make_job(**spec)).run(until=_shows(reason)))
+
+
+def _shows(reason: str) -> Callable[[Cluster], bool]:
+    return lambda cluster: cluster.condition("Ready")[1] == reason
+
+
+def _settling() -> dict[str, Any]:
+    cluster = Cluster(make_job(), Settings(settle_seconds=30)).run().change(rerunToken="again")
+    return snapshot(cluster.run(until=_shows("Settling")))
+
+
+def _suspended(reason: str = "Suspended") -> dict[str, Any]:
+    cluster = Cluster(make_job()).run(until=lambda c: c.condition("Ready")[1] == "Training" and bool(c.pods))
+    return snapshot(cluster.change(suspend=True).run(until=_shows(reason)))
+
+
+def _measured_again() -> dict[str, Any]:
+    cluster = Cluster(make_job()).run().change(evaluation={"baselines": ["Base", "FewShot"]})
+    return snapshot(cluster.run(until=_shows("Evaluating")))
+
+
+def _unreadable() -> dict[str, Any]:
+    """Stored under the rules of another version."""
+    body = snapshot(Cluster(make_job()).run())
+    body["metadata"]["generation"] = 2
+    body["spec"]["evaluation"] = {"maxExamples": 99_999_999}
+    try:
+        FineTuneJob.model_validate(body)
+    except ValidationError as error:
+        return {**body, "status": invalid_status(body, error, START)}
+    raise AssertionError("it is refused by no rule")
 
 
 def _out_of_budget() -> dict[str, Any]:

@@ -20,6 +20,8 @@ from tests.cluster.fixtures import leave_out
 from tests.integration.conftest import ROOT, JobApi
 from tests.life_states import states
 
+from finetune_operator.stages.pipeline import STAGES
+
 GITOPS = ROOT / "examples" / "gitops"
 STATES = states()
 # What Argo CD and kstatus have to say of each.
@@ -42,6 +44,24 @@ EXPECTED = {
     "budget used up": ("Degraded", "Failed"),
     "data refused": ("Degraded", "Failed"),
     "pod waits for a node": ("Progressing", "InProgress"),
+    "settling after an edit": ("Progressing", "InProgress"),
+    "waits in a queue": ("Progressing", "InProgress"),
+    "judging": ("Progressing", "InProgress"),
+    "packaging": ("Progressing", "InProgress"),
+    "suspending": ("Progressing", "InProgress"),
+    "measured again, the old figures count": ("Progressing", "InProgress"),
+    "second run failed, the old model serves": ("Degraded", "Failed"),
+    "approval of another model": ("Suspended", "InProgress"),
+    "pinned to a run that is not there": ("Degraded", "Failed"),
+    "taken back": ("Healthy", "Current"),
+    "waits for another job's model": ("Progressing", "InProgress"),
+    "schedule that cannot be": ("Healthy", "Current"),
+    "spec that this version refuses": ("Degraded", "Failed"),
+}
+# Every reason that Ready has but for those of failures, which are one case each: ended, waiting, held.
+REASONS = {stage.words.doing for stage in STAGES.values()} | {
+    *("RollingOut", "Serving", "Trained", "Settling", "Suspending", "Suspended", "GateFailed", "AwaitingApproval"),
+    *("Queued", "SpecInvalid"),
 }
 
 
@@ -56,6 +76,10 @@ def argo_health(job: dict[str, Any]) -> tuple[str, str]:
 
 def test_every_state_has_its_judgement() -> None:
     assert EXPECTED.keys() == STATES.keys()
+    ready = [
+        each for state in STATES.values() for each in state["status"].get("conditions", ()) if each["type"] == "Ready"
+    ]
+    assert REASONS - {each["reason"] for each in ready} == set(), "a state that nobody has judged"
 
 
 @pytest.mark.parametrize("name", STATES)

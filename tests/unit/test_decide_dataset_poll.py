@@ -93,6 +93,8 @@ def test_why_a_look_cannot_begin_is_said_while_it_waits_and_when_its_time_is_ove
     pod["status"]["containerStatuses"] = [{"name": "main", "state": {"waiting": waiting}}]
     cluster.execute(cluster.plan())
     assert cluster.condition("DatasetPolled") == ("False", "ConfigMissing")
+    ready = next(each.message for each in cluster.job.status.conditions if each.type == "Ready")
+    assert "Dataset poll: " in ready
     assert 'secret "keys" not found' in words(cluster)
     cluster.pods.remove(pod)
     cluster._conclude(job, "Failed", "DeadlineExceeded", "Job was active longer than specified deadline")

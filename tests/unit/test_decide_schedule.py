@@ -144,6 +144,8 @@ def test_a_schedule_that_makes_no_sense_is_said_and_stops_nothing() -> None:
     assert cluster.condition("Scheduled") == ("False", "ScheduleInvalid")
     assert cluster.condition("Ready") == ("True", "Serving")
     assert cluster.events().count("ScheduleInvalid") == 1
+    ready = next(each.message for each in cluster.job.status.conditions if each.type == "Ready")
+    assert "timeZone: 'Europe/Atlantis' is not known here" in ready, "where a GitOps tool shows it"
     cluster.change(triggers={"schedule": DAILY}).run()
     assert cluster.condition("Scheduled") == ("True", "Planned")
 

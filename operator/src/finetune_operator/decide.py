@@ -9,12 +9,12 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import datetime
 
-from finetune_api.conditions import RunResult, Stage
+from finetune_api.conditions import ConditionType, RunResult, Stage
 from finetune_api.job import FineTuneJob
 from finetune_api.status import FineTuneJobStatus, Rollback, RunRecord, RunStatus
 from finetune_operator import names, runs
 from finetune_operator.builders.gang import members
-from finetune_operator.conditions import merge
+from finetune_operator.conditions import Judgement, merge
 from finetune_operator.diagnose import job_condition, to_failure
 from finetune_operator.plan import Manifest, ObjectRef, Observed, Plan
 from finetune_operator.settings import Settings
@@ -31,7 +31,7 @@ from finetune_operator.stages.pipeline import STAGES, stages_of
 from finetune_operator.stages.promote import Promotion, promote, put_back
 from finetune_operator.stages.retention import retain
 from finetune_operator.stages.serve import Serving, serve
-from finetune_operator.stages.suspension import Pause
+from finetune_operator.stages.suspension import SUSPENDED, Pause
 from finetune_operator.stages.view import Step, View, is_deleting, own_children, reference
 from finetune_operator.transitions import events
 from finetune_operator.verdicts import Outcome, judgements
@@ -134,7 +134,7 @@ def _status(
         suspend=spec.suspend,
         pause=pause,
         budget=within_budget(view, run),
-        approval=approval_in_vain(spec.promotion.approved, run, promotion.records),
+        beside=_beside(view, run, promotion.records, (*agenda.judgements, *polling.judgements)),
         earlier=earlier_waits(run, promotion.wanted, promotion.records),
     )
     said = [*judgements(outcome), *agenda.judgements, *polling.judgements]
@@ -152,6 +152,20 @@ def _status(
         dataset_poll=polling.status,
         runs=list(promotion.records),
     )
+
+
+def _beside(
+    view: View, run: RunStatus, records: tuple[RunRecord, ...], triggers: tuple[Judgement, ...]
+) -> tuple[str, ...]:
+    """What concerns no run and would be seen by nobody who reads one message only: an approval that approves nothing, a
+    schedule or looks at the data that do not work."""
+    looks = ConditionType.DATASET_POLLED
+    troubled = (
+        f"Dataset poll: {text}" if kind is looks else text
+        for kind, truth, reason, text in triggers
+        if truth == "False" and reason != SUSPENDED
+    )
+    return tuple(text for text in (approval_in_vain(view.job.spec.promotion.approved, run, records), *troubled) if text)
 
 
 def _rollback(promotion: Promotion, run: RunStatus) -> Rollback | None:
