@@ -162,3 +162,10 @@ def test_what_waits_behind_the_run_that_answers_is_not_told() -> None:
     cluster = Cluster(make_job(promotion=MANUAL)).run().change(rerunToken="b").run().change(**approved(2)).run()
     assert results(cluster) == [(1, "AwaitingApproval"), (2, "Promoted")]
     assert message(cluster) == "Run 2 answers as 'travel'."
+
+
+def test_what_waits_of_a_commit_that_was_taken_back_is_not_told() -> None:
+    cluster = Cluster(make_job()).run().change(rerunToken="b", promotion=MANUAL).run()
+    cluster.change(rerunToken=None).run()
+    assert results(cluster) == [(1, "Promoted"), (2, "AwaitingApproval")]
+    assert message(cluster) == "Run 1 answers as 'travel'."

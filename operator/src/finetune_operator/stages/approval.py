@@ -19,14 +19,12 @@ def how_to_approve(number: int, model: ModelStatus | None) -> str:
 
 
 def earlier_waits(run: RunStatus, wanted: ModelStatus | None, records: Sequence[RunRecord]) -> str:
-    """A sentence on the newest run that waits, where it is newer than what shall answer and another than the present
-    one; empty where there is none."""
-    served = wanted.run if wanted else 0
+    """A sentence on the newest run before the present one that waits, where it is newer than what shall answer; empty
+    where there is none."""
+    between = range(wanted.run + 1 if wanted else 1, run.number)
     waiting = [record for record in records if record.result is RunResult.AWAITING_APPROVAL and record.model]
-    newest = waiting[-1] if waiting else None
-    if newest is None or newest.number <= served or newest.number == run.number:
-        return ""
-    return f"Run {newest.number} {how_to_approve(newest.number, newest.model)}"
+    newest = next((record for record in reversed(waiting) if record.number in between), None)
+    return f"Run {newest.number} {how_to_approve(newest.number, newest.model)}" if newest else ""
 
 
 def approval_in_vain(approved: Approval | None, run: RunStatus, records: Sequence[RunRecord]) -> str:
