@@ -50,6 +50,19 @@ def test_a_note_is_cut_by_the_bytes_that_the_api_server_counts(message: str, kep
     assert note == message if len(message) == kept else message[:kept] + "…"
 
 
+@pytest.mark.parametrize("status", [422, 500, 0])
+async def test_an_event_that_is_not_taken_is_told_to_the_log_and_ends_no_pass(
+    caplog: pytest.LogCaptureFixture, status: int
+) -> None:
+    class Refusing:
+        async def create(self, *_: Any) -> None:
+            raise ApiError(status, "Invalid", "not this one")
+
+    applier = Applier(Refusing(), Cache(), "pod")  # type: ignore[arg-type]
+    await applier.events(stored(), [Event("Normal", "Evaluated", "text")])
+    assert "job=team-a/travel event=Evaluated lost=" in caplog.text
+
+
 def test_names_of_events_are_in_the_order_of_what_happened() -> None:
     early, late = stored(), stored()
     early["metadata"]["resourceVersion"], late["metadata"]["resourceVersion"] = "99", "100"
