@@ -28,11 +28,13 @@ REPOSITORY = Path(__file__).parents[1]
 
 @dataclass(frozen=True)
 class Cell:
-    """A run as `make_run` left it, and how it shall be trained."""
+    """A run as `make_run` left it, and how it shall be trained. `pods`: each process is told that it is the only one of
+    a pod."""
 
     context: StageContext
     processes: int
     distribution: Mapping[str, str]
+    pods: bool = False
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -40,6 +42,7 @@ class Cell:
             "artifacts": str(self.context.artifacts),
             "processes": self.processes,
             "distribution": dict(self.distribution),
+            "pods": self.pods,
         }
 
 
@@ -69,23 +72,35 @@ def main(cells: Sequence[dict[str, Any]]) -> int:
     for cell in cells:
         config = RunConfig.model_validate(cell["config"])
         context = StageContext(config, Path(cell["artifacts"]), Path(cell["artifacts"]) / "sources")
-        summary = _train(context, cell["processes"], json.dumps(cell["distribution"]))
+        summary = _train(context, cell["processes"], json.dumps(cell["distribution"]), pods=cell["pods"])
         failed += not summary.ok
         print(summary.model_dump_json(by_alias=True, exclude_none=True), flush=True)
     return failed
 
 
-def _train(context: StageContext, processes: int, distribution: str) -> Summary:
+def _train(context: StageContext, processes: int, distribution: str, *, pods: bool) -> Summary:
     port = launcher.free_port()
     with tempfile.TemporaryDirectory() as folder:
-        children = [_fork(context, rank, processes, port, Path(folder), distribution) for rank in range(processes)]
+        children = []
+        for rank in range(processes):
+            told = {environment.DISTRIBUTION: distribution, **(as_pod(rank, processes) if pods else {})}
+            children.append(_fork(context, rank, processes, port, Path(folder), told))
         codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
         text = launcher.words_of(Path(folder), 0).read_text()
     print("exit codes", codes, file=sys.stderr)
     return Summary.model_validate_json(text)
 
 
-def _fork(context: StageContext, rank: int, processes: int, port: int, folder: Path, distribution: str) -> int:
+def as_pod(node: int, nodes: int) -> dict[str, str]:
+    """What a pod of a training is told of its place among the others."""
+    return {
+        environment.NODES: str(nodes),
+        environment.NODE_RANK: str(node),
+        environment.RENDEZVOUS: "127.0.0.1:29500",
+    }
+
+
+def _fork(context: StageContext, rank: int, processes: int, port: int, folder: Path, told: Mapping[str, str]) -> int:
     child = os.fork()
     if child:
         return child
@@ -98,7 +113,7 @@ def _fork(context: StageContext, rank: int, processes: int, port: int, folder: P
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
             environment.GANG: str(folder),
-            environment.DISTRIBUTION: distribution,
+            **told,
         }
         if processes == 1:
             del os.environ[environment.GANG], os.environ["RANK"], os.environ["WORLD_SIZE"], os.environ["LOCAL_RANK"]

@@ -7,17 +7,20 @@ in which one of the processes has nothing to learn. `make soak` has the strategi
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.gangs import Cell, train_cells
+from tests.gangs import Cell, as_pod, train_cells
 from tests.trained_runs import chats, make_run
 
+from finetune_api.conditions import Stage
 from finetune_api.reports import Summary
 from finetune_api.spec import MethodType
-from finetune_trainer import artifacts
+from finetune_trainer import artifacts, frame
 
 EXAMPLES, STEPS = 17, 5
 # Sums in another order, float32: the largest difference seen is 2e-6 of the loss.
@@ -53,7 +56,7 @@ def cell(root: Path, method: MethodType, strategy: str, offload: str) -> Cell:
             "micro_batch_size": 4 if alone else 1,  # two passes of each of two processes
         },
     )
-    return Cell(context, 1 if alone else 2, {"strategy": strategy, "offload": offload})
+    return Cell(context, 1 if alone else 2, {"strategy": strategy, "offload": offload}, pods=strategy == "DDP")
 
 
 Trained = tuple[Cell, Summary]
@@ -111,6 +114,28 @@ def test_two_processes_train_as_one(
     quick: dict[tuple[MethodType, str, str], Trained], method: MethodType, strategy: str, offload: str
 ) -> None:
     assert_as_alone(quick, method, strategy, offload)
+
+
+def test_the_first_pod_needs_no_other_to_prove_what_all_have_trained(
+    quick: dict[tuple[MethodType, str, str], Trained], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others have ended well, and never start again; the first one fell before it had made the model."""
+    there = quick[MethodType.LORA, "DDP", "None"][0].context
+    context = replace(there, artifacts=Path(shutil.copytree(there.artifacts, tmp_path / "artifacts")))
+    shutil.rmtree(context.model_dir)
+    found = {}
+    for node in (1, 0):
+        for name, value in as_pod(node, 2).items():
+            monkeypatch.setenv(name, value)
+        assert not context.model_dir.exists()
+        assert frame.run_stage(Stage.TRAIN, context, tmp_path / "words") == 0
+        found[node] = Summary.model_validate_json((tmp_path / "words").read_text())
+    assert found[0].steps == found[1].steps == STEPS
+    assert found[1].model is None, "one that was lost after the last step has nothing to do"
+    assert found[0].model is not None
+    assert found[0].model.sha256 == artifacts.verify(context.model_dir)
+    assert found[0].resolved is not None
+    assert (found[0].resolved.processes, found[0].resolved.strategy) == (2, "DDP")
 
 
 @pytest.mark.soak

@@ -36,6 +36,7 @@ from finetune_trainer.errors import (
 )
 from finetune_trainer.explanation import explain as explain
 from finetune_trainer.explanation import redact as redact
+from finetune_trainer.training.fitted import fitted
 from finetune_trainer.variables import read_part
 
 log = logging.getLogger(__name__)
@@ -226,7 +227,7 @@ def _call(stage: Stage, context: StageContext) -> Summary:
     """Do the stage, in this process or in several."""
     if stage is Stage.TRAIN and GANG not in os.environ:
         together = gang(context.gpus, context.config.processes)
-        if together.size > 1:
+        if together.size > 1 and fitted(context.run_dir) is None:
             return launch(context, together, own_command(sys.argv[1:]))
     summary = importlib.import_module(f"finetune_trainer.stages.{stage.value.lower()}").run(context)
     assert isinstance(summary, Summary)

@@ -27,6 +27,7 @@ from finetune_trainer.training import checkpoints
 from finetune_trainer.training.cutting import cut_to_devices
 from finetune_trainer.training.device import Device, choose_device, limit_threads
 from finetune_trainer.training.fit import Fit, fit
+from finetune_trainer.training.fitted import Fitted, fitted, note
 from finetune_trainer.training.inputs import Prepared, load_prepared, load_tokenizer
 from finetune_trainer.training.memory import halved, is_out_of_memory
 from finetune_trainer.training.output import assemble, trained
@@ -42,21 +43,26 @@ def run(context: StageContext) -> Summary:
 
     Raises UserInputError, GpuOutOfMemoryError, LossNotFiniteError, ArtifactInvalidError, InterruptedStageError.
     """
+    where, pods = environment.place(), environment.gang(context.gpus, context.config.processes)
+    done = fitted(context.run_dir) if where.size == 1 else None
+    if done is not None and pods.node:
+        return Summary(stage=Stage.TRAIN, ok=True, steps=done.steps)
     prepared = load_prepared(context)
-    where = environment.place()
     limit_threads(prepared.resolved.model_parameters, where.local_size)
     device = choose_device(context.gpus, prepared.resolved.precision, where.local)
     notes = [device.note] if device.note else []
     group = Group(where, device)
     with StopRequest(agree=group.any) as stop:
-        with group:
-            resolved, cut_notes = cut_to_devices(context, prepared, device, group)
-            result, more_notes = _fit_in_memory(context, prepared, resolved, device, stop, group)
-            free_memory()
-        whole_again()
+        if done is None:
+            with group:
+                done = _fitted(context, prepared, device, stop, group)
+                if where.first and pods.nodes > 1:
+                    note(context.run_dir, done)
+                group.barrier()
+            whole_again()
         if not where.first:
-            return Summary(stage=Stage.TRAIN, ok=True, steps=result.steps)
-        stop.check(f"trained to step {result.steps}, its checkpoint is saved; the model is not yet verified")
+            return Summary(stage=Stage.TRAIN, ok=True, steps=done.steps)
+        stop.check(f"trained to step {done.steps}, its checkpoint is saved; the model is not yet verified")
         best = checkpoints.best(context.checkpoints_dir)
         if best is None:
             raise ArtifactInvalidError(f"{context.checkpoints_dir} has no sound checkpoint", advice="run Train again")
@@ -67,17 +73,34 @@ def run(context: StageContext) -> Summary:
         stage=Stage.TRAIN,
         ok=True,
         # On a GPU without bfloat16, or without the GPU that was asked for, it is not the precision that was wanted.
-        resolved=resolved.model_copy(update={"precision": device.precision}),
+        resolved=done.resolved.model_copy(update={"precision": device.precision}),
         model=model,
         checkpoint=Checkpoint(step=best.step, time=saved.strftime("%Y-%m-%dT%H:%M:%SZ")),
+        steps=done.steps,
+        total_steps=done.total_steps,
+        train_loss=done.train_loss,
+        eval_loss=best.eval_loss,
+        train_seconds=done.seconds,
+        resumed_from_step=done.resumed_from_step or None,
+        stop_costs=done.stop_costs,
+        notes=[*notes, *done.notes, *verify_notes],
+    )
+
+
+def _fitted(context: StageContext, prepared: Prepared, device: Device, stop: StopRequest, group: Group) -> Fitted:
+    """Train to the last step."""
+    resolved, cut_notes = cut_to_devices(context, prepared, device, group)
+    result, notes = _fit_in_memory(context, prepared, resolved, device, stop, group)
+    free_memory()
+    return Fitted(
+        resolved=resolved,
         steps=result.steps,
         total_steps=result.total_steps,
+        resumed_from_step=result.resumed_from_step,
         train_loss=result.train_loss,
-        eval_loss=best.eval_loss,
-        train_seconds=result.seconds,
-        resumed_from_step=result.resumed_from_step or None,
+        seconds=result.seconds,
         stop_costs=result.stop_costs,
-        notes=[*notes, *cut_notes, *more_notes, *verify_notes],
+        notes=[*cut_notes, *notes],
     )
 
 
