@@ -37,7 +37,7 @@ def kopf_settings(watched: Sequence[Resource]) -> kopf.OperatorSettings:
     settings.watching.client_timeout = 310
     settings.watching.connect_timeout = 5
     settings.networking.request_timeout = 30
-    # A worker task per object holds the last event as it came, ten times what we keep of it: it ends soon.
+    # A worker task per object holds the last event as it came, with all that we leave out: it ends soon.
     settings.queueing.idle_timeout = 0.1
     settings.queueing.exit_timeout = 0.5
     for resource in watched:

@@ -45,7 +45,7 @@ class NoProgress(kopf.ProgressStorage):
 
 
 class NoMemories(ResourceMemories):
-    """No record per object, 1.3 KB each: of daemons, indexes and handlers that resume, which we do not have."""
+    """No record per object, 0.9 KB each: of daemons, indexes and handlers that resume, which we do not have."""
 
     async def recall(self, raw_body: Any, **options: Any) -> ResourceMemory:
         return await super().recall(raw_body, **{**options, "ephemeral": True})
