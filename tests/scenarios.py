@@ -65,9 +65,7 @@ def paused(server: ApiServer) -> bool:
 
 
 def worse(pod: Manifest) -> tuple[int, str]:
-    labels = pod["metadata"]["labels"]
-    stage, run = labels["finetune-operator.io/stage"], int(labels["finetune-operator.io/run"])
-    return 0, good_summary(stage, run, tuned=3.0)
+    return 0, good_summary(stage_of(pod), int(pod["metadata"]["labels"]["finetune-operator.io/run"]), tuned=3.0)
 
 
 def refused(pod: Manifest) -> tuple[int, str]:
@@ -92,7 +90,7 @@ def interrupted_once() -> Answer:
     gone: list[str] = []
 
     def answer(pod: Manifest) -> tuple[int, str]:
-        if gone or pod["metadata"]["labels"]["finetune-operator.io/stage"] != "Train":
+        if gone or stage_of(pod) != "Train":
             return succeed(pod)
         gone.append(pod["metadata"]["name"])
         return ExitCode.INTERRUPTED, Summary(stage=Stage.TRAIN, ok=False, run=1).to_message()
@@ -104,7 +102,7 @@ def interrupted_once() -> Answer:
 class Scenario:
     """A job, how its pods end, and what happens when: a change of the spec by the user, or what somebody else does.
     `still`: so many seconds nothing happens in the end. `timed`: what happens finds another world when the operator
-    has been away."""
+    has been away. `dated`: it goes by times of the cluster, and so by how far clocks are apart."""
 
     spec: dict[str, Any] = field(default_factory=dict)
     answer: Callable[[], Answer] = lambda: succeed
