@@ -11,6 +11,7 @@ from tests.simulator import Cluster, Manifest, make_job, set_state, stamp, succe
 
 from finetune_api.conditions import FailureReason as Reason
 from finetune_api.conditions import Stage
+from finetune_api.reasons import REASONS
 from finetune_api.status import DatasetStatus, FineTuneJobStatus, Problem
 
 FAILED_LINES = Problem(check="roles", count=3, lines=[4, 7, 9], message="The last message must be the assistant's.")
@@ -320,3 +321,11 @@ def test_what_a_former_version_says_has_failed_stays_so_when_its_job_is_gone() -
     cluster.vanish("Job", "travel-r1-train")
     cluster.change(**MEMORY).run()
     assert cluster.condition("Stalled") == ("True", "OutOfMemory")
+
+
+def test_an_event_of_a_long_story_ends_with_what_to_do() -> None:
+    huge = failed_summary(Stage.TRAIN, Reason.SPEC_INVALID, "x" * 20_000)
+    cluster = Cluster(make_job(), answer=fail_in("Train", 10, huge)).run()
+    (told,) = (event for plan in cluster.plans for event in plan.events if event.reason == "Failed")
+    assert told.message.endswith(f"x… {REASONS[Reason.SPEC_INVALID].advice}")
+    assert len(told.message) < 1024

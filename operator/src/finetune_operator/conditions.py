@@ -53,4 +53,4 @@ def sentence(text: str, *, capital: bool = False) -> str:
     their texts as they like."""
     text = text.strip()
     text = text[:1].upper() + text[1:] if capital else text
-    return text if not text or text[-1] in ".!?:" else f"{text}."
+    return text if not text or text[-1] in ".!?:…" else f"{text}."

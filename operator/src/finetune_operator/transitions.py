@@ -8,13 +8,14 @@ from finetune_api.conditions import ConditionType as Type
 from finetune_api.conditions import FailureReason, RunResult, Stage
 from finetune_api.failure import Failure
 from finetune_api.status import Beginning, FineTuneJobStatus, RunStatus
-from finetune_operator.conditions import find, is_true, sentence
+from finetune_operator.conditions import find, is_true, sentence, shorten
 from finetune_operator.plan import Event
 from finetune_operator.runs import is_done, stage_time
 from finetune_operator.stages.budget import HELD
 from finetune_operator.stages.pipeline import PIPELINE, STAGES
 from finetune_operator.stages.suspension import SUSPENDED
 
+SAID_LENGTH = 600  # characters of what is wrong, so that an Event has room for what to do; the status has the whole
 IN_QUEUE = frozenset({FailureReason.QUEUED, FailureReason.QUEUE_UNAVAILABLE})
 
 
@@ -118,7 +119,8 @@ def _trouble(old: FineTuneJobStatus, new: FineTuneJobStatus, same_run: bool) -> 
     told = gate is not None and gate.reason == RunResult.ROLLED_BACK and failure.stage is Stage.SERVE
     if not (known or told):
         reason = failure.reason.value if failure.waiting else "Failed"
-        text = f"{sentence(f'{failure.reason}: {failure.message}')} {sentence(failure.advice, capital=True)}"
+        said = shorten(f"{failure.reason}: {failure.message}", SAID_LENGTH)
+        text = f"{sentence(said)} {sentence(failure.advice, capital=True)}"
         # To wait for one's turn is what a queue is for.
         if failure.reason is FailureReason.QUEUED:
             yield _normal(reason, text)
