@@ -78,7 +78,8 @@ class MissedEvaluationCallback(TrainerCallback):  # type: ignore[misc]  # untype
             self._measure()
 
 
-REPORTING_SHARE = 0.05  # of the time of a training, at most, is spent on telling how far it is
+REPORTING_SHARE = 0.1  # of the time of a training, at most, is spent on telling how far it is
+QUICK_SECONDS = REPORTING_SHARE * KubeflowCallback._MIN_UPDATE_INTERVAL  # one that takes no longer keeps the stock pace
 
 
 class ContinuedProgress(KubeflowCallback):  # type: ignore[misc]  # untyped library
@@ -95,7 +96,8 @@ class ContinuedProgress(KubeflowCallback):  # type: ignore[misc]  # untyped libr
             return bool(super()._update_status(*args, force=force, **kwargs))
         finally:
             ended = time.monotonic()
-            self._due = ended + (ended - begun) * (1 / REPORTING_SHARE - 1)
+            if (took := ended - begun) > QUICK_SECONDS:
+                self._due = ended + took * (1 / REPORTING_SHARE - 1)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
