@@ -14,6 +14,15 @@ from tests.e2e.product import Job, Product, Tenant, condition, failure, run_of
 def test_a_training_that_is_interrupted_or_suspended_goes_on_where_it_was(product: Product, tenant: Tenant) -> None:
     tenant.apply(with_epochs(travel_job("travel"), 10))
     tenant.wait_for("travel", lambda job: (run_of(job).get("progress") or {}).get("step", 0) >= 25, 600, "step 25")
+    # An edit by mistake, and its revert: the training that it ended goes on.
+    mistaken = with_epochs(travel_job("travel"), 10)
+    mistaken["spec"]["hyperparameters"]["seed"] = 9
+    tenant.apply(mistaken)
+    tenant.wait_for("travel", lambda job: run_of(job)["number"] == 2, 60, "run 2")
+    tenant.apply(with_epochs(travel_job("travel"), 10))
+    tenant.wait_for("travel", lambda job: run_of(job)["number"] == 1, 60, "run 1 again")
+    taken_up = resumed_from(tenant, 25)
+    tenant.wait_for("travel", lambda job: (run_of(job).get("progress") or {}).get("step", 0) > taken_up, 300, "a step")
     [pod] = [
         p["metadata"]["name"]
         for p in tenant.children("pods", "travel")
@@ -21,7 +30,7 @@ def test_a_training_that_is_interrupted_or_suspended_goes_on_where_it_was(produc
     ]
     tenant.kubectl("delete", "pod", pod, "--wait=false", namespace=tenant.name)
     tenant.wait_for("travel", waits_with("Interrupted"), 60, "Interrupted")
-    assert resumed_from(tenant, 25) >= 25
+    assert resumed_from(tenant, taken_up + 1) > taken_up
 
     # The same by the user's own wish: no Job and no pod is left, and the checkpoint is the next one's beginning.
     tenant.wait_for("travel", lambda job: run_of(job)["progress"]["step"] >= 60, 600, "step 60")
