@@ -31,8 +31,8 @@ def small_volume(node_cluster: Cluster, tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.fixture
-def tenant(node_cluster: Cluster, inputs: Path, small_volume: Path, tmp_path: Path) -> Iterator[Tenant]:
-    with tenancy(node_cluster, "full-volume", inputs, tmp_path) as tenant:
+def tenant(node_cluster: Cluster, inputs: Path, small_volume: Path, tmp_path: Path, nodes: int) -> Iterator[Tenant]:
+    with tenancy(node_cluster, f"full-volume-{nodes}", inputs, tmp_path) as tenant:
         yield tenant
 
 
