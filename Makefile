@@ -91,8 +91,9 @@ cluster: setup ## A one-node Kubernetes for hand use (root)
 
 # UPGRADE= takes what was added to the .in files and leaves all other pins as they are.
 UPGRADE ?= --upgrade
-lock: setup ## Make the locks anew
-	@for name in operator trainer dev; do $(BIN)/uv pip compile --quiet $(UPGRADE) --python-version 3.11 --generate-hashes \
+lock: setup ## Make the locks anew; images hold the versions that the tests have
+	@for name in dev operator trainer; do constraint=$$([ $$name = dev ] || echo "-c requirements/dev.txt"); \
+	  $(BIN)/uv pip compile --quiet $(UPGRADE) $$constraint --python-version 3.11 --generate-hashes \
 	  --no-emit-index-url --no-emit-find-links --no-emit-package torch --no-emit-package setuptools \
 	  --custom-compile-command "make lock" -o requirements/$$name.txt requirements/$$name.in || exit 1; done
 	@! grep -lE '^(nvidia-|cuda-|triton==)' requirements/*.txt || { echo "CUDA libraries belong to PyTorch's default build: set PIP_FIND_LINKS to a folder with the CPU wheel and lock again"; exit 1; }
