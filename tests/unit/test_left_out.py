@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
 import sys
 from pathlib import Path
 
@@ -60,3 +61,12 @@ def test_what_is_left_out_is_not_there_for_a_while() -> None:
         assert json.loads("1") == 1
     assert "this" not in sys.modules
     assert importlib.util.find_spec("this") is not None
+
+
+def test_the_entry_point_of_all_stages_brings_no_library_of_one() -> None:
+    """Each would cost every stage its time, and tqdm reads when it is imported whether it shall draw."""
+    program = "import sys, finetune_trainer.__main__; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
+    brought = set(done.stdout.split())
+    assert "finetune_trainer.frame" in brought
+    assert not brought & {"tqdm", "boto3", "huggingface_hub", "torch", "transformers", "datasets"}

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from finetune_api.conditions import Stage
-from finetune_trainer import frame, polling, removal
+from finetune_trainer import frame, removal
 from finetune_trainer.context import ModelContext, StageContext
 from finetune_trainer.distribution.environment import GANG, end_with_launcher, place
 from finetune_trainer.errors import TrainerError
@@ -30,7 +31,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.stage == POLL:
         frame.stop_on_sigterm()
         log = options.termination_log or _kubelet_log()
-        return polling.run(options.config, os.environ, options.sources.resolve(), log)
+        # Imported here: it brings the clients of hub and buckets, which take a second, and tqdm, which reads whether it
+        # shall draw when it is imported.
+        polling = importlib.import_module("finetune_trainer.polling")
+        return int(polling.run(options.config, os.environ, options.sources.resolve(), log))
     stage = Stage(options.stage.capitalize())
     termination_log = options.termination_log or _kubelet_log()
     frame.set_up_log(stage)
