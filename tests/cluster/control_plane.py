@@ -150,6 +150,7 @@ def start_control_plane(
     folder: Path | None = None,
     *,
     controller_manager: bool = False,
+    controller_manager_flags: Sequence[str] = (),
     address: Address | None = None,
     users: Sequence[User] = (),
     api_server_flags: Sequence[str] = (),
@@ -177,7 +178,7 @@ def start_control_plane(
     try:
         _start(plane, where, etcd_port, peer_port, api_server_flags, die_with_parent)
         if controller_manager:
-            start_controller_manager(plane, die_with_parent=die_with_parent)
+            start_controller_manager(plane, *controller_manager_flags, die_with_parent=die_with_parent)
     except BaseException:
         plane.stop()
         raise

@@ -50,7 +50,9 @@ def control_plane(request: pytest.FixtureRequest) -> Iterator[ControlPlane]:
 def control_plane_with_controllers(request: pytest.FixtureRequest) -> Iterator[ControlPlane]:
     """Like control_plane, with the controllers: Jobs get pods (that nobody runs), deleted owners' children go."""
     with _available(request):
-        plane = start_control_plane(controller_manager=True)
+        # Without nodes every pod that is being deleted would be taken for one that no node will ever end.
+        flags = ["--controllers=*,-pod-garbage-collector-controller"]
+        plane = start_control_plane(controller_manager=True, controller_manager_flags=flags)
     yield plane
     plane.stop()
 

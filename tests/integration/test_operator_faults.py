@@ -245,7 +245,7 @@ def next_stage_begins(plane: ControlPlane, namespace: str) -> None:
 
 def test_a_control_plane_that_was_killed_is_waited_out(plane: ControlPlane, tmp_path: Path) -> None:
     """etcd first, then the API server with it; both come back with what etcd had written."""
-    namespace = make_namespace(plane, "killed")
+    namespace = make_namespace(plane, "plane-killed")
     with preparing(plane, namespace, tmp_path) as operator:
         before = children(plane, namespace)
         for name in ("etcd", "kube-apiserver"):
