@@ -145,6 +145,14 @@ def test_a_late_price_is_that_of_the_nodes_that_were_selected_and_of_no_others()
     assert charged_late(cost, prices) == cost
 
 
+def test_hours_in_another_currency_are_charged_by_the_present_price() -> None:
+    """For a run with a budget would be held for want of a price, for ever."""
+    cost = charged_late(metered(None, [hold(0, 3600)], START + 3600, "EUR"), Prices("USD", {"default": Decimal(3)}))
+    assert cost is not None
+    assert (cost.amount, cost.currency, cost.unpriced_gpu_hours) == ("3.00", "USD", None)
+    assert charged_late(cost, Prices()) == cost
+
+
 def test_hours_without_a_price_are_said_beside_an_amount() -> None:
     other = Price("other.com/gpu")
     cost = metered(None, [hold(0, 3600), hold(0, 1800, 1, other)], START + 3600, "EUR")

@@ -79,18 +79,22 @@ def metered(
 
 
 def charged_late(cost: CostStatus | None, prices: Prices) -> CostStatus | None:
-    """The meter with a price for what had none when it was used, as soon as there is one: also while nothing is held,
-    for a run that is held for want of a price would wait for ever."""
-    if cost is None or all(use.price is not None for use in cost.usage):
+    """The meter with a price for what had none when it was used, or one of another currency, as soon as there is one:
+    also while nothing is held, for a run that is held for want of a price would wait for ever."""
+    if cost is None or all(_has_price(use, prices) for use in cost.usage):
         return cost
     used: Used = {}
     for use in cost.usage:
-        labels = {str(place): value for place, value in enumerate(use.node_labels)}
-        price = None if use.price is not None else prices.of(use.gpu, labels)
+        labels = {f"{place:02}": value for place, value in enumerate(use.node_labels)}  # in their order
+        price = None if _has_price(use, prices) else prices.of(use.gpu, labels)
         key = _row(use) if price is None or price.amount is None else _priced(price, prices.currency)
         used[key] = used.get(key, 0) + use.gpu_seconds
     usage = _usage(used)
     return cost if usage == cost.usage else summed(cost.model_copy(update={"usage": usage}), prices.currency)
+
+
+def _has_price(use: GpuUse, prices: Prices) -> bool:
+    return use.price is not None and use.currency == prices.currency
 
 
 def summed(cost: CostStatus, currency: str | None) -> CostStatus:
@@ -180,5 +184,5 @@ def _add(used: Used, price: Price, seconds: int, currency: str | None) -> None:
     if not seconds:
         return
     if key not in used and len(used) >= MOST_KINDS:
-        key = list(used)[-1]  # a status has its bounds; no run lives through so many changes of its price
+        key = list(used)[-1]  # a status has its bounds; few runs live through so many changes of price and node
     used[key] = used.get(key, 0) + seconds
