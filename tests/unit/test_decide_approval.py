@@ -124,6 +124,29 @@ def test_the_mode_automatic_lets_go_what_waited() -> None:
     assert cluster.condition("Ready") == ("True", "Serving")
 
 
+def test_what_was_let_go_by_the_mode_answers_no_sooner_than_what_was_approved() -> None:
+    """Runs 1 and 2 waited, run 3 was approved and answers; then everything may answer, and a next run trains."""
+    cluster = Cluster(make_job(promotion=MANUAL)).run()
+    for token in ("b", "c"):
+        cluster.change(rerunToken=token).run()
+    cluster.change(**approved(3)).run()
+    assert cluster.job.status.endpoint is not None
+    cluster.change(promotion={"mode": "Automatic"}).run()
+    assert results(cluster) == [(1, "Promoted"), (2, "Promoted"), (3, "Promoted")]
+    cluster.change(rerunToken="d").run(until=lambda c: c.condition("Ready")[1] == "Training")
+    assert cluster.job.status.endpoint.run == 3
+
+
+def test_the_run_in_hand_that_the_mode_lets_go_answers_until_the_next_is_promoted() -> None:
+    cluster = Cluster(make_job(promotion=MANUAL)).run().change(rerunToken="b").run()
+    cluster.change(**approved(1)).run()
+    cluster.change(promotion={"mode": "Automatic"}).run()
+    assert cluster.job.status.endpoint is not None
+    assert cluster.job.status.endpoint.run == 2
+    cluster.change(rerunToken="c").run(until=lambda c: c.condition("Ready")[1] == "Training")
+    assert cluster.job.status.endpoint.run == 2
+
+
 def test_no_approval_helps_a_run_that_failed_its_gate() -> None:
     cluster = Cluster(make_job(**approved(1)), answer=lambda pod: (0, _worse(pod))).run()
     assert cluster.condition("Ready") == ("False", "GateFailed")

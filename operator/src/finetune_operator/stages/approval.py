@@ -49,5 +49,5 @@ def _unheeded(approved: Approval, record: RunRecord) -> str:
         return "whose files were removed by output.retention"
     if record.model is None:
         return "which made no model"
-    own = (record.model.sha256 or "")[:12]
-    return f"but the digest {approved.digest[:12]} is not that of its model, which is {own!r}"
+    own = (record.model.sha256 or "")[: len(approved.digest)]
+    return f"but the digest {approved.digest} is not that of its model, which is {own!r}"

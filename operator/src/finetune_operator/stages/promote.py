@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from finetune_api.conditions import FailureReason, GateVerdict, RunResult
 from finetune_api.gate import judge
+from finetune_api.promotion import PromotionMode
 from finetune_api.status import ModelStatus, RunRecord, RunStatus
 from finetune_operator import runs
 from finetune_operator.conditions import shorten
@@ -32,7 +33,7 @@ class Promotion:
 def promote(view: View, run: RunStatus, records: tuple[RunRecord, ...]) -> Promotion:
     """A run that passed its gate once stays promoted: a stricter gate is for later runs, `serving.run` for this."""
     run = _judged(view, run)
-    records = with_outcome(view, _approved(view, _recorded(view, run, records)))
+    records = with_outcome(view, _approved(view, run, _recorded(view, run, records)))
     pinned = view.job.spec.serving.run
     failed = runs.record_of(records, run.number if pinned is None else pinned)
     rolled = failed is not None and (pinned is not None or failed.result is RunResult.ROLLED_BACK)
@@ -108,14 +109,19 @@ def _recorded(view: View, run: RunStatus, records: tuple[RunRecord, ...]) -> tup
     return runs.remember(records, run, RunResult.GATE_FAILED, reasons, view.time)
 
 
-def _approved(view: View, records: tuple[RunRecord, ...]) -> tuple[RunRecord, ...]:
+def _approved(view: View, run: RunStatus, records: tuple[RunRecord, ...]) -> tuple[RunRecord, ...]:
     """The history with those promoted that passed their gate and may answer: at once, or by approval, which may also
-    come for an earlier run than the newest."""
+    come for an earlier run than the newest. What was not asked for by name, and is not the run in hand, ended when it
+    did: it answers no sooner than one that was approved since."""
 
     def allowed(record: RunRecord) -> bool:
         if record.result is not RunResult.AWAITING_APPROVAL or record.model is None:
             return False
         return view.job.spec.promotion.allows(record.number, record.model.sha256 or "")
 
-    promoted = {"result": RunResult.PROMOTED, "completion_time": view.time}
-    return tuple(record.model_copy(update=promoted) if allowed(record) else record for record in records)
+    def promoted(record: RunRecord) -> RunRecord:
+        named = view.job.spec.promotion.mode is PromotionMode.MANUAL or record.number == run.number
+        time = view.time if named else record.completion_time
+        return record.model_copy(update={"result": RunResult.PROMOTED, "completion_time": time})
+
+    return tuple(promoted(record) if allowed(record) else record for record in records)
