@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from tests.simulator import Cluster, Manifest, make_job, succeed
 from tests.unit.test_decide_runs import EPOCHS, endpoint_run, losing_after, number, results
 
 from finetune_api.conditions import RunResult, Stage
+from finetune_operator.settings import Settings
 from finetune_operator.stages.retention import TAKEN_BACK
+
+
+def removing(pod: Manifest) -> tuple[int, str]:
+    removes = pod["metadata"]["labels"]["finetune-operator.io/stage"] == "Remove"
+    return (0, '{"ok": true}') if removes else succeed(pod)
 
 
 def test_what_a_revert_took_back_does_not_answer_again_while_the_next_commit_trains() -> None:
@@ -38,15 +46,35 @@ def test_an_edit_that_is_taken_back_costs_a_training_nothing_but_a_pause() -> No
     assert started == ["Run 1 started (Created).", "Run 2 started (SpecChanged).", "Run 1 taken up again."]
 
 
+@pytest.mark.parametrize("retention", [{}, {"retention": {"keepRuns": 2}}])
+def test_an_edit_is_taken_back_also_when_the_history_is_full(retention: dict[str, Any]) -> None:
+    job, few = make_job(output={"claimName": "models", **retention}), Settings(run_history_limit=2)
+    cluster = Cluster(job, few, answer=removing)
+    for token in ("b", "c"):
+        cluster.run().change(rerunToken=token)
+    cluster.run().change(rerunToken="d").run(until=lambda c: c.job.status.stage == Stage.TRAIN and bool(c.pods))
+    assert [number for number, _ in results(cluster)] == [2, 3]
+    cluster.change(hyperparameters=EPOCHS)
+    cluster.execute(cluster.plan())
+    cluster.now += TAKEN_BACK / 2
+    cluster.execute(cluster.plan())
+    assert [number for number, _ in results(cluster)] == [2, 3, 4]
+    cluster.change(hyperparameters=None)
+    cluster.execute(cluster.plan())
+    assert number(cluster) == 4
+    cluster.change(hyperparameters=EPOCHS)
+    cluster.execute(cluster.plan())
+    cluster.now += 2 * TAKEN_BACK
+    cluster.execute(cluster.plan())
+    forgotten = [number for number, _ in results(cluster)] == [2, 3]
+    going = [record.files.state for record in cluster.job.status.runs if record.number == 4 and record.files]
+    assert forgotten or going == ["Removing"], "nobody takes it back any more"
+
+
 def test_a_superseded_run_that_loses_its_checkpoints_is_left_alone() -> None:
     """What is being removed is chosen by nobody."""
-
-    def answer(pod: Manifest) -> tuple[int, str]:
-        removes = pod["metadata"]["labels"]["finetune-operator.io/stage"] == "Remove"
-        return (0, '{"ok": true}') if removes else succeed(pod)
-
     retention = {"claimName": "models", "retention": {"keepRuns": 5}}
-    cluster = Cluster(make_job(output=retention), answer=answer)
+    cluster = Cluster(make_job(output=retention), answer=removing)
     cluster.run(until=lambda c: c.job.status.stage == Stage.TRAIN and bool(c.pods))
     cluster.change(hyperparameters=EPOCHS)
     cluster.run()

@@ -55,8 +55,17 @@ def retain(view: View, run: RunStatus, records: tuple[RunRecord, ...], served: S
 
 
 def _trimmed(view: View, records: tuple[RunRecord, ...], history: Sequence[int | None]) -> tuple[RunRecord, ...]:
-    """Without those that are forgotten; never one whose files are being removed."""
-    return runs.trim(records, view.settings.run_history_limit, history, busy_with_files(records))
+    """Without those that are forgotten; never one whose files are being removed, and as long as there is room in the
+    status not one that an edit superseded lately, which may be taken back."""
+    limit, busy = view.settings.run_history_limit, busy_with_files(records)
+    room = runs.STATUS_RECORDS - max(limit, len(set(history))) - len(busy)
+    lately = [record.number for record in records if _superseded_lately(view, record)]
+    return runs.trim(records, limit, history, [*busy, *lately[: max(0, room)]])
+
+
+def _superseded_lately(view: View, record: RunRecord) -> bool:
+    lately = view.now - parse_time(record.completion_time, view.now) < TAKEN_BACK
+    return record.result is RunResult.SUPERSEDED and lately
 
 
 def busy_with_files(records: Iterable[RunRecord]) -> list[int]:
@@ -74,7 +83,7 @@ def _needed(view: View, run: RunStatus, records: tuple[RunRecord, ...], served: 
     found: dict[int, str] = {}
     newest = runs.newest_promoted(records)
     if newest is not None:
-        found[newest.run] = "it is the newest promoted run"
+        found[newest.run] = "it is the run that was promoted last"
     waiting = [record.number for record in records if record.result is RunResult.AWAITING_APPROVAL]
     if waiting:  # of a schedule whose runs nobody approves all would stay, for ever
         found[waiting[-1]] = "it waits for approval"
@@ -176,8 +185,7 @@ def _checkpoints(view: View, rule: RetentionSpec, record: RunRecord) -> FilesSta
     """Of a run that made its model they are of no use, and nothing goes on with those of a run that is not in hand:
     but an edit may be taken back, and the run that it superseded goes on."""
     current = view.job.status.run is not None and view.job.status.run.number == record.number
-    lately = view.now - parse_time(record.completion_time, view.now) < TAKEN_BACK
-    useless = record.result in runs.FINISHED or not (current or (record.result is RunResult.SUPERSEDED and lately))
+    useless = record.result in runs.FINISHED or not (current or _superseded_lately(view, record))
     trains = any(
         names.run_of(pod) == record.number and names.label(pod, names.LABEL_STAGE) == Stage.TRAIN.value
         for pod in _living(view)
