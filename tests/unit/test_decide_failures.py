@@ -313,6 +313,29 @@ def test_the_advice_is_followed_also_when_the_failed_job_is_gone(
     assert [(record.number, record.result) for record in cluster.job.status.runs] == [(1, "Promoted")]
 
 
+@pytest.mark.parametrize(("stage", "change"), [("Train", MEMORY), ("Prepare", CLAIM), ("Evaluate", SETTINGS)])
+@pytest.mark.parametrize("held", [False, True])
+def test_a_pass_that_has_begun_the_stage_again_and_died_is_found_by_its_job(
+    stage: str, change: dict[str, Any], held: bool
+) -> None:
+    """The status says failed, and there is a Job, which is of a later attempt."""
+    cluster = Cluster(make_job(), answer=fail_in(stage, 137)).run()
+    cluster.vanish("Job", f"travel-r1-{stage.lower()}")
+    cluster.answer = succeed
+    cluster.change(**change)
+    cluster.execute(cluster.plan(), writes=len(cluster.plan().apply))
+    assert ("Job", f"travel-r1-{stage.lower()}") in cluster.objects
+    if held:
+        cluster.change(suspend=True).run()
+        assert cluster.condition("Suspended") == ("True", "Suspended")
+        cluster.change(suspend=False)
+    cluster.run()
+    assert cluster.condition("Ready") == ("True", "Serving")
+    run = cluster.job.status.run
+    assert run is not None
+    assert run.claim_name == cluster.job.spec.output.claim_name
+
+
 def test_what_a_former_version_says_has_failed_stays_so_when_its_job_is_gone() -> None:
     cluster = Cluster(make_job(), answer=fail_in("Train", 137)).run()
     status = cluster.job.status.to_wire()

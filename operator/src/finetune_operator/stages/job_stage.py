@@ -95,10 +95,10 @@ def advance(view: View, run: RunStatus, stage: JobStage) -> Step:
         return replace_job(view, without_time(run, stage.stage), job)
     run = _counted_anew(run, stage.stage)
     if ended_with_failure(run, stage.stage):
-        if job is not None or not _is_wanted_otherwise(view, run, stage.stage):
-            return _try_again(view, run, stage.stage, job)
-        claim = view.job.spec.output.claim_name if stage.stage is Stage.PREPARE else run.claim_name
-        run = run.model_copy(update={"failure": None, "attempt": run.attempt + 1, "claim_name": claim})
+        again = _begun_again(view, run, stage.stage, job)
+        if again is None:
+            return _try_again(view, run, job)
+        run = again
     if held and (job is None or not _has_ended(job)):
         step = _hold(view, run, job)
         return replace(step, run=_told(view, step.run, stage.stage, spent_up))
@@ -240,9 +240,27 @@ def _former_pod(view: View, run: RunStatus) -> Finding | None:
     return Finding(FailureReason.FORMER_POD, text)
 
 
-def _try_again(view: View, run: RunStatus, stage: Stage, job: Manifest | None) -> Step:
+def _try_again(view: View, run: RunStatus, job: Manifest | None) -> Step:
     """A failed stage gets another try when the user changed what it runs on, say its memory."""
     return replace_job(view, run, job) if job is not None and _inputs_changed(view, job) else Step(run)
+
+
+def _begun_again(view: View, run: RunStatus, stage: Stage, job: Manifest | None) -> RunStatus | None:
+    """The run at another try of its failed stage, whose Job is gone and which is wanted otherwise now. A Job of a later
+    attempt than the run's is that try: the pass that made it did not live to tell of it."""
+    attempt, claim = run.attempt + 1, run.claim_name
+    if job is None:
+        if not _is_wanted_otherwise(view, run, stage):
+            return None
+        claim = view.job.spec.output.claim_name
+    else:
+        attempt = names.number(names.label(job, names.LABEL_ATTEMPT)) or 1
+        claim = names.annotation(job, names.ANNOTATION_CLAIM) or run.claim_name
+        if attempt <= run.attempt:
+            return None
+    if stage is not Stage.PREPARE:
+        claim = run.claim_name
+    return run.model_copy(update={"failure": None, "attempt": attempt, "claim_name": claim})
 
 
 def _is_wanted_otherwise(view: View, run: RunStatus, stage: Stage) -> bool:
