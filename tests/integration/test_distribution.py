@@ -21,6 +21,8 @@ from finetune_api.conditions import Stage
 from finetune_api.reports import Summary
 from finetune_api.spec import MethodType
 from finetune_trainer import artifacts, frame
+from finetune_trainer.context import StageContext
+from finetune_trainer.training.fitted import fitted
 
 EXAMPLES, STEPS = 17, 5
 # Sums in another order, float32: the largest difference seen is 2e-6 of the loss.
@@ -120,9 +122,7 @@ def test_the_first_pod_needs_no_other_to_prove_what_all_have_trained(
     quick: dict[tuple[MethodType, str, str], Trained], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The others have ended well, and never start again; the first one fell before it had made the model."""
-    there = quick[MethodType.LORA, "DDP", "None"][0].context
-    context = replace(there, artifacts=Path(shutil.copytree(there.artifacts, tmp_path / "artifacts")))
-    shutil.rmtree(context.model_dir)
+    context = without_its_model(quick[MethodType.LORA, "DDP", "None"][0].context, tmp_path)
     found = {}
     for node in (1, 0):
         for name, value in as_pod(node, 2).items():
@@ -136,6 +136,27 @@ def test_the_first_pod_needs_no_other_to_prove_what_all_have_trained(
     assert found[0].model.sha256 == artifacts.verify(context.model_dir)
     assert found[0].resolved is not None
     assert (found[0].resolved.processes, found[0].resolved.strategy) == (2, "DDP")
+
+
+def test_what_all_have_trained_is_trained_again_when_no_checkpoint_of_it_is_sound(
+    quick: dict[tuple[MethodType, str, str], Trained], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = without_its_model(quick[MethodType.LORA, "DDP", "None"][0].context, tmp_path)
+    for weights in context.checkpoints_dir.glob("*/adapter_model.safetensors"):
+        weights.write_bytes(b"damaged")
+    for name, value in as_pod(0, 2).items():
+        monkeypatch.setenv(name, value)
+    assert fitted(context.run_dir)
+    assert frame.run_stage(Stage.TRAIN, context, tmp_path / "words") != 0
+    assert "has no sound checkpoint" in (tmp_path / "words").read_text()
+    assert fitted(context.run_dir) is None
+
+
+def without_its_model(there: StageContext, tmp_path: Path) -> StageContext:
+    """The run as it is on the volume after the last step, before the model is made; a copy."""
+    context = replace(there, artifacts=Path(shutil.copytree(there.artifacts, tmp_path / "artifacts")))
+    shutil.rmtree(context.model_dir)
+    return context
 
 
 @pytest.mark.soak

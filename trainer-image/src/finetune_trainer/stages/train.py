@@ -27,7 +27,7 @@ from finetune_trainer.training import checkpoints
 from finetune_trainer.training.cutting import cut_to_devices
 from finetune_trainer.training.device import Device, choose_device, limit_threads
 from finetune_trainer.training.fit import Fit, fit
-from finetune_trainer.training.fitted import Fitted, fitted, note
+from finetune_trainer.training.fitted import Fitted, fitted, forget, note
 from finetune_trainer.training.inputs import Prepared, load_prepared, load_tokenizer
 from finetune_trainer.training.memory import halved, is_out_of_memory
 from finetune_trainer.training.output import assemble, trained
@@ -65,6 +65,7 @@ def run(context: StageContext) -> Summary:
         stop.check(f"trained to step {done.steps}, its checkpoint is saved; the model is not yet verified")
         best = checkpoints.best(context.checkpoints_dir)
         if best is None:
+            forget(context.run_dir)
             raise ArtifactInvalidError(f"{context.checkpoints_dir} has no sound checkpoint", advice="run Train again")
         log.info("best checkpoint is of step %d, eval_loss=%s", best.step, best.eval_loss)
         model, verify_notes = _finish_model(context, prepared, best, device, stop)

@@ -43,6 +43,11 @@ def fitted(run_dir: Path) -> Fitted | None:
         return None
 
 
+def forget(run_dir: Path) -> None:
+    """What was trained is lost: the next attempt trains."""
+    (run_dir / NAME).unlink(missing_ok=True)
+
+
 def note(run_dir: Path, done: Fitted) -> None:
     """Before any pod ends for it."""
     artifacts.write_json(run_dir / NAME, done.model_dump_json())
