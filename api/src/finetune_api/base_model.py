@@ -32,8 +32,8 @@ class FineTuneJobRef(ApiModel):
         default=None,
         ge=1,
         le=1000000,
-        description="Number of the run, which must be promoted. Absent: the newest promoted one when this run begins, "
-        "which is recorded; a later one counts from a new spec.rerunToken on.",
+        description="Number of the run, which must be promoted. Absent: the one that was promoted last when this "
+        "run begins, which is recorded; a later one counts from a new spec.rerunToken on.",
     )
     mode: ContinueMode = Field(
         default=ContinueMode.AUTO,

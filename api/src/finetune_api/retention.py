@@ -37,8 +37,8 @@ class RetentionSpec(ApiModel):
     )
     checkpoints: CheckpointRetention = Field(
         default=CheckpointRetention.REMOVE,
-        description="Remove: a run that made its model, or is not the present one, loses its checkpoints. Keep: they "
-        "go with the run.",
+        description="Remove: a run that made its model, or is not the present one, loses its checkpoints; one that was "
+        "superseded an hour later, since an edit may be taken back. Keep: they go with the run.",
     )
     rules: ClassVar = (
         Rule(

@@ -201,9 +201,10 @@ TROUBLES: dict[Reason, Trouble] = {
         "does not get into service.",
     ),
     Reason.RUN_NOT_FOUND: Trouble(
-        "A number that was never reached, a run that failed before it had a model, or one that `runHistoryLimit` has "
-        "forgotten.",
+        "A number that was never reached, a run that failed before it had a model, one whose files "
+        "`output.retention` has removed, or one that `runHistoryLimit` has forgotten.",
         "kubectl get finetunejob NAME -o jsonpath='{.status.runs[*].number}'",
+        "No run ends by it; what is in service goes on serving.",
     ),
     Reason.DESTINATION_REFUSED: Trouble(
         "Credentials of another registry or account, a repository or bucket that was not made, a tag that stands for "
