@@ -17,7 +17,8 @@ class Settings:
     image_pull_policy: str = "IfNotPresent"
     image_pull_secrets: tuple[str, ...] = ()
     source_policy: SourcePolicy = field(default_factory=SourcePolicy)
-    # Environment of the pods that reach out (Prepare, Judge, Package, looks at the data): a mirror of the hub, a proxy. Names and values.
+    # Environment of the pods that reach out (Prepare, Judge, Package, looks at the data): a mirror of the hub, a proxy.
+    # Names and values.
     source_env: tuple[tuple[str, str], ...] = ()
     # Base URL and CA (PEM) of the progress receiver; None: pods do not report (a laptop reads progress.json).
     progress_url: str | None = None
