@@ -85,8 +85,7 @@ def charged_late(cost: CostStatus | None, prices: Prices) -> CostStatus | None:
         return cost
     used: Used = {}
     for use in cost.usage:
-        labels = {f"{place:02}": value for place, value in enumerate(use.node_labels)}  # in their order
-        price = None if _has_price(use, prices) else prices.of(use.gpu, labels)
+        price = None if _has_price(use, prices) else prices.by(use.gpu, use.node_labels)
         key = _row(use) if price is None or price.amount is None else _priced(price, prices.currency)
         used[key] = used.get(key, 0) + use.gpu_seconds
     usage = _usage(used)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
 from typing import Any
@@ -42,13 +42,14 @@ class Prices:
         The labels say most: `nvidia.com/gpu.product: NVIDIA-H100-80GB-HBM3`. They are taken from the pod, where a
         queue may have written them, and not from the node, which the operator has no right to read.
         """
-        for name in self._names(resource, node_labels):
+        return self.by(resource, [node_labels[key] for key in sorted(node_labels)])
+
+    def by(self, resource: str, labels: Sequence[str]) -> Price:
+        """The same by the labels' values, in their order."""
+        for name in (*labels, resource, DEFAULT):
             if name in self.gpu_hour:
                 return Price(resource if name == DEFAULT else name, self.gpu_hour[name])
-        return Price(resource, labels=tuple(node_labels[key] for key in sorted(node_labels))[:MOST_LABELS])
-
-    def _names(self, resource: str, node_labels: Mapping[str, str]) -> Iterable[str]:
-        return (*(node_labels[key] for key in sorted(node_labels)), resource, DEFAULT)
+        return Price(resource, labels=tuple(labels[:MOST_LABELS]))
 
 
 def read_prices(text: str) -> Prices:

@@ -15,7 +15,7 @@ from finetune_operator.conditions import Judgement
 from finetune_operator.finding import Finding
 from finetune_operator.metering import hours, money
 from finetune_operator.runs import stage_time
-from finetune_operator.stages.cost import held_price
+from finetune_operator.stages.cost import held_price, selected_price
 from finetune_operator.stages.view import View
 
 HELD = frozenset({FailureReason.BUDGET_EXCEEDED, FailureReason.PRICE_MISSING})
@@ -75,9 +75,8 @@ def _unpriced(view: View, cost: CostStatus, budget: BudgetSpec) -> Iterator[Find
     if budget.cost is None:
         return
     compute, prices = view.job.spec.compute, view.settings.prices
-    unknown = prices.of(compute.gpu_resource, compute.node_selector).amount is None
     # A queue may choose GPUs that have one. If it does not, that shows as soon as hours without a price are used.
-    if unknown and not (compute.queue_name and prices.gpu_hour):
+    if selected_price(view).amount is None and not (compute.queue_name and prices.gpu_hour):
         text = f"budget.maxCost is {budget.max_cost}, but the platform has no price for {compute.gpu_resource}."
         yield Finding(FailureReason.PRICE_MISSING, text)
     elif cost.unpriced_gpu_hours is not None:

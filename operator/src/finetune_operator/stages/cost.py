@@ -50,13 +50,17 @@ def with_estimate(view: View, run: RunStatus) -> RunStatus:
 
 def _training_price(view: View, run: RunStatus) -> Price | None:
     """Of a GPU of the newest training pod, before the first one of what the job selects; None between two."""
-    compute, prices = view.job.spec.compute, view.settings.prices
     pods = (pod for pod in view.observed.pods if _is_of(pod, run.number))
     pod = newest(pod for pod in pods if names.label(pod, names.LABEL_STAGE) == Stage.TRAIN.value)
     if pod is not None:
-        return prices.of(compute.gpu_resource, pod["spec"].get("nodeSelector") or {})
-    begun = stage_time(run, Stage.TRAIN) is not None
-    return None if begun else prices.of(compute.gpu_resource, compute.node_selector)
+        return view.settings.prices.of(view.job.spec.compute.gpu_resource, pod["spec"].get("nodeSelector") or {})
+    return None if stage_time(run, Stage.TRAIN) is not None else selected_price(view)
+
+
+def selected_price(view: View) -> Price:
+    """Of a GPU of those that the job selects; a queue may choose others."""
+    compute = view.job.spec.compute
+    return view.settings.prices.of(compute.gpu_resource, compute.node_selector)
 
 
 def held_price(view: View, run: RunStatus) -> Decimal | None:
