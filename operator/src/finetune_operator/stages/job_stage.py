@@ -248,23 +248,23 @@ def _try_again(view: View, run: RunStatus, job: Manifest | None) -> Step:
 def _begun_again(view: View, run: RunStatus, stage: Stage, job: Manifest | None) -> RunStatus | None:
     """The run at another try of its failed stage, whose Job is gone and which is wanted otherwise now. A Job of a later
     attempt than the run's is that try: the pass that made it did not live to tell of it."""
-    attempt, claim = run.attempt + 1, run.claim_name
+    claim: str | None
     if job is None:
         if not _is_wanted_otherwise(view, run, stage):
             return None
-        claim = view.job.spec.output.claim_name
+        attempt, claim = run.attempt + 1, view.job.spec.output.claim_name
     else:
-        attempt = names.number(names.label(job, names.LABEL_ATTEMPT)) or 1
-        claim = names.annotation(job, names.ANNOTATION_CLAIM) or run.claim_name
+        attempt, claim = _attempt_of(job), names.annotation(job, names.ANNOTATION_CLAIM)
         if attempt <= run.attempt:
             return None
-    if stage is not Stage.PREPARE:
+    if stage is not Stage.PREPARE or claim is None:
         claim = run.claim_name
     return run.model_copy(update={"failure": None, "attempt": attempt, "claim_name": claim})
 
 
 def _is_wanted_otherwise(view: View, run: RunStatus, stage: Stage) -> bool:
-    """The same of a stage whose failed Job is gone: somebody deleted it, or the job was restored without children."""
+    """Whether the user changed what the stage runs on since it failed, where its Job cannot tell any more: somebody
+    deleted it, or the job was restored without children."""
     known = run.failure.inputs_hash if run.failure else ""
     return known not in ("", failed_inputs_hash(view.job, stage))
 
@@ -280,7 +280,7 @@ def _inputs_changed(view: View, job: Manifest) -> bool:
 
 def replace_job(view: View, run: RunStatus, job: Manifest) -> Step:
     """Delete now; the Job is created anew when it and its pods are gone."""
-    attempt = max(run.attempt, (names.number(names.label(job, names.LABEL_ATTEMPT)) or 1) + 1)
+    attempt = max(run.attempt, _attempt_of(job) + 1)
     run = run.model_copy(update={"attempt": attempt, "failure": None})
     return Step(run, delete=(reference(job, view.job.metadata.namespace),))
 
@@ -295,7 +295,7 @@ def _collect(view: View, run: RunStatus, stage: JobStage, job: Manifest) -> Step
         return Step(absorbed.model_copy(update={"failure": None}), done=True)
     if is_unread(view, job):
         return Step(run, unread=True)
-    if (names.number(names.label(job, names.LABEL_ATTEMPT)) or 1) > view.settings.backoff_limit:
+    if _attempt_of(job) > view.settings.backoff_limit:
         text = f"{stage.stage} succeeded, but none of its pods left a summary in its termination message."
         return _end(view, run, stage.stage, Finding(FailureReason.SYSTEM_FAULT, text))
     # The pod is gone and its summary with it. The stage finds its report on the volume and says it again.
@@ -349,17 +349,21 @@ def _watch(view: View, run: RunStatus, stage: JobStage, job: Manifest) -> Step:
 
 def _is_outdated(view: View, run: RunStatus, stage: Stage, job: Manifest) -> bool:
     """Whether the Job is no longer what we would create: the user changed compute, or the image was corrected."""
-    attempt = names.number(names.label(job, names.LABEL_ATTEMPT)) or 1
+    attempt = _attempt_of(job)
     run = with_longer_grace(run, view.settings) if SHAPES[stage].saves else run
     wanted = stage_job(view.job, run.model_copy(update={"attempt": attempt}), stage, view.settings)
     return names.annotation(job, names.ANNOTATION_SPEC_HASH) != names.annotation(wanted, names.ANNOTATION_SPEC_HASH)
 
 
+def _attempt_of(job: Manifest) -> int:
+    """With which attempt of its stage the Job began."""
+    return names.number(names.label(job, names.LABEL_ATTEMPT)) or 1
+
+
 def _attempt(run: RunStatus, job: Manifest, pods: list[Manifest]) -> int:
     """The Job's own attempt and one more for each generation of its pods that failed or is being deleted."""
-    first = names.number(names.label(job, names.LABEL_ATTEMPT)) or 1
     failed = int((job.get("status") or {}).get("failed") or 0)
-    return max(run.attempt, first + spent(pods, failed))
+    return max(run.attempt, _attempt_of(job) + spent(pods, failed))
 
 
 def soonest(*times: float | None) -> float | None:
