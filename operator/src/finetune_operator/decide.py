@@ -134,7 +134,7 @@ def _status(
         suspend=spec.suspend,
         pause=pause,
         budget=within_budget(view, run),
-        beside=_beside(view, run, promotion.records, (*agenda.judgements, *polling.judgements)),
+        asides=_asides(view, run, promotion.records, (*agenda.judgements, *polling.judgements)),
         earlier=earlier_waits(run, promotion.wanted, promotion.records),
     )
     said = [*judgements(outcome), *agenda.judgements, *polling.judgements]
@@ -154,7 +154,7 @@ def _status(
     )
 
 
-def _beside(
+def _asides(
     view: View, run: RunStatus, records: tuple[RunRecord, ...], triggers: tuple[Judgement, ...]
 ) -> tuple[str, ...]:
     """What concerns no run and would be seen by nobody who reads one message only: an approval that approves nothing, a

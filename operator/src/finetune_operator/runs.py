@@ -13,6 +13,8 @@ from finetune_operator import names
 from finetune_operator.conditions import shorten
 from finetune_operator.plan import Manifest, Observed
 
+GOING = frozenset({FilesState.REMOVING, FilesState.REMOVAL_FAILED})
+REMOVED = "is no more: its files were removed by output.retention"  # of a run, for messages
 STATUS_RECORDS = 20  # status.runs' own bound
 RECORD_MESSAGE = 512
 ALLOWED = (RunResult.PROMOTED, RunResult.ROLLED_BACK)  # passed their gate, and might answer
@@ -186,6 +188,11 @@ def is_promoted(records: Iterable[RunRecord], number: int) -> bool:
     return any(record.number == number and record.result is RunResult.PROMOTED for record in records)
 
 
+def loses_files(record: RunRecord) -> bool:
+    """Whether files of the run are being removed, all or its checkpoints alone."""
+    return record.files is not None and (record.files.state in GOING or record.files.checkpoints in GOING)
+
+
 def is_removed(record: RunRecord) -> bool:
     """Whether the run's files are gone, or are being removed."""
     return record.files is not None and record.files.state is not FilesState.KEPT
@@ -240,12 +247,7 @@ def _finished_with(records: tuple[RunRecord, ...], wanted: str) -> RunRecord | N
 def _superseded_with(records: tuple[RunRecord, ...], wanted: str) -> RunRecord | None:
     """The newest with these inputs that another one put an end to, and whose files nobody is removing."""
     found = (record for record in reversed(records) if record.result is RunResult.SUPERSEDED and is_of(wanted, record))
-    return next((record for record in found if not is_removed(record) and not _loses_checkpoints(record)), None)
-
-
-def _loses_checkpoints(record: RunRecord) -> bool:
-    removing = (FilesState.REMOVING, FilesState.REMOVAL_FAILED)
-    return record.files is not None and record.files.checkpoints in removing
+    return next((record for record in found if not is_removed(record) and not loses_files(record)), None)
 
 
 def _going_on(record: RunRecord, now: str) -> RunStatus:

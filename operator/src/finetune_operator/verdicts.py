@@ -35,7 +35,7 @@ class Outcome:
     suspend: bool = False
     pause: Pause | None = None
     budget: Judgement | None = None  # None: there is none
-    beside: tuple[str, ...] = ()  # trouble that concerns no run
+    asides: tuple[str, ...] = ()  # trouble that concerns no run
     earlier: str = ""  # that an earlier run waits for approval
 
 
@@ -57,7 +57,7 @@ def judgements(outcome: Outcome) -> list[Judgement]:
 def _summary(outcome: Outcome) -> list[Judgement]:
     """Ready, Reconciling, Stalled. Ready is about the present spec; whether something answers says Serving."""
     which, reason, text = _verdict(outcome)
-    parts = (text, outcome.earlier, *outcome.beside, _claim_words(outcome))
+    parts = (text, outcome.earlier, *outcome.asides, _claim_words(outcome))
     return _three(which, reason, " ".join(part for part in parts if part))
 
 

@@ -19,7 +19,7 @@ from finetune_api.tasks import DECODERS, Task
 from finetune_operator import names
 from finetune_operator.builders.run_config_map import parse_run_config
 from finetune_operator.diagnose import Finding, to_failure
-from finetune_operator.runs import is_done, is_promoted, is_removed, newest_promoted
+from finetune_operator.runs import REMOVED, is_done, is_promoted, is_removed, newest_promoted
 from finetune_operator.stages.view import Step, View
 
 FIELD = "baseModel.fineTuneJob"
@@ -78,7 +78,7 @@ def _ending(record: RunRecord | None) -> str:
     if record is None:
         return "is not known any more"
     if is_removed(record):
-        return "is no more: its files were removed by output.retention"
+        return REMOVED
     if record.result is RunResult.GATE_FAILED:
         return "did not pass its gate"
     if record.result is RunResult.ROLLED_BACK:

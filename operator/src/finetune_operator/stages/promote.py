@@ -53,8 +53,7 @@ def _not_found(pinned: int, run: RunStatus, records: tuple[RunRecord, ...]) -> F
     known = sorted({record.number for record in records if record.model} | ({run.number} if run.model else set()))
     record, why, advice = runs.record_of(records, pinned), "made no model that is known here", ""
     if record is not None and runs.is_removed(record):
-        why = "is no more: its files were removed by output.retention"
-        advice = GONE
+        why, advice = runs.REMOVED, GONE
     elif record is None and pinned > run.number:
         why = f"has not begun, the newest is {run.number}"
     elif record is None and pinned < min((each.number for each in records), default=0):

@@ -24,7 +24,6 @@ from finetune_operator.times import parse_time, stamp
 RETRY_SECONDS = 3600.0
 WRITTEN_SECONDS = 1.0
 TAKEN_BACK = timedelta(hours=1)  # so long after an edit superseded a run, that run may go on from its checkpoint
-GOING = frozenset({FilesState.REMOVING, FilesState.REMOVAL_FAILED})
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +69,7 @@ def _superseded_lately(view: View, record: RunRecord) -> bool:
 
 def busy_with_files(records: Iterable[RunRecord]) -> list[int]:
     """Runs that must not be forgotten: their files are being removed."""
-    return [record.number for record in records if _is_going(record)]
-
-
-def _is_going(record: RunRecord) -> bool:
-    files = record.files
-    return files is not None and (files.state in GOING or files.checkpoints in GOING)
+    return [record.number for record in records if runs.loses_files(record)]
 
 
 def _needed(view: View, run: RunStatus, records: tuple[RunRecord, ...], served: Sequence[int]) -> dict[int, str]:
@@ -201,8 +195,8 @@ def _claim(record: RunRecord) -> str | None:
 
 def _ordered(view: View, judged: tuple[RunRecord, ...]) -> tuple[Manifest, ...]:
     """The Job for all that the written status says goes, of one claim at a time."""
-    written = {record.number: record for record in view.job.status.runs if _is_going(record)}
-    going = [record for record in judged if record.number in written and _is_going(record)]
+    written = {record.number: record for record in view.job.status.runs if runs.loses_files(record)}
+    going = [record for record in judged if record.number in written and runs.loses_files(record)]
     claims = [claim for record in going if (claim := _claim(written[record.number]))]
     if not claims:
         return ()
@@ -214,7 +208,7 @@ def _ordered(view: View, judged: tuple[RunRecord, ...]) -> tuple[Manifest, ...]:
 
 
 def _removal(record: RunRecord) -> Removal:
-    whole = record.files is not None and record.files.state in GOING
+    whole = record.files is not None and record.files.state in runs.GOING
     folder = names.folder_of_run(record.number, record.hash)
     return Removal(run=record.number, folder=folder, checkpoints_only=not whole)
 
@@ -247,9 +241,9 @@ def _removed(record: RunRecord, told: set[tuple[int, bool]]) -> RunRecord:
     files = record.files
     if files is None:
         return record
-    if (record.number, False) in told and files.state in GOING:
+    if (record.number, False) in told and files.state in runs.GOING:
         files = files.model_copy(update={"state": FilesState.REMOVED, "message": "its files were removed"})
-    elif (record.number, True) in told and files.checkpoints in GOING:
+    elif (record.number, True) in told and files.checkpoints in runs.GOING:
         files = files.model_copy(update={"checkpoints": FilesState.REMOVED})
     return record.model_copy(update={"files": files})
 
@@ -257,10 +251,10 @@ def _removed(record: RunRecord, told: set[tuple[int, bool]]) -> RunRecord:
 def _worded(record: RunRecord, told: set[tuple[int, bool]], text: str, *, failed: bool = False) -> RunRecord:
     """With what is known of its removal. Why a run stays is said rather than that its checkpoints are going."""
     files, state = record.files, FilesState.REMOVAL_FAILED if failed else FilesState.REMOVING
-    if files is None or not _is_going(record):
+    if files is None or not runs.loses_files(record):
         return record
-    if (record.number, False) in told and files.state in GOING:
+    if (record.number, False) in told and files.state in runs.GOING:
         files = files.model_copy(update={"state": state, "message": text[:512]})
-    elif (record.number, True) in told and files.checkpoints in GOING:
+    elif (record.number, True) in told and files.checkpoints in runs.GOING:
         files = files.model_copy(update={"checkpoints": state})
     return record.model_copy(update={"files": files})
