@@ -15,7 +15,7 @@ from finetune_api.conditions import Stage, Trigger
 from finetune_api.job import occasion_hash
 from finetune_api.reports import Summary
 from finetune_trainer.artifacts import write_json
-from finetune_trainer.context import StageContext
+from finetune_trainer.context import StageContext, report_in
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ def _rename_in(path: Path, hashes: set[str], context: StageContext) -> None:
 
 
 def _summary(folder: Path, stage: Stage) -> Summary | None:
-    return _read(folder / "reports" / f"{stage.value.lower()}.json")
+    return _read(report_in(folder, stage))
 
 
 def _read(path: Path) -> Summary | None:

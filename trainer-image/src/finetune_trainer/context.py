@@ -13,6 +13,11 @@ from finetune_api.spec import EvaluationSpec
 from finetune_trainer import artifacts
 
 
+def report_in(run_dir: Path, stage: Stage) -> Path:
+    """Where a run's folder has the stage's Summary: `reports/prepare.json` and so on."""
+    return run_dir / "reports" / f"{stage.value.lower()}.json"
+
+
 @dataclass(frozen=True, slots=True)
 class ModelContext:
     """Where the model of a run is, and what is known of it: all that its server needs. `artifacts` is the root of the
@@ -44,8 +49,8 @@ class ModelContext:
         return self.model_dir / artifacts.CARD
 
     def report_path(self, stage: Stage) -> Path:
-        """Where the stage's Summary is kept: `reports/prepare.json` and so on."""
-        return self.run_dir / "reports" / f"{stage.value.lower()}.json"
+        """Where the stage's Summary is kept."""
+        return report_in(self.run_dir, stage)
 
 
 @dataclass(frozen=True, slots=True)

@@ -184,7 +184,7 @@ class _LogFormat(logging.Formatter):
         super().__init__(f"%(asctime)s %(levelname)s {prefix} %(message)s")
 
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
-        return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(record.created))
+        return _stamp(record.created)
 
     def format(self, record: logging.LogRecord) -> str:
         return redact(super().format(record))
@@ -239,13 +239,16 @@ def _stamped(summary: Summary, context: StageContext) -> Summary:
     if measured:
         measured = measured.model_copy(update={"settings_hash": context.evaluation_hash})
     config = context.config
-    begun = Beginning(trigger=config.trigger, occasion=config.occasion, time=_now())
-    update = {"run": config.run, "hash": config.hash, "reused": False, "evaluation": measured}
-    return summary.model_copy(update={**update, "begun_by": begun if summary.stage is Stage.PREPARE else None})
+    begun = None
+    if summary.stage is Stage.PREPARE:
+        begun = Beginning(trigger=config.trigger, occasion=config.occasion, time=_stamp(time.time()))
+    update = {"run": config.run, "hash": config.hash, "reused": False, "evaluation": measured, "begun_by": begun}
+    return summary.model_copy(update=update)
 
 
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+def _stamp(moment: float) -> str:
+    """Unix time as the status has it."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(moment))
 
 
 def _verify_output(stage: Stage, context: StageContext, summary: Summary) -> None:
