@@ -7,15 +7,13 @@ from datetime import datetime
 from typing import Any
 
 import pytest
+from tests.played_applier import PlayedApplier, reconciler
 from tests.simulator import make_job
 
 from finetune_api.conditions import FailureReason
 from finetune_api.job import FineTuneJob
 from finetune_operator.control.apply import Applied
 from finetune_operator.control.cache import Cache, Name
-from finetune_operator.control.last_words import LastWords
-from finetune_operator.control.progress import ProgressReports
-from finetune_operator.control.reconcile import Reconciler
 from finetune_operator.control.resources import FINE_TUNE_JOB
 from finetune_operator.control.workqueue import WorkQueue
 from finetune_operator.plan import ApplyFailure, Observed, Plan
@@ -23,19 +21,6 @@ from finetune_operator.settings import Settings
 
 NAME: Name = ("team-a", "travel")
 REFUSED = ApplyFailure(FailureReason.QUOTA_EXCEEDED, "exceeded quota: team-a")
-
-
-class Refusing:
-    """An Applier to which the API server says no. A fault to inject: no quota is this small for so long."""
-
-    async def children(self, uid: str, manifests: object) -> Applied:
-        return Applied(refused=REFUSED)
-
-    async def status(self, job: object, status: object) -> bool:
-        return False
-
-    async def delete(self, refs: object) -> None:
-        return None
 
 
 def stored(uid: str = "a", **metadata: Any) -> dict[str, Any]:
@@ -53,15 +38,7 @@ def test_what_was_refused_goes_with_its_job(end: str) -> None:
 
     async def passes() -> list[ApplyFailure | None]:
         cache, queue = Cache(), WorkQueue[Name]()
-        reconcile = Reconciler(
-            cache=cache,
-            queue=queue,
-            applier=Refusing(),  # type: ignore[arg-type]
-            decide=decide,
-            settings=Settings(),
-            progress=ProgressReports(queue, 10),
-            last_words=LastWords(Refusing(), cache),  # type: ignore[arg-type]
-        )
+        reconcile = reconciler(cache, queue, PlayedApplier(Applied(refused=REFUSED)), decide)
         cache.store(FINE_TUNE_JOB, stored())
         await reconcile(NAME)
         await reconcile(NAME)

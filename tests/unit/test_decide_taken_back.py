@@ -5,17 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tests.simulator import Cluster, Manifest, make_job, succeed
+from tests.scenarios import removes
+from tests.simulator import Cluster, make_job
 from tests.unit.test_decide_runs import EPOCHS, endpoint_run, losing_after, number, results
 
 from finetune_api.conditions import RunResult, Stage
 from finetune_operator.settings import Settings
 from finetune_operator.stages.retention import TAKEN_BACK
-
-
-def removing(pod: Manifest) -> tuple[int, str]:
-    removes = pod["metadata"]["labels"]["finetune-operator.io/stage"] == "Remove"
-    return (0, '{"ok": true}') if removes else succeed(pod)
 
 
 def test_what_a_revert_took_back_does_not_answer_again_while_the_next_commit_trains() -> None:
@@ -49,7 +45,7 @@ def test_an_edit_that_is_taken_back_costs_a_training_nothing_but_a_pause() -> No
 @pytest.mark.parametrize("retention", [{}, {"retention": {"keepRuns": 2}}])
 def test_an_edit_is_taken_back_also_when_the_history_is_full(retention: dict[str, Any]) -> None:
     job, few = make_job(output={"claimName": "models", **retention}), Settings(run_history_limit=2)
-    cluster = Cluster(job, few, answer=removing)
+    cluster = Cluster(job, few, answer=removes)
     for token in ("b", "c"):
         cluster.run().change(rerunToken=token)
     cluster.run().change(rerunToken="d").run(until=lambda c: c.job.status.stage == Stage.TRAIN and bool(c.pods))
@@ -74,7 +70,7 @@ def test_an_edit_is_taken_back_also_when_the_history_is_full(retention: dict[str
 def test_a_superseded_run_that_loses_its_checkpoints_is_left_alone() -> None:
     """What is being removed is chosen by nobody."""
     retention = {"claimName": "models", "retention": {"keepRuns": 5}}
-    cluster = Cluster(make_job(output=retention), answer=removing)
+    cluster = Cluster(make_job(output=retention), answer=removes)
     cluster.run(until=lambda c: c.job.status.stage == Stage.TRAIN and bool(c.pods))
     cluster.change(hyperparameters=EPOCHS)
     cluster.run()
