@@ -224,7 +224,7 @@ def test_a_question_is_answered_as_shown(command: Command, port_of: Callable[[st
 
 @pytest.mark.parametrize(("page", "code"), SCRIPTS, ids=[page for page, _ in SCRIPTS])
 def test_a_script_runs(page: str, code: str, port_of: Callable[[str], int]) -> None:
-    service = f"http://{names.serve_name(PAGES[page].job.metadata.name)}/v1"
+    service = f"http://{names.serve_name(PAGES[page].job.metadata.name)}:{names.PORT}/v1"
     assert service in code, f"{page}: the Service of the page's job is {service}"
     own = code.replace(service, f"http://127.0.0.1:{port_of(page)}/v1")
     done = subprocess.run([sys.executable, "-c", own], capture_output=True, text=True, timeout=BOUND)
