@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from enum import Enum
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -244,6 +245,33 @@ def test_a_short_summary_is_not_cut() -> None:
 )
 def test_what_is_not_a_summary_is_none(garbage: str | None) -> None:
     assert parse_summary(garbage) is None
+
+
+TIMES = {
+    "2026-01-31T08:00:00Z": True,
+    "2026-01-31T08:00:00.123456Z": True,
+    "2026-01-31T08:00:00+01:00": True,
+    "": False,
+    "zzz": False,
+    "2026-01-31": False,
+    "2026-01-31T08:00:00": False,
+    "2026-01-31 08:00:00Z": False,
+    "2026-02-30T08:00:00Z": False,
+    "2026-01-31T24:00:00Z": False,
+    "2026-01-31T08:60:00Z": False,
+    "2026-01-31T08:00:00+25:00": False,
+    "2026-W05-6T08:00:00Z": False,
+    "20260131T080000Z": False,
+    "٢٠٢٦-01-31T08:00:00Z": False,
+    "2026-01-31T08:00:00Z\n": False,
+}
+
+
+@pytest.mark.parametrize(("time", "taken"), TIMES.items())
+def test_a_summary_with_a_time_that_the_api_server_refuses_is_none(time: str, taken: bool) -> None:
+    checkpoint = {"stage": "Train", "ok": True, "checkpoint": {"step": 1, "time": time}}
+    begun = {"stage": "Prepare", "ok": True, "begunBy": {"trigger": "Schedule", "time": time}}
+    assert [parse_summary(json.dumps(each)) is not None for each in (checkpoint, begun)] == [taken, taken]
 
 
 def test_what_a_newer_trainer_adds_is_ignored() -> None:

@@ -27,6 +27,7 @@ from finetune_operator.diagnose import (
     to_failure,
 )
 from finetune_operator.plan import PodRefusal
+from finetune_operator.times import stamp
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 Pod = dict[str, Any]
@@ -146,7 +147,7 @@ def test_since_stays_while_the_same_thing_is_wrong() -> None:
 
 def test_long_texts_are_cut_to_the_bounds_of_the_status() -> None:
     failure = to_failure(
-        Finding(Reason.SYSTEM_FAULT, "x" * 9999, "y" * 9999), Stage.TRAIN, "t", waiting=False, previous=None
+        Finding(Reason.SYSTEM_FAULT, "x" * 9999, "y" * 9999), Stage.TRAIN, stamp(NOW), waiting=False, previous=None
     )
     assert (len(failure.message), len(failure.advice)) == (1024, 1024)
     assert type(failure).model_validate(failure.model_dump()) == failure
@@ -289,9 +290,9 @@ def test_the_cause_of_a_failed_pull_is_kept_while_the_kubelet_waits() -> None:
         Finding(Reason.IMAGE_PULL, "ErrImagePull: not found"),
         Finding(Reason.IMAGE_PULL, "ImagePullBackOff: x"),
     )
-    first = to_failure(pause, Stage.TRAIN, "t", waiting=True, previous=None)
-    second = to_failure(cause, Stage.TRAIN, "t", waiting=True, previous=first)
-    third = to_failure(pause, Stage.TRAIN, "t", waiting=True, previous=second)
+    first = to_failure(pause, Stage.TRAIN, stamp(NOW), waiting=True, previous=None)
+    second = to_failure(cause, Stage.TRAIN, stamp(NOW), waiting=True, previous=first)
+    third = to_failure(pause, Stage.TRAIN, stamp(NOW), waiting=True, previous=second)
     assert [f.message for f in (first, second, third)] == [pause.message, cause.message, cause.message]
 
 
