@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +136,7 @@ def test_a_page_and_a_card_tell_of_the_run_and_the_model_stays_what_it_was(
     assert summary.evaluation.tuned is not None
     for text in (
         f"{summary.evaluation.tuned.loss:.3f}", "Base with the nearest examples", "tokens of a request",
-        "says-the-impossible", "Answers side by side", "held-out loss", "The gate is passed.", torch.__version__,
+        "says-the-impossible", "Answers side by side", "held-out loss", "The gate is passed.", version("torch"),
     ):  # fmt: skip
         assert text in page, text
     card = ModelCard(context.card_path.read_text())
