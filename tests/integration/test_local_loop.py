@@ -173,11 +173,12 @@ def server(shell: Shell, finished: object) -> Iterator[str]:
 
 
 def test_broken_data_ends_with_2_and_line_numbers_before_any_training(shell: Shell) -> None:
-    result = shell(*shell.run("broken"))
+    result = shell(*shell.run("broken"), "-o", "json")
     assert result.returncode == 2, result.stdout + result.stderr
-    assert "DatasetInvalid" in result.stdout
-    assert "line 4" in result.stdout
-    assert "line 8" in result.stdout
+    assert "DatasetInvalid" in result.stderr
+    assert "line 4" in result.stderr
+    assert "line 8" in result.stderr
+    assert json.loads(result.stdout)["status"]["run"]["failure"]["reason"] == "DatasetInvalid"  # for machines, too
     assert not list((shell.folder / "home" / "logs").glob("**/*train*"))
     job = shell.status("broken")
     assert condition(job, "Stalled")["status"] == "True"

@@ -60,6 +60,8 @@ def test_help_imports_nothing_heavy(tmp_path: Path, module: str) -> None:
         (["chat", "travel"], "there is no job"),
         (["status", "travel"], "there is no job"),
         (["frobnicate"], "No such command"),
+        (["status", "travel", "-n", "../.."], "'../..': no name of a namespace"),
+        (["delete", "../travel"], "'../travel': no name of a job"),
     ],
 )
 def test_wrong_input_ends_with_2_and_says_what(tmp_path: Path, arguments: list[str], words: str) -> None:
@@ -76,6 +78,15 @@ def test_wrong_input_ends_with_2_and_says_what(tmp_path: Path, arguments: list[s
     assert result.returncode == 2, result.stderr
     assert words in " ".join(result.stderr.split())
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("command", [["run", "travel"], ["status"], ["delete", "travel"]])
+def test_a_home_that_cannot_be_one_is_named(tmp_path: Path, command: list[str]) -> None:
+    (tmp_path / "home").write_text("a file")
+    result = finetune(tmp_path, *command)
+    assert result.returncode == 2, result.stderr
+    assert f"{tmp_path}/home is no folder that can be written to" in " ".join(result.stderr.split())
+    assert "FINETUNE_HOME" in result.stderr
 
 
 def test_status_prints_what_is_stored(tmp_path: Path) -> None:

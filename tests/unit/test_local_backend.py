@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -19,7 +20,7 @@ from finetune_api.status import FineTuneJobStatus, RunStatus
 from finetune_operator.builders.stage_job import stage_job
 from finetune_operator.diagnose import job_condition, summary_of
 from finetune_operator.diagnose.facts import held_until
-from finetune_operator.local import kubelet
+from finetune_operator.local import kubelet, pods
 from finetune_operator.local.backend import Backend
 from finetune_operator.local.store import Store
 from finetune_operator.plan import Manifest, ObjectRef, Plan
@@ -140,6 +141,28 @@ def test_a_stage_that_died_with_its_parent_ended_when_it_wrote_last(backend: Bac
     again = Backend.open(backend.store, job, {})
     (pod,) = again.children.pods
     assert held_until(pod) == "2026-01-01T00:00:00Z"
+
+
+def test_children_that_cannot_be_read_are_written_anew(backend: Backend, job: FineTuneJob) -> None:
+    path = backend.store.children_path(backend.namespace, backend.name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text('{"jobs')
+    again = Backend.open(backend.store, job, {})
+    again.execute(plan("true"))
+    again.close()
+    assert json.loads(path.read_bytes())["jobs"]
+
+
+def test_last_words_that_are_no_text_end_no_command(backend: Backend) -> None:
+    backend.execute(plan("printf '\\303' > \"$1\"; exit 1"))
+    until(backend, kubelet.is_finished)
+
+
+def test_data_that_is_not_text_reaches_the_stage_as_it_is(tmp_path: Path) -> None:
+    launched = pods.Launch((), {}, {}, {tmp_path / "a.gz": b"\x1f\x8b\xff", tmp_path / "b": "text"}, ())
+    pods.prepare_root(tmp_path, launched)
+    assert (tmp_path / "a.gz").read_bytes() == b"\x1f\x8b\xff"
+    assert (tmp_path / "b").read_text() == "text"
 
 
 def test_a_deleted_job_takes_its_process_along(backend: Backend) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from finetune_operator.local import machine, manifests
+from finetune_operator.local import jobs, machine, manifests
 from finetune_operator.local.errors import BadInput
 from finetune_operator.local.store import Store
 
@@ -84,6 +84,15 @@ def test_a_name_is_good_where_the_api_server_takes_it(tmp_path: Path, name: str)
         ("spec:", "specs:", 5, "specs: unknown field; did you mean spec?"),
         ("epochs: 3", "epochs: 3\n    epochs: 4", 13, "epochs stands in line 12 already"),
         ("epochs: 3", "epochs: [3", 13, "not valid YAML"),
+        (
+            "  name: travel",
+            "  name: travel\n  namespace: ../../x",
+            5,
+            "metadata.namespace: '../../x'; write lower-case",
+        ),
+        ("  name: travel", "  name: travel\n  namespace: team.a", 5, "metadata.namespace: 'team.a'; write lower-case"),
+        ("  name: travel", "  name: travel\n  namespace: 5", 5, "metadata.namespace: 5; write lower-case"),
+        ("  name: travel", "  name: travel\n  labels: [a]", 5, "metadata.labels: not a map; write KEY: VALUE"),
     ],
 )
 def test_a_mistake_is_named(tmp_path: Path, old: str, new: str, line: int, words: str) -> None:
@@ -92,6 +101,42 @@ def test_a_mistake_is_named(tmp_path: Path, old: str, new: str, line: int, words
     assert words in caught.value.message
     assert f"job.yaml:{line}" in caught.value.message
     assert caught.value.advice
+
+
+@pytest.mark.parametrize(
+    ("metadata", "content", "words"),
+    [
+        ("{name: data}", "data: {../../train.jsonl: a}", "data.../../train.jsonl: no key of a ConfigMap"),
+        ("{name: ../../data}", "data: {train.jsonl: a}", "metadata.name: '../../data'; write lower-case"),
+        ("[data]", "data: {train.jsonl: a}", "metadata.name: None; write lower-case"),
+        ("{name: data}", "data: {train.jsonl: }", "data.train.jsonl: not a text"),
+        ("{name: data}", "data: [a]", "data: not a map"),
+        ("{name: data}", "binaryData: {a.gz: no base 64}", "binaryData.a.gz: not in base64"),
+    ],
+)
+def test_a_mistake_in_a_config_map_is_named(tmp_path: Path, metadata: str, content: str, words: str) -> None:
+    with pytest.raises(BadInput) as caught:
+        read(tmp_path, f"{GOOD}---\nkind: ConfigMap\nmetadata: {metadata}\n{content}\n")
+    assert words in caught.value.message
+    assert caught.value.advice
+
+
+def test_what_kubectl_puts_into_binary_data_is_data(tmp_path: Path) -> None:
+    given = read(
+        tmp_path, f"{GOOD}---\nkind: ConfigMap\nmetadata: {{name: data}}\nbinaryData: {{train.jsonl: H4sI/w==}}\n"
+    )
+    store = Store(tmp_path / "home")
+    (tmp_path / "sources").mkdir()
+    store.link_claim("sources", tmp_path / "sources")
+    machine.check_sources(given.job.spec, given.config_maps, store)
+    store.save_config_map("default", given.config_maps["data"])
+    assert jobs.data_of(store, given.job) == {"data": {"train.jsonl": b"\x1f\x8b\x08\xff"}}
+
+
+def test_a_namespace_given_by_flag_is_held_to_the_same_rule(tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text(GOOD)
+    with pytest.raises(BadInput, match=r"metadata\.namespace: '\.\./x'"):
+        manifests.read([str(tmp_path / "job.yaml")], namespace="../x")
 
 
 def test_all_mistakes_are_named_at_once(tmp_path: Path) -> None:
@@ -171,7 +216,11 @@ def test_a_job_in_json_is_a_job(tmp_path: Path) -> None:
 def test_a_folder_is_read_whole(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text(GOOD)
     (tmp_path / "b.yml").write_text(DATA)
+    (tmp_path / "folder.yaml").mkdir()
     assert manifests.read([str(tmp_path)]).config_maps
+    (tmp_path / "c.yaml").write_bytes(b"a: \xff")
+    with pytest.raises(BadInput, match=r"c\.yaml: is not text in UTF-8"):
+        manifests.read([str(tmp_path)])
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,10 @@ FOLLOW_SECONDS = 0.5
 
 
 def open_store() -> Store:
-    return Store(find_home(os.environ, Path.cwd()))
+    """The home of this command. Raises BadInput when it cannot be one."""
+    store = Store(find_home(os.environ, Path.cwd()))
+    store.require_writable()
+    return store
 
 
 def consoles(output: Output) -> Console:
@@ -75,19 +78,20 @@ def run(files: Sequence[str], name: str | None, claims: Sequence[str], namespace
     store, console = open_store(), consoles(output)
     job = _wanted(store, console, files, name, claims, namespace)
     before = store.load(job.metadata.namespace, job.metadata.name)
-    job = drive(store, console, job)
-    if output is not Output.TABLE:
-        objects.write(job.to_wire(), output)
-    elif before is not None and before.status == job.status:
+    job = drive(store, console, job, output)
+    if output is Output.TABLE and before is not None and before.status == job.status:
         console.print("Nothing to do: the job is as it was, and finished.")
     show_end(console, store, job)
 
 
-def drive(store: Store, console: Console, job: FineTuneJob) -> FineTuneJob:
-    """The job when it is Ready. Ends the command when it is not: with what went wrong, or how to go on."""
+def drive(store: Store, console: Console, job: FineTuneJob, output: Output = Output.TABLE) -> FineTuneJob:
+    """The job when it is Ready. Ends the command when it is not: with what went wrong, or how to go on. Machines get
+    the object however it ended."""
     with stop_on_signals() as stop, Screen(console, store, _stages(job)) as screen:
         result = jobs.drive(store, job, stop, screen)
     job = result.job
+    if output is not Output.TABLE:
+        objects.write(job.to_wire(), output)
     if result.ending is Ending.INTERRUPTED:
         run = job.status.run
         saved = run.checkpoint if run and words.condition(job, ConditionType.TRAINED) != "True" else None

@@ -32,6 +32,23 @@ class StageName(StrEnum):
     SERVE = "Serve"
 
 
+def _named(word: str | None) -> str | None:
+    """Names become folders. Imported here: --help has none, and is quick."""
+    from finetune_operator.local.manifests import is_name
+
+    if word is not None and not is_name(word):
+        raise typer.BadParameter(f"{word!r}: no name of a job")
+    return word
+
+
+def _in_namespace(word: str | None) -> str | None:
+    from finetune_operator.local.manifests import is_namespace
+
+    if word is not None and not is_namespace(word):
+        raise typer.BadParameter(f"{word!r}: no name of a namespace: write lower-case letters, digits and dashes")
+    return word
+
+
 Files = Annotated[
     list[str] | None,
     typer.Option(
@@ -52,10 +69,15 @@ Claims = Annotated[
 ]
 Namespace = Annotated[
     str | None,
-    typer.Option("-n", "--namespace", help="Namespace of the job; default: the one in its file, or `default`."),
+    typer.Option(
+        "-n",
+        "--namespace",
+        callback=_in_namespace,
+        help="Namespace of the job; default: the one in its file, or `default`.",
+    ),
 ]
-Name = Annotated[str, typer.Argument(help="Name of the job.")]
-MaybeName = Annotated[str | None, typer.Argument(help="Name of the job; all jobs without one.")]
+Name = Annotated[str, typer.Argument(callback=_named, help="Name of the job.")]
+MaybeName = Annotated[str | None, typer.Argument(callback=_named, help="Name of the job; all jobs without one.")]
 Job = Annotated[
     str | None,
     typer.Argument(metavar="JOB", help="The job's file, or the name of a job that was run here before."),

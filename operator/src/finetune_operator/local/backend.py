@@ -34,7 +34,7 @@ class Backend:
     store: Store
     namespace: str
     name: str
-    config_maps: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    config_maps: Mapping[str, Mapping[str, str | bytes]] = field(default_factory=dict)
     port: int | None = None
     children: Children = field(default_factory=Children)
     stopping: bool = False
@@ -42,7 +42,7 @@ class Backend:
     _processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, store: Store, job: FineTuneJob, config_maps: Mapping[str, Mapping[str, str]]) -> Backend:
+    def open(cls, store: Store, job: FineTuneJob, config_maps: Mapping[str, Mapping[str, str | bytes]]) -> Backend:
         """The children as they were left. What still runs of a killed parent is ended first, with its checkpoint."""
         meta = job.metadata
         backend = cls(store, meta.namespace, meta.name, config_maps)
@@ -163,7 +163,7 @@ class Backend:
         self._processes[pod["metadata"]["name"]] = process
         self.children.pods.append(kubelet.running(pod, process.pid, timestamp()))
 
-    def _data(self) -> dict[str, Mapping[str, str]]:
+    def _data(self) -> dict[str, Mapping[str, str | bytes]]:
         own = {name: m.get("data") or {} for name, m in self.children.config_maps.items()}
         return {**self.config_maps, **own}
 
@@ -178,7 +178,7 @@ class Backend:
 
     def _last_words(self, pod: Manifest, exit_code: int) -> str:
         try:
-            return (self._folder(pod) / TERMINATION_LOG).read_text(encoding="utf-8")
+            return (self._folder(pod) / TERMINATION_LOG).read_text(encoding="utf-8", errors="replace")
         except OSError:
             pass
         try:

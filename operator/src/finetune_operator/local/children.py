@@ -30,7 +30,7 @@ class Children:
 
     def save(self, path: Path) -> None:
         content = asdict(self)
-        if not path.exists() or json.loads(path.read_bytes()) != content:
+        if not path.exists() or asdict(self.load(path)) != content:
             write_json(path, content)
 
     def shelf(self, kind: str) -> dict[str, Manifest]:

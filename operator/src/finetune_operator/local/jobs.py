@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -50,7 +51,7 @@ def take(store: Store, given: Given, claims: Sequence[tuple[str, Path]]) -> tupl
     changed = [
         name
         for name in sorted(machine.referenced_config_maps(job.spec))
-        if (old := store.config_map(namespace, name)) is not None and old["data"] != known[name]["data"]
+        if (old := store.config_map(namespace, name)) is not None and old != known[name]
     ]
     done = store.load(namespace, job.metadata.name)
     if changed and done and done.status.model and done.status.run and done.status.run.hash == run_hash(job.spec):
@@ -92,7 +93,7 @@ def drive(store: Store, wanted: FineTuneJob, stop: Stop, watch: Watch) -> Result
     """Run the job to its end. A run that had failed is tried again: its user has asked for it."""
     with store.lock(wanted.metadata.namespace, wanted.metadata.name):
         job = store.submit(wanted)
-        backend = Backend.open(store, job, _data(store, job))
+        backend = Backend.open(store, job, data_of(store, job))
         job = _forgiven(job, backend)
         return _loop(store, backend, job, Loop(backend, stop, store.save, watch))
 
@@ -114,7 +115,7 @@ def check(store: Store, wanted: FineTuneJob, stop: Stop, watch: Watch) -> tuple[
         job = scratch.submit(wanted.model_copy(update={"spec": spec, "status": FineTuneJobStatus()}))
         folder = store.artifacts / names.run_folder(meta.namespace, meta.name, 1, run_hash(spec))
         shutil.rmtree(folder, ignore_errors=True)
-        backend = Backend.open(scratch, job, _data(store, job))
+        backend = Backend.open(scratch, job, data_of(store, job))
         loop = Loop(backend, stop, scratch.save, watch, until=_is_checked)
         return _loop(scratch, backend, job, loop), folder
 
@@ -141,7 +142,7 @@ def serve(store: Store, job: FineTuneJob, stop: Stop, watch: Watch, *, port: int
     the backend and calls `settle`."""
     scaled = job.spec.serving.model_copy(update={"replicas": 1})
     job = store.submit(job.model_copy(update={"spec": job.spec.model_copy(update={"serving": scaled})}))
-    backend = Backend.open(store, job, _data(store, job))
+    backend = Backend.open(store, job, data_of(store, job))
     backend.port, backend.trains = port, False
     job, ending = Loop(backend, stop, store.save, watch, rest=answering).run(job)
     return Result(job, ending), backend
@@ -152,7 +153,7 @@ def settle(store: Store, namespace: str, name: str) -> FineTuneJob:
     job = store.require(namespace, name)
     scaled = job.spec.serving.model_copy(update={"replicas": 0})
     job = store.submit(job.model_copy(update={"spec": job.spec.model_copy(update={"serving": scaled})}))
-    backend = Backend.open(store, job, _data(store, job))
+    backend = Backend.open(store, job, data_of(store, job))
     backend.stopping, backend.trains = True, False  # one pass that starts nothing
     loop = Loop(backend, Stop(), store.save)
     return loop.once(job)
@@ -209,5 +210,11 @@ def _known_config_maps(store: Store, job: FineTuneJob) -> dict[str, dict[str, An
     return {name: config_map for name, config_map in found.items() if config_map is not None}
 
 
-def _data(store: Store, job: FineTuneJob) -> Mapping[str, Mapping[str, str]]:
-    return {name: config_map["data"] for name, config_map in _known_config_maps(store, job).items()}
+def data_of(store: Store, job: FineTuneJob) -> Mapping[str, Mapping[str, str | bytes]]:
+    """What the job's ConfigMaps hold, by their names: text, and decoded what kubectl has put into binaryData."""
+    found = _known_config_maps(store, job).items()
+    return {name: {**one["data"], **_decoded(one.get("binaryData", {}))} for name, one in found}
+
+
+def _decoded(binary: Mapping[str, str]) -> dict[str, bytes]:
+    return {key: base64.b64decode(text) for key, text in binary.items()}

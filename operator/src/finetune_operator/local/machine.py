@@ -120,9 +120,10 @@ def check_sources(spec: FineTuneJobSpec, config_maps: Mapping[str, Mapping[str, 
 def _config_map_problem(field: str, ref: ConfigMapRef, config_map: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     if config_map is None:
         return [(f"{field}.configMapRef: ConfigMap {ref.name} is in none of the files", "add its file with -f")]
-    if ref.key in config_map["data"]:
+    known = (*config_map["data"], *config_map.get("binaryData", ()))
+    if ref.key in known:
         return []
-    keys = ", ".join(config_map["data"]) or "none"
+    keys = ", ".join(known) or "none"
     return [(f"{field}.configMapRef: ConfigMap {ref.name} has no key {ref.key}; it has: {keys}", "correct the key")]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,6 +25,8 @@ KINDS = "FineTuneJob and ConfigMap"
 # What the API server takes as an object's name: an RFC 1123 subdomain.
 SUBDOMAIN = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*"
 NAME_LENGTH = 253
+LABEL = r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"  # a namespace's name
+DATA_KEY = r"(?!\.\.?$)[-._a-zA-Z0-9]{1,253}"  # becomes the name of a file
 SOURCE_FORMS = (
     "write pvc://CLAIM/PATH for what lies on this machine (--claim CLAIM=FOLDER says where), or hf://OWNER/NAME, "
     "s3://BUCKET/KEY"
@@ -82,8 +85,9 @@ def read(files: Sequence[str], *, name: str | None = None, namespace: str | None
 def parse_job(document: Document, namespace: str | None = None) -> FineTuneJob:
     """The job with all defaults. Raises BadInput with one line for each mistake."""
     content = document.content
-    problems = list(_head_problems(document))
     meta: dict[str, Any] = content["metadata"] if isinstance(content.get("metadata"), dict) else {}
+    space = namespace or meta.get("namespace") or "default"
+    problems = list(_head_problems(document, space))
     unknown = [key for key in content if key not in ("apiVersion", "kind", "metadata", "spec", "status")]
     known = ["apiVersion", "kind", "metadata", "spec"]
     problems += [f"{document.place([key])}: {key}: unknown field{meant(str(key), known)}" for key in unknown]
@@ -95,9 +99,9 @@ def parse_job(document: Document, namespace: str | None = None) -> FineTuneJob:
         raise BadInput(
             "\n".join(problems), f"every field is described in docs/reference.md and by `kubectl explain {KIND}.spec`"
         )
-    name, space = meta["name"], namespace or meta.get("namespace") or "default"
     labels = {str(key): str(value) for key, value in (meta.get("labels") or {}).items()}
-    return FineTuneJob.model_validate({"metadata": {"name": name, "namespace": space, "labels": labels}, "spec": spec})
+    head = {"name": meta["name"], "namespace": space, "labels": labels}
+    return FineTuneJob.model_validate({"metadata": head, "spec": spec})
 
 
 def _documents(file: str) -> Iterator[Document]:
@@ -106,11 +110,11 @@ def _documents(file: str) -> Iterator[Document]:
         return
     path = Path(file)
     if path.is_dir():
-        inside = sorted(entry for entry in path.iterdir() if entry.suffix in SUFFIXES)
+        inside = sorted(entry for entry in path.iterdir() if entry.suffix in SUFFIXES and entry.is_file())
         if not inside:
             raise BadInput(f"{file}: the folder has no {', '.join(SUFFIXES)} file", "name the file itself")
         for entry in inside:
-            yield from _parse(str(entry), entry.read_text(encoding="utf-8"))
+            yield from _parse(str(entry), _text(entry, str(entry)))
         return
     refuse_data(file)
     yield from _parse(file, _text(path, file))
@@ -183,35 +187,77 @@ def _the_job(documents: Sequence[Document], name: str | None, files: Sequence[st
     )
 
 
-def _head_problems(document: Document) -> Iterator[str]:
+def _head_problems(document: Document, namespace: object) -> Iterator[str]:
     content, meta = document.content, document.content.get("metadata")
     if content.get("apiVersion") != API_VERSION:
         yield f"{document.place(['apiVersion'])}: apiVersion: {content.get('apiVersion')!r}; write {API_VERSION}"
+    yield from _name_problems(document)
+    if not is_namespace(namespace):
+        yield (
+            f"{document.place(['metadata', 'namespace'])}: metadata.namespace: {namespace!r}; write lower-case "
+            "letters, digits and dashes, at most 63 characters, for example team-a"
+        )
+    if isinstance(meta, dict) and not isinstance(meta.get("labels") or {}, dict):
+        yield f"{document.place(['metadata', 'labels'])}: metadata.labels: not a map; write KEY: VALUE"
+
+
+def _name_problems(document: Document) -> Iterator[str]:
+    meta = document.content.get("metadata")
     name = meta.get("name") if isinstance(meta, dict) else None
-    if not isinstance(name, str) or not _is_name(name):
+    if not is_name(name):
         yield (
             f"{document.place(['metadata', 'name'])}: metadata.name: {name!r}; write lower-case letters, digits, "
             f"dashes and dots, at most {NAME_LENGTH} characters, for example travel-assistant"
         )
 
 
-def _is_name(name: str) -> bool:
-    return len(name) <= NAME_LENGTH and re.fullmatch(SUBDOMAIN, name) is not None
+def is_name(name: object) -> bool:
+    """Whether an object can be called so. Names become folders: no other can lead out of FINETUNE_HOME."""
+    return isinstance(name, str) and len(name) <= NAME_LENGTH and re.fullmatch(SUBDOMAIN, name) is not None
+
+
+def is_namespace(name: object) -> bool:
+    """Whether a namespace can be called so."""
+    return isinstance(name, str) and re.fullmatch(LABEL, name) is not None
 
 
 def _beside(document: Document, job: FineTuneJob) -> bool:
     """Whether the ConfigMap is in the job's namespace; one that names none is."""
-    meta = document.content.get("metadata") or {}
-    return meta.get("namespace") in (None, job.metadata.namespace)
+    meta = document.content.get("metadata")
+    return not isinstance(meta, dict) or meta.get("namespace") in (None, job.metadata.namespace)
 
 
 def _config_map(document: Document) -> dict[str, Any]:
-    data = document.content.get("data") or {}
-    wrong = [key for key, value in data.items() if not isinstance(value, str)]
-    if not document.name or wrong:
-        what = f"data.{wrong[0]}: not a text" if wrong else "metadata.name: missing"
-        raise BadInput(f"{document.place(['data', *wrong[:1]])}: ConfigMap {document.name}: {what}", "write `KEY: |`")
-    return {"metadata": {"name": document.name}, "data": dict(data)}
+    for problem in _name_problems(document):
+        raise BadInput(problem, "correct the ConfigMap")
+    parts = {part: document.content[part] for part in ("data", "binaryData") if document.content.get(part)}
+    for part, content in parts.items():
+        for path, what in _data_problems(part, content):
+            place, field = document.place(path), ".".join(path)
+            raise BadInput(f"{place}: ConfigMap {document.name}: {field}: {what}", "write `data:`, below it `KEY: |`")
+    return {"metadata": {"name": document.name}, "data": {}, **parts}
+
+
+def _data_problems(part: str, content: object) -> Iterator[tuple[list[str], str]]:
+    """(path, what is wrong) in a ConfigMap's `data` or `binaryData`."""
+    if not isinstance(content, dict):
+        yield [part], "not a map"
+        return
+    for key, value in content.items():
+        if not re.fullmatch(DATA_KEY, str(key)):
+            yield [part, str(key)], "no key of a ConfigMap: write letters, digits, dashes, dots and underscores"
+        elif not isinstance(value, str):
+            yield [part, str(key)], "not a text"
+        elif part == "binaryData" and not _is_base64(value):
+            yield [part, str(key)], "not in base64"
+
+
+def _is_base64(text: str) -> bool:
+    try:
+        base64.b64decode(text, validate=True)
+    except ValueError:
+        return False
+    return True
 
 
 def _problem(document: Document, detail: Mapping[str, Any]) -> str:

@@ -25,7 +25,7 @@ class Places:
 
     artifacts: Path
     claims: Path
-    config_maps: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    config_maps: Mapping[str, Mapping[str, str | bytes]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Launch:
     arguments: tuple[str, ...]
     environment: Mapping[str, str]
     links: Mapping[Path, Path]
-    files: Mapping[Path, str]
+    files: Mapping[Path, str | bytes]
     folders: tuple[Path, ...]
     gpus: int = 0
 
@@ -48,7 +48,7 @@ def launch(pod_spec: Manifest, root: Path, places: Places, *, port: int | None =
     container = pod_spec["containers"][0]
     volumes = {volume["name"]: volume for volume in pod_spec["volumes"]}
     links: dict[Path, Path] = {}
-    files: dict[Path, str] = {}
+    files: dict[Path, str | bytes] = {}
     folders: list[Path] = []
     for mount in container["volumeMounts"]:
         volume, target = volumes[mount["name"]], inside(root, mount["mountPath"])
@@ -81,8 +81,8 @@ def prepare_root(root: Path, plan: Launch) -> None:
     root.mkdir(parents=True, exist_ok=True)
     for folder in plan.folders:
         folder.mkdir(parents=True, exist_ok=True)
-    for path, text in plan.files.items():
-        path.write_text(text, encoding="utf-8")
+    for path, content in plan.files.items():
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
     for link, target in plan.links.items():
         link.parent.mkdir(parents=True, exist_ok=True)
         if not link.is_symlink():

@@ -61,6 +61,13 @@ class Store:
     def claims(self) -> Path:
         return self.home / "claims"
 
+    def require_writable(self) -> None:
+        """Raise BadInput when nothing can be kept in the home."""
+        there = next(folder for folder in (self.home, *self.home.parents) if os.path.exists(folder))
+        if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+            what = f"{self.home} is no folder that can be written to"
+            raise BadInput(f"{what}: see {there}", "set FINETUNE_HOME to a folder of your own")
+
     def logs(self, namespace: str, name: str) -> Path:
         return self.home / "logs" / namespace / name
 
