@@ -41,12 +41,15 @@ class Site:
             "/plain": f"http://localhost:{self.port}/train.jsonl",
             "/other-port": "https://localhost:1/train.jsonl",
             "/loop": "/loop",
+            "/nowhere": "https://localhost:99999/x",
         }
         name = path.partition("?")[0]
         if name in redirects:
             return 302, {"Location": redirects[name]}, b""
         if name == "/cut":
             return 200, {"Content-Length": str(len(ROWS) + 1)}, ROWS
+        if name == "/wo-l%C3%A4nge":
+            return 200, {"Content-Length": "many"}, ROWS
         if name == "/endless":
             return 200, {}, ROWS
         if name.startswith("/status/"):
@@ -82,7 +85,7 @@ def fetch(url: str, tmp_path: Path, policy: SourcePolicy = LOCAL, authorization:
     return fetch_file(Https(url), tmp_path / "data", policy, authorization).read_bytes()
 
 
-@pytest.mark.parametrize("path", ["/train.jsonl", "/train.jsonl?version=2", "/moved", "/endless"])
+@pytest.mark.parametrize("path", ["/train.jsonl", "/train.jsonl?version=2", "/moved", "/endless", "/wo-länge"])
 def test_file_of_an_allowed_host_is_fetched(site: Site, tmp_path: Path, path: str) -> None:
     assert fetch(site.url(path), tmp_path) == ROWS
 
@@ -109,6 +112,7 @@ def test_authorization_is_sent_and_never_repeated(site: Site, tmp_path: Path) ->
         ("/plain", LOCAL, "redirects to another host"),
         ("/other-port", LOCAL, "redirects to another host"),
         ("/loop", LOCAL, "more than 5 redirects"),
+        ("/nowhere", LOCAL, "no valid address"),
         ("/train.jsonl", LOCAL.model_copy(update={"max_bytes": 1000}), "larger than the 1000 bytes"),
         ("/endless", LOCAL.model_copy(update={"max_bytes": 1000}), "larger than the 1000 bytes"),
         ("/train.jsonl", LOCAL.model_copy(update={"timeout_seconds": -1}), "not complete after"),
@@ -128,6 +132,24 @@ def test_passing_trouble_is_tried_again_later(site: Site, tmp_path: Path, path: 
     with pytest.raises(TrainerError) as caught:
         fetch(site.url(path), tmp_path)
     assert (caught.value.exit_code, caught.value.reason) == (1, FailureReason.SOURCE_UNAVAILABLE)
+
+
+@pytest.mark.parametrize(("code", "later"), [(socket.EAI_AGAIN, True), (socket.EAI_NONAME, False)])
+def test_a_name_server_that_does_not_answer_ends_no_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, later: bool
+) -> None:
+    def lookup(*_: Any, **__: Any) -> Any:
+        raise socket.gaierror(code, "as the resolver says it")
+
+    monkeypatch.setattr(socket, "getaddrinfo", lookup)
+    with pytest.raises(TrainerError, match="as the resolver says it") as caught:
+        fetch("https://data.example.test/x", tmp_path)
+    assert (caught.value.exit_code == 1) is later
+
+
+def test_a_host_that_can_have_no_address_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserInputError, match="has no address"):
+        fetch(f"https://{'a' * 64}.example.test/x", tmp_path)
 
 
 def test_certificate_must_be_trusted_and_of_the_host(

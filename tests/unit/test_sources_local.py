@@ -47,6 +47,8 @@ def test_sources_are_parsed(source: str, location: Location, name: str) -> None:
         "s3://bucket/a/../../b",
         "hf://only",
         "https://",
+        "https://host:99999/x",
+        "https://[::1/x",
         "file:///etc/passwd",
         "/etc/passwd",
         "pvc://claim/a\\..\\b",
@@ -230,6 +232,14 @@ def missing_shard(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
+def broken_index(folder: Path) -> None:
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": ')
+
+
+def index_of_nothing(folder: Path) -> None:
+    (folder / "model.safetensors.index.json").write_text("[]")
+
+
 def escaping(folder: Path) -> None:
     outside = folder.parents[3] / "secret.json"
     (folder / "tokenizer.json").rename(outside)
@@ -245,6 +255,8 @@ def escaping(folder: Path) -> None:
         (with_config(model_type=None, quantization_config={"bits": 4}), "quantised"),
         (truncated, "model.safetensors is damaged"),
         (missing_shard, "model-00001-of-00002.safetensors is missing"),
+        (broken_index, "model.safetensors.index.json is damaged"),
+        (index_of_nothing, "model.safetensors.index.json is damaged"),
         (escaping, "leads out"),
         (lambda folder: (folder / "config.json").write_text("{"), "not valid JSON"),
     ],

@@ -14,11 +14,12 @@ import ipaddress
 import logging
 import socket
 import ssl
+import string
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
-from urllib.parse import SplitResult, urljoin, urlsplit
+from urllib.parse import SplitResult, quote, urljoin, urlsplit
 
 from finetune_api.conditions import FailureReason
 from finetune_api.run_config import SourcePolicy
@@ -111,8 +112,10 @@ def _connect(parts: SplitResult, policy: SourcePolicy) -> http.client.HTTPSConne
     host, port = parts.hostname or "", parts.port or 443
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except socket.gaierror as error:
-        _refuse(f"{_name(parts)}: the host {host} has no address ({error.strerror})", "correct the host's name")
+    except (socket.gaierror, UnicodeError) as error:
+        if isinstance(error, socket.gaierror) and error.errno == socket.EAI_AGAIN:
+            raise _later(parts, f"the name server does not answer for {host} ({error.strerror})") from error
+        _refuse(f"{_name(parts)}: the host {host} has no address ({_why(error)})", "correct the host's name")
     addresses = [str(entry[4][0]) for entry in found]
     for address in map(_plain_address, addresses):
         if not address.is_global and not policy.allow_private_addresses:
@@ -121,6 +124,10 @@ def _connect(parts: SplitResult, policy: SourcePolicy) -> http.client.HTTPSConne
                 "use a public host, or ask the platform to allow private addresses",
             )
     return _PinnedConnection(host, port, addresses)
+
+
+def _why(error: OSError | UnicodeError) -> str:
+    return str(getattr(error, "strerror", None) or error)
 
 
 def _plain_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
@@ -159,7 +166,9 @@ def _get(
     if authorization:
         headers["Authorization"] = authorization
     try:
-        connection.request("GET", (parts.path or "/") + (f"?{parts.query}" if parts.query else ""), headers=headers)
+        # As browsers send it: what is not ASCII is encoded, and what is encoded stays.
+        wanted = quote((parts.path or "/") + (f"?{parts.query}" if parts.query else ""), safe=string.punctuation)
+        connection.request("GET", wanted, headers=headers)
         return connection.getresponse()
     except ssl.SSLCertVerificationError as error:
         _refuse(
@@ -202,7 +211,8 @@ def _save(
 
 def _length(response: http.client.HTTPResponse) -> int:
     """Bytes that are announced; -1 where none are."""
-    return int(response.headers.get("Content-Length") or -1)
+    announced = response.headers.get("Content-Length", "").strip()
+    return int(announced) if announced.isdecimal() else -1
 
 
 def _refuse_cut(parts: SplitResult, total: int, expected: int) -> None:
@@ -227,8 +237,12 @@ def _later(parts: SplitResult, what: str) -> TrainerError:
 
 
 def _same_host(url: str, before: SplitResult) -> str:
-    after = urlsplit(url)
-    if (after.scheme, after.hostname, after.port or 443) != ("https", before.hostname, before.port or 443):
+    try:
+        after = urlsplit(url)
+        place = (after.scheme, after.hostname, after.port or 443)
+    except ValueError as error:
+        _refuse(f"{_name(before)} redirects to no valid address: {error}", "name the file's final address")
+    if place != ("https", before.hostname, before.port or 443):
         _refuse(
             f"{_name(before)} redirects to another host ({after.hostname}), which is not followed",
             "name the file's final address, if the platform allows that host",

@@ -60,7 +60,12 @@ def parse_source(source: str) -> Location:
     if scheme == "hf" and len(segments) >= 2 and segments[0] and segments[1]:
         return Hub(f"{segments[0]}/{segments[1]}", "/".join(segments[2:]))
     if scheme == "https" and segments[0]:
-        if urlsplit(source).username is not None:
+        try:
+            user = urlsplit(source).username
+            urlsplit(source).port  # noqa: B018  # raises where it is none
+        except ValueError as error:
+            raise _invalid(source, f"correct the host or its port: {error}") from error
+        if user is not None:
             raise UserInputError(  # without the source: it holds a password
                 "a source carries a user name in its URL",
                 advice="put the credentials into a Secret (HTTPS_AUTHORIZATION) and name it in secretRef",

@@ -66,11 +66,18 @@ def check_model_folder(folder: Path, source: str) -> None:
         raise invalid(f"{source} has no tokenizer", "put the tokenizer's files beside the weights")
     shards = {path.name for path in folder.glob("*.safetensors")}
     for index in folder.glob("*.safetensors.index.json"):
-        missing = sorted(set(json.loads(index.read_text())["weight_map"].values()) - shards)
+        missing = sorted(_shards_of(index, source) - shards)
         if missing:
             raise invalid(f"{source}: {missing[0]} is missing ({len(missing)} in all)", "upload the missing weights")
     for name in sorted(shards):
         _check_weights(folder / name, source)
+
+
+def _shards_of(index: Path, source: str) -> set[str]:
+    try:
+        return set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise invalid(f"{source}: {index.name} is damaged: {error}", "upload the model again") from error
 
 
 def _read_config(folder: Path, source: str) -> dict[str, Any]:
