@@ -259,6 +259,14 @@ def escaping(folder: Path) -> None:
         (index_of_nothing, "model.safetensors.index.json is damaged"),
         (escaping, "leads out"),
         (lambda folder: (folder / "config.json").write_text("{"), "not valid JSON"),
+        (
+            lambda folder: (folder / "generation_config.json").write_text("{"),
+            "generation_config.json is not valid JSON",
+        ),
+        (
+            lambda folder: (folder / "generation_config.json").write_text("[]"),
+            "generation_config.json is not an object",
+        ),
     ],
 )
 def test_folder_that_is_no_tunable_model_is_refused(sources: Path, damage: Callable[[Path], None], text: str) -> None:

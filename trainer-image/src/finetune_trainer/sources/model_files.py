@@ -13,12 +13,13 @@ from safetensors import SafetensorError, safe_open
 from finetune_api.conditions import FailureReason
 from finetune_trainer.errors import UserInputError
 
+GENERATION = "generation_config.json"
 # Weights as safetensors, configuration and tokenizer as JSON or text. No code, no pickles, no subfolders.
 WANTED = (
     "*.safetensors",
     "*.safetensors.index.json",
     "config.json",
-    "generation_config.json",
+    GENERATION,
     "tokenizer*.json",
     "special_tokens_map.json",
     "added_tokens.json",
@@ -58,6 +59,8 @@ def wanted_files(names: Iterable[str], source: str) -> list[str]:
 def check_model_folder(folder: Path, source: str) -> None:
     """Raise UserInputError (ModelInvalid) unless the folder has a configuration, a tokenizer and whole weights."""
     config = _read_config(folder, source)
+    if (folder / GENERATION).exists():
+        _read_object(folder, GENERATION, source)
     if "model_type" not in config:
         raise invalid(f"{source}: config.json names no model_type", "name a folder in Hugging Face format")
     if config.get("quantization_config"):
@@ -82,14 +85,19 @@ def _shards_of(index: Path, source: str) -> set[str]:
 
 def _read_config(folder: Path, source: str) -> dict[str, Any]:
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return _read_object(folder, "config.json", source)
     except FileNotFoundError:
         raise invalid(f"{source} has no config.json", "name a folder in Hugging Face format") from None
+
+
+def _read_object(folder: Path, name: str, source: str) -> dict[str, Any]:
+    try:
+        content = json.loads((folder / name).read_text(encoding="utf-8"))
     except ValueError as error:
-        raise invalid(f"{source}: config.json is not valid JSON: {error}", "upload the model again") from error
-    if not isinstance(config, dict):
-        raise invalid(f"{source}: config.json is not an object", "upload the model again")
-    return config
+        raise invalid(f"{source}: {name} is not valid JSON: {error}", "upload the model again") from error
+    if not isinstance(content, dict):
+        raise invalid(f"{source}: {name} is not an object", "upload the model again")
+    return content
 
 
 def _check_weights(path: Path, source: str) -> None:
