@@ -39,6 +39,7 @@ TELLS = {
     "helm upgrade": "REVISION: 2",
     "helm template": f"{NAME}-prepare",
     "rollout restart": "restarted",
+    "patch finetunejob": "patched",
     "argocd-cm": "patched",
     "get finetunejobs": JOB,
     "{.status.run.failure}": "line 4 is broken",

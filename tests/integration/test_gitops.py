@@ -20,6 +20,7 @@ from tests.cluster.fixtures import leave_out
 from tests.integration.conftest import ROOT, JobApi
 from tests.life_states import states
 
+from finetune_api.troubleshooting import troubleshooting_page
 from finetune_operator.stages.pipeline import STAGES
 
 GITOPS = ROOT / "examples" / "gitops"
@@ -80,6 +81,11 @@ def test_every_state_has_its_judgement() -> None:
         each for state in STATES.values() for each in state["status"].get("conditions", ()) if each["type"] == "Ready"
     ]
     assert REASONS - {each["reason"] for each in ready} == set(), "a state that nobody has judged"
+
+
+def test_every_word_of_the_column_reason_is_explained() -> None:
+    page = troubleshooting_page()
+    assert [word for word in REASONS if f"`{word}`" not in page and f"### {word}\n" not in page] == []
 
 
 @pytest.mark.parametrize("name", STATES)

@@ -51,6 +51,10 @@ def test_the_advice_says_what_to_write(keys: tuple[str, ...], checks: list[str],
     assert "secret" not in advice(keys, *checks)
 
 
+def test_there_is_no_other_thing_to_do_where_nothing_is_said_before() -> None:
+    assert advice(("messages",), "missing_messages").startswith("correct these lines of faqs.csv")
+
+
 def test_of_two_files_each_is_named() -> None:
     findings = Findings()
     for file in ("train", "validation"):

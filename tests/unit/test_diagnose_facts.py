@@ -11,6 +11,7 @@ from finetune_api.conditions import FailureReason as Reason
 from finetune_api.conditions import Stage
 from finetune_api.reasons import REASONS
 from finetune_api.reports import StageFailure, Summary
+from finetune_operator import names
 from finetune_operator.advice import advice_for
 from finetune_operator.diagnose import (
     Finding,
@@ -230,6 +231,18 @@ def test_a_job_that_gave_up_says_why_its_last_pod_failed_and_how_often() -> None
     finding = job_failure(job("BackoffLimitExceeded", "limit", failed=4), pods, NOW)
     assert finding.reason is Reason.OUT_OF_MEMORY
     assert "4 times" in finding.message
+
+
+@pytest.mark.parametrize(
+    ("stage", "advice"),
+    [("Prepare", "Do that; then set a new spec.rerunToken to try again"), ("Poll", "Do that.")],
+)
+def test_a_run_that_ended_for_something_outside_says_how_to_begin_anew(stage: str, advice: str) -> None:
+    failed = job("BackoffLimitExceeded", "limit", failed=4)
+    failed["metadata"]["labels"] = {names.LABEL_STAGE: stage}
+    finding = job_failure(failed, [ended(1, message=said(Reason.SOURCE_UNAVAILABLE, "it does not answer"))], NOW)
+    assert finding.message == "it does not answer. It was tried 4 times."
+    assert finding.advice == advice
 
 
 @pytest.mark.parametrize(

@@ -44,12 +44,13 @@ REASONS: dict[Reason, ReasonFacts] = {
         Blame.INPUT,
         "The hub refuses the model: no such model, a licence to accept, or a wrong token.",
         "Check the source and revision, accept the model's licence on its hub, and put a token that may read it "
-        "into the Secret named in baseModel.secretRef.",
+        "into the Secret named in baseModel.secretRef; then set a new spec.rerunToken.",
     ),
     Reason.MODEL_INVALID: ReasonFacts(
         Blame.INPUT,
         "The folder is no model that can be tuned, or it has no safetensors weights.",
-        "Use a folder in Hugging Face format with config.json, a tokenizer and safetensors weights.",
+        "Use a folder in Hugging Face format with config.json, a tokenizer and safetensors weights; if only the files "
+        "changed, set a new spec.rerunToken.",
     ),
     Reason.SOURCE_UNAVAILABLE: ReasonFacts(
         Blame.INPUT,
@@ -248,7 +249,8 @@ REASONS: dict[Reason, ReasonFacts] = {
     Reason.NOT_READY: ReasonFacts(
         Blame.CLUSTER,
         "The server does not become ready.",
-        "Read the log of the server's pod; if it needs longer or more memory, raise serving.resources.",
+        "Read the log of the server's pod; if it needs more memory, raise serving.resources, if it needs longer, "
+        "serving.progressDeadlineSeconds.",
         waits=True,
     ),
     Reason.SMOKE_FAILED: ReasonFacts(

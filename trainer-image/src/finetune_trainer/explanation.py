@@ -35,7 +35,7 @@ def explain(error: BaseException) -> tuple[StageFailure, int]:
     if type(error).__name__ == "OutOfMemoryError":  # torch's, by name: the frame does not load torch
         advice = "use a GPU with more memory, a smaller maxLength, or a smaller model"
         return _failure(FailureReason.CUDA_OUT_OF_MEMORY, text, advice), ExitCode.GPU_OUT_OF_MEMORY
-    return _failure(FailureReason.SYSTEM_FAULT, text, "the stage is tried again; its log has the stack trace"), 1
+    return _failure(FailureReason.SYSTEM_FAULT, text, "read the log of the stage's pod, which has the stack trace"), 1
 
 
 def is_full(error: BaseException) -> bool:

@@ -12,6 +12,7 @@ from finetune_api.reasons import EXIT_REASONS, FINAL_CODES, REASONS
 from finetune_api.status import Failure
 from finetune_operator.admission import refusal_finding
 from finetune_operator.advice import advice_for
+from finetune_operator.conditions import sentence
 from finetune_operator.diagnose.chain import first_finding
 from finetune_operator.diagnose.facts import (
     current,
@@ -24,6 +25,7 @@ from finetune_operator.diagnose.facts import (
     terminated,
 )
 from finetune_operator.finding import Finding
+from finetune_operator.names import LABEL_STAGE, label
 from finetune_operator.plan import Manifest, PodRefusal
 from finetune_operator.times import parse_time
 
@@ -31,6 +33,9 @@ MESSAGE_LIMIT = 1024  # characters of a message that come from a cluster; enough
 ADVICE_LIMIT = 1024  # as status.py has it
 # How a Job ends that has no retry left; the others are those of a gang, which is counted by member.
 GAVE_UP = frozenset({"BackoffLimitExceeded", "MaxFailedIndexesExceeded", "FailedIndexes"})
+# What is put right outside of the job, and the stages with which a run ends: a look or an export is tried again later.
+OUTSIDE = frozenset({Reason.SOURCE_UNAVAILABLE, Reason.SYSTEM_FAULT})
+ENDING = frozenset({Stage.PREPARE, Stage.TRAIN, Stage.EVALUATE})
 # What the fall of one pod does to the others of its gang, and what is left when nothing else is known.
 CONSEQUENCES = frozenset({Reason.SYSTEM_FAULT, Reason.INTERRUPTED})
 
@@ -110,8 +115,16 @@ def job_failure(job: Manifest, pods: Sequence[Manifest], now: datetime) -> Findi
         return _from_condition(message)
     if condition.get("reason") in GAVE_UP:
         width = len({member(pod) for pod in pods})
-        return Finding(cause.reason, f"{cause.message} It was tried {ceil(_failed(job) / width)} times.", cause.advice)
+        text = f"{sentence(cause.message)} It was tried {ceil(_failed(job) / width)} times."
+        return Finding(cause.reason, text, _how_to_go_on(cause, job))
     return cause
+
+
+def _how_to_go_on(cause: Finding, job: Manifest) -> str:
+    """The advice, and how to begin anew where the run has ended and nothing in the job has to change."""
+    if not cause.advice or cause.reason not in OUTSIDE or label(job, LABEL_STAGE) not in ENDING:
+        return cause.advice
+    return f"{cause.advice.rstrip('.')}; then set a new spec.rerunToken to try again"
 
 
 def deployment_trouble(deployment: Manifest, pods: Sequence[Manifest], now: datetime) -> Finding | None:

@@ -111,7 +111,7 @@ def _download(
             raise
         raise TrainerError(
             f"evaluation.benchmarks, {wanted.task}: {repository.told} could not be fetched: {_words(error)}",
-            advice="it is tried again; see that the hub can be reached from the prepare pod",
+            advice="see that the hub can be reached from the prepare pod",
             reason=FailureReason.SOURCE_UNAVAILABLE,
         ) from error
     assert isinstance(found, DatasetDict)

@@ -29,7 +29,8 @@ def remedy(errors: Sequence[Finding], findings: Findings) -> str:
     if not missing or not keys:
         return lines
     lacking = [error.fault.check.removeprefix("missing_") for error in errors if error.file == missing]
-    return "; ".join([*_said(lacking, keys), f"or {lines} (the {missing} data has {plain_words(keys)})"])
+    said = list(_said(lacking, keys))
+    return "; ".join([*said, f"{'or ' if said else ''}{lines} (the {missing} data has {plain_words(keys)})"])
 
 
 def _said(lacking: Sequence[str], keys: Sequence[str]) -> Iterator[str]:

@@ -231,7 +231,7 @@ def _later(parts: SplitResult, what: str) -> TrainerError:
     """A server that does not answer now may do so later: a fault of the system, so that the stage is tried again."""
     return TrainerError(
         f"{_name(parts)}: {what}",
-        advice="it is tried again; see that the host can be reached from the prepare pod",
+        advice="see that the host can be reached from the prepare pod",
         reason=FailureReason.SOURCE_UNAVAILABLE,
     )
 

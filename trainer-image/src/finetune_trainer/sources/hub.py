@@ -194,7 +194,7 @@ def _later(name: str, error: Exception) -> TrainerError:
     """A hub that does not answer now may do so later: the stage ends with a fault of the system, and is tried again."""
     return TrainerError(
         f"{endpoint()} does not answer for {name}: {error}",
-        advice="it is tried again; see that the hub can be reached from the prepare pod, and HF_ENDPOINT is right",
+        advice="see that the hub can be reached from the prepare pod, and HF_ENDPOINT is right",
         reason=FailureReason.SOURCE_UNAVAILABLE,
     )
 

@@ -124,7 +124,7 @@ def _explained(location: S3, reason: FailureReason) -> Iterator[None]:
             raise UserInputError(f"{name}: {error}", advice=advice, reason=reason) from error
         raise TrainerError(
             f"{name}: {error}",
-            advice="it is tried again; see that the prepare pod can reach the server, and AWS_ENDPOINT_URL is right",
+            advice="see that the prepare pod can reach the server, and AWS_ENDPOINT_URL is right",
             reason=FailureReason.SOURCE_UNAVAILABLE,
         ) from error
     except ValueError as error:  # an endpoint that is no URL
