@@ -83,6 +83,8 @@ ONLY_NAMED = {
     "kubectl taint nodes NODE node.kubernetes.io/out-of-service=off:NoExecute",
     "kubectl delete node NODE",
     "make e2e-faults",
+    "make soak",
+    ".venv/bin/python -m pytest FILE",
 }
 STANDS_FOR = {"FILE": "job.yaml", "FOLDER": "examples/travel"}
 

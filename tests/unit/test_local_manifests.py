@@ -67,6 +67,18 @@ def test_a_name_is_good_where_the_api_server_takes_it(tmp_path: Path, name: str)
         ("epochs: 3", "Epochs: 3", 12, "did you mean epochs?"),
         ("epochs: 3", "epochs: 3000", 12, "spec.hyperparameters.epochs: 3000: "),
         ("epochs: 3", "epochs: many", 12, "spec.hyperparameters.epochs: 'many': "),
+        ("epochs: 3", "epochs: '3'", 12, "spec.hyperparameters.epochs: '3': write auto or a whole number"),
+        ("epochs: 3", "learningRate: 0.0002", 12, 'learningRate: 0.0002: write it in quotes: "0.0002"'),
+        ("epochs: 3", "learningRateMultiplier: 0.5", 12, 'Multiplier: 0.5: write it in quotes: "0.5"'),
+        ("epochs: 3", "seed: '3'", 12, "seed: '3': write it without quotes: 3"),
+        ("epochs: 3", "seed: three", 12, "seed: 'three': write a whole number"),
+        (
+            "  output:",
+            "  evaluation: {gate: {rules: [{metric: loss, minImprovement: 10}]}}\n  output:",
+            13,
+            'example "5%"',
+        ),
+        ("claimName: models", "claimName: My_Models", 14, "'My_Models': write lower-case letters"),
         ("baseModel:", "base_model:", 6, "spec.base_model: unknown field; did you mean baseModel?"),
         ("  output:\n    claimName: models\n", "", 5, "spec.output: missing"),
         ("claimName: models", "claimName: Models!", 14, "spec.output.claimName: 'Models!': "),
@@ -137,6 +149,13 @@ def test_a_namespace_given_by_flag_is_held_to_the_same_rule(tmp_path: Path) -> N
     (tmp_path / "job.yaml").write_text(GOOD)
     with pytest.raises(BadInput, match=r"metadata\.namespace: '\.\./x'"):
         manifests.read([str(tmp_path / "job.yaml")], namespace="../x")
+
+
+def test_a_mistake_is_named_once(tmp_path: Path) -> None:
+    """Also where a whole number or a text may stand, and the library complains of both."""
+    with pytest.raises(BadInput) as caught:
+        read(tmp_path, GOOD.replace("epochs: 3", "learningRateMultiplier: 0.5"))
+    assert len(caught.value.message.splitlines()) == 1
 
 
 def test_all_mistakes_are_named_at_once(tmp_path: Path) -> None:

@@ -76,8 +76,14 @@ Namespace = Annotated[
         help="Namespace of the job; default: the one in its file, or `default`.",
     ),
 ]
-Name = Annotated[str, typer.Argument(callback=_named, help="Name of the job.")]
-MaybeName = Annotated[str | None, typer.Argument(callback=_named, help="Name of the job; all jobs without one.")]
+NamespaceOfName = Annotated[
+    str | None,
+    typer.Option("-n", "--namespace", callback=_in_namespace, help="Namespace of the job, if not `default`."),
+]
+Name = Annotated[str, typer.Argument(metavar="NAME", callback=_named, help="Name of the job.")]
+MaybeName = Annotated[
+    str | None, typer.Argument(metavar="NAME", callback=_named, help="Name of the job; all jobs without one.")
+]
 Job = Annotated[
     str | None,
     typer.Argument(metavar="JOB", help="The job's file, or the name of a job that was run here before."),
@@ -97,7 +103,7 @@ def _show_version(wanted: bool) -> None:
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print it.")
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and end.")
     ] = False,
 ) -> None:
     """Fine-tune a language model on this machine, from the same FineTuneJob as on a cluster."""
@@ -122,8 +128,8 @@ def run(name: Job = None, files: Files = None, claim: Claims = None, namespace: 
 
 
 @app.command()
-def status(name: MaybeName = None, namespace: Namespace = None, output: Format = Output.TABLE) -> None:
-    """Show a job, or all of them."""
+def status(name: MaybeName = None, namespace: NamespaceOfName = None, output: Format = Output.TABLE) -> None:
+    """Show a job, or all of them, and what to do next."""
     from finetune_operator.cli import commands
 
     commands.status(name, namespace, output)
@@ -133,10 +139,13 @@ def status(name: MaybeName = None, namespace: Namespace = None, output: Format =
 def logs(
     name: Name,
     stage: Annotated[
-        StageName | None, typer.Option("--stage", case_sensitive=False, help="Default: the newest.")
+        StageName | None,
+        typer.Option("--stage", case_sensitive=False, help="Of this stage; default: the newest log of all."),
     ] = None,
-    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on while something works on the job.")] = False,
-    namespace: Namespace = None,
+    follow: Annotated[
+        bool, typer.Option("-f", "--follow", help="Wait for more while something works on the job.")
+    ] = False,
+    namespace: NamespaceOfName = None,
 ) -> None:
     """Print the newest log of a job."""
     from finetune_operator.cli import commands
@@ -150,7 +159,7 @@ def chat(
     prompt: Annotated[
         list[str] | None, typer.Option("--prompt", "-p", help="Ask this and end. May be repeated.")
     ] = None,
-    namespace: Namespace = None,
+    namespace: NamespaceOfName = None,
 ) -> None:
     """Ask base (before training) and tuned model (after) side by side. Every question stands by itself."""
     from finetune_operator.cli import commands
@@ -159,7 +168,7 @@ def chat(
 
 
 @app.command()
-def serve(name: Name, port: Port = None, namespace: Namespace = None) -> None:
+def serve(name: Name, port: Port = None, namespace: NamespaceOfName = None) -> None:
     """Serve the model over the OpenAI API, on this machine, until Ctrl-C."""
     from finetune_operator.cli import commands
 
@@ -171,7 +180,7 @@ def report(
     name: Name,
     run: Annotated[int | None, typer.Option("--run", min=1, help="Number of the run; default: the newest.")] = None,
     card: Annotated[bool, typer.Option("--card", help="Print the model card (Markdown) in its place.")] = False,
-    namespace: Namespace = None,
+    namespace: NamespaceOfName = None,
 ) -> None:
     """Open the report of a run: figures, answers side by side, curves, data, lineage. Where no browser is, its path."""
     from finetune_operator.cli import commands
@@ -182,11 +191,11 @@ def report(
 @app.command()
 def delete(
     name: Name,
-    artifacts: Annotated[bool, typer.Option("--artifacts", help="The runs with their models, too.")] = False,
+    artifacts: Annotated[bool, typer.Option("--artifacts", help="Remove its runs with their models, too.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask before models are removed.")] = False,
-    namespace: Namespace = None,
+    namespace: NamespaceOfName = None,
 ) -> None:
-    """Forget a job. Its models stay unless asked."""
+    """Forget a job. Its models stay, unless --artifacts is given."""
     from finetune_operator.cli import commands
 
     commands.delete(name, namespace, artifacts=artifacts, yes=yes)

@@ -14,6 +14,7 @@ import yaml
 from pydantic import ValidationError
 
 from finetune_api import API_VERSION, KIND
+from finetune_api.fields import NAME, PERCENT
 from finetune_api.job import FineTuneJob
 from finetune_api.spec import FineTuneJobSpec
 from finetune_operator.local.data_files import refuse_data
@@ -27,6 +28,11 @@ SUBDOMAIN = r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*"
 NAME_LENGTH = 253
 LABEL = r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"  # a namespace's name
 DATA_KEY = r"(?!\.\.?$)[-._a-zA-Z0-9]{1,253}"  # becomes the name of a file
+# What these patterns ask for, in words.
+FORMS = {
+    PERCENT: 'write a share in percent, for example "5%"',
+    NAME: "write lower-case letters, digits, dashes and dots, for example travel-models",
+}
 SOURCE_FORMS = (
     "write pvc://CLAIM/PATH for what lies on this machine (--claim CLAIM=FOLDER says where), or hf://OWNER/NAME, "
     "s3://BUCKET/KEY"
@@ -94,7 +100,8 @@ def parse_job(document: Document, namespace: str | None = None) -> FineTuneJob:
     try:
         spec = FineTuneJobSpec.model_validate(content.get("spec") or {}, by_alias=True, by_name=False)
     except ValidationError as error:
-        problems += [_problem(document, detail) for detail in error.errors(include_url=False)]
+        # A number where a whole one or a text may stand is told twice, in the same words.
+        problems += dict.fromkeys(_problem(document, detail) for detail in error.errors(include_url=False))
     if problems:
         raise BadInput(
             "\n".join(problems), f"every field is described in docs/reference.md and by `kubectl explain {KIND}.spec`"
@@ -283,7 +290,7 @@ def _yaml_path(document: Document, loc: Sequence[str | int]) -> list[str | int]:
 
 
 def _words(detail: Mapping[str, Any], path: Sequence[str | int]) -> str:
-    kind, message = detail["type"], str(detail["msg"]).removeprefix("Value error, ")
+    kind, message = detail["type"], _without_its_place(str(detail["msg"]).removeprefix("Value error, "), path)
     if kind == "extra_forbidden":
         return f"unknown field{meant(str(path[-1]), _fields(path[:-1]))}"
     if kind == "missing":
@@ -291,6 +298,8 @@ def _words(detail: Mapping[str, Any], path: Sequence[str | int]) -> str:
     if kind in ("value_error", "assertion_error"):
         return message
     given = f"{detail['input']!r}: "
+    if form := _form(kind, detail, path):
+        return f"{given}{form}"
     if kind == "enum":
         near = nearest(str(detail["input"]), re.findall("'([^']+)'", detail["ctx"]["expected"]))
         return f"{given}write one of {detail['ctx']['expected']}" + (f"; did you mean {near}?" if near else "")
@@ -301,14 +310,41 @@ def _words(detail: Mapping[str, Any], path: Sequence[str | int]) -> str:
     return f"{given}{message[:1].lower()}{message[1:]}"
 
 
+def _without_its_place(message: str, path: Sequence[str | int]) -> str:
+    """Rules that the API server has, too, begin with their field, which we have said already."""
+    head, separator, rest = message.partition(": ")
+    return rest if separator and ".".join(map(str, path)).endswith(head) else message
+
+
+def _form(kind: str, detail: Mapping[str, Any], path: Sequence[str | int]) -> str:
+    """What to write in place of a number, a text, or a name in a wrong form; empty for other mistakes."""
+    value, asked = detail["input"], FORMS.get(_pattern(path), "")
+    if kind in ("string_type", "int_type") and type(value) in (int, float):
+        return asked or f'write it in quotes: "{value}"'
+    if kind == "int_type" and isinstance(value, str):
+        return f"write it without quotes: {value}" if value.isdecimal() else "write a whole number"
+    return asked if kind == "string_pattern_mismatch" else ""
+
+
 def _fields(path: Sequence[str | int]) -> list[str]:
-    """The fields that may stand below this path, from the schema that the API server has, too."""
+    """The fields that may stand below this path."""
+    return list(_schema(path).get("properties", {}))
+
+
+def _pattern(path: Sequence[str | int]) -> str:
+    """Of a text; empty where it has none."""
+    here = _schema(path)
+    return next((part["pattern"] for part in (here, *here.get("anyOf", ())) if "pattern" in part), "")
+
+
+def _schema(path: Sequence[str | int]) -> dict[str, Any]:
+    """Of the value at this path, as the API server has it, too."""
     schema = FineTuneJobSpec.model_json_schema(by_alias=True)
     here: dict[str, Any] = schema
     for step in path[1:]:
         here = _resolved(here, schema)
         here = here.get("items", {}) if isinstance(step, int) else here.get("properties", {}).get(step, {})
-    return list(_resolved(here, schema).get("properties", {}))
+    return _resolved(here, schema)
 
 
 def _resolved(part: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
