@@ -180,7 +180,8 @@ def _reasons() -> str:
     return (
         "## Reasons of a failure\n\nThe status has the advice, too, sharpened where the message says more. "
         "*Input* and *Training* are for the job's author, *Cluster* for who runs the cluster. *Waits*: it is told "
-        "while it lasts; the others end the run.\n\n"
+        "while it lasts; the others end the run, unless they are about a schedule, a look at the data, an export, or "
+        "serving.run. What mostly lies behind each: [troubleshooting](troubleshooting.md).\n\n"
         "| reason | whose | meaning | what to do |\n|---|---|---|---|\n" + rows + "\n"
     )
 
