@@ -51,6 +51,7 @@ TELLS = {
     '.status.conditions[?(@.type=="DatasetPolled")]': "no such bucket",
     "get nodes": "the-node",
     "get pods": "the-pod",
+    "describe finetunejob": JOB,
     "describe pods": "the-pod",
     "get persistentvolumeclaims": "the-claim",
     "get jobs": "the-job",
