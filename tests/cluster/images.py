@@ -9,7 +9,6 @@ from __future__ import annotations
 import ast
 import hashlib
 import os
-import shutil
 import sys
 import tempfile
 import time
@@ -159,7 +158,7 @@ def _base(name: str, packages: str) -> str:
 
 
 def _archived(image: str, short_name: str) -> Image:
-    """The image as a file; older files of the same image are removed but for the newest."""
+    """The image as a file; older ones of the same name are removed, but for the newest."""
     target = _archive_path(image)
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -169,7 +168,16 @@ def _archived(image: str, short_name: str) -> Image:
         others = sorted(target.parent.glob(f"{short_name}-*.tar"), key=lambda path: path.stat().st_mtime)
         for old in others[:-KEPT_ARCHIVES]:
             old.unlink(missing_ok=True)
+        _remove_unarchived(short_name)
     return Image(image, target)
+
+
+def _remove_unarchived(short_name: str) -> None:
+    """Removes the images of which no file is kept. What they share with others, and the layers of a build, stay."""
+    found = _buildah("images", "--format", "{{.Name}}:{{.Tag}}").split()
+    old = [each for each in found if each.startswith(f"localhost/{short_name}:") and not _archive_path(each).exists()]
+    if old:
+        _buildah("rmi", *old)
 
 
 def _archive_path(image: str) -> Path:
@@ -247,9 +255,3 @@ def _pip_settings(scratch: Path) -> tuple[Path, list[Path]]:
     lines = [f"{name} = {' '.join(value.split())}" for name, value in sorted(options.items())]
     target.write_text("\n".join(["[global]", *lines, ""]))
     return target, folders
-
-
-def remove_all() -> None:
-    """Forgets every image, base and archive."""
-    shutil.rmtree(binaries.cache_root() / "images", ignore_errors=True)
-    _buildah("rmi", "--all", "--force")
