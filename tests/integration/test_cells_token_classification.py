@@ -14,6 +14,7 @@ from tests.tiny_encoders import make_tiny_encoder
 from tests.tiny_roberta import make_tiny_roberta
 from tests.tiny_seq2seq import make_tiny_seq2seq
 from tests.trained_runs import one_thread
+from transformers import AutoModelForTokenClassification, AutoTokenizer
 
 from finetune_api.conditions import FailureReason
 from finetune_api.spec import MethodType, Task
@@ -101,6 +102,18 @@ def test_every_method_learns_tags_and_serves_them(models: Path, tmp_path: Path, 
     sample = cell.report.samples[0]
     assert " = " in sample.expected
     assert sample.tuned == sample.expected
+
+
+@pytest.mark.parametrize("method", [MethodType.LORA, MethodType.FULL])
+def test_a_base_that_was_a_tagger_of_other_labels(models: Path, tmp_path: Path, method: MethodType) -> None:
+    folder = tmp_path / "models" / "tiny"
+    AutoModelForTokenClassification.from_pretrained(models / "tiny", num_labels=9).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(models / "tiny").save_pretrained(folder)
+    cell = run_cell(tmp_path, folder.parent, TASK, method, tagged(150, seed=1), tagged(30, seed=2))
+    assert_better(cell)
+    with served(cell.context) as client:
+        text = asked(client, ROUTE, "Mia Vogel left Oslo")[0]
+    assert [(one["text"], one["label"]) for one in text["entities"]] == [("Mia Vogel", "PER"), ("Oslo", "LOC")]
 
 
 def test_texts_with_spans_and_texts_longer_than_the_model_reads(models: Path, tmp_path: Path) -> None:

@@ -153,6 +153,17 @@ def test_a_pad_token_that_is_the_end_of_text_does_not_hide_the_end(tmp_path: Pat
         assert learned.count(tokenizer.eos_token_id) == 1
 
 
+@pytest.mark.parametrize("task", [Task.CHAT, Task.PREFERENCE])
+def test_a_tokenizer_with_neither_padding_nor_end_is_refused(tmp_path: Path, models: Path, task: Task) -> None:
+    """Its model ends answers by generation_config.json; a batch would have nothing to be filled up with."""
+    folder = altered(models, tmp_path, pad_token=None, eos_token=None)
+    summary = prepare(tmp_path, folder.parent, task, CHATS)
+    assert summary.failure is not None
+    assert summary.failure.reason is FailureReason.MODEL_INVALID
+    assert "neither a pad_token nor an eos_token" in summary.failure.message
+    assert "tokenizer_config.json" in summary.failure.advice
+
+
 @pytest.mark.parametrize(
     ("kind", "task", "says", "remedy"),
     [

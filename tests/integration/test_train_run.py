@@ -284,6 +284,21 @@ def test_full_training_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert (config.adapter_dir, config.tuned_dir) == (None, context.model_dir)
 
 
+def test_generation_settings_are_kept_as_the_base_came_with_them(tmp_path: Path) -> None:
+    """Some models name a temperature and do not sample, which transformers saves only where nobody has changed it."""
+    context = make_run(tmp_path, method=MethodType.FULL)
+    settings = {"eos_token_id": 1, "temperature": 0.9, "top_p": 0.6}
+    (tmp_path / BASE / "generation_config.json").write_text(json.dumps(settings))
+    artifacts.finish(tmp_path / BASE)
+    train.run(context)
+    kept = json.loads((context.model_dir / "generation_config.json").read_text())
+    assert {name: kept.get(name) for name in ("temperature", "top_p", "do_sample")} == {
+        "temperature": 0.9,
+        "top_p": 0.6,
+        "do_sample": None,
+    }
+
+
 def test_done_but_not_yet_verified(tmp_path: Path, uninterrupted: tuple[StageContext, Summary]) -> None:
     """Killed after the last step: the next attempt trains nothing more and finishes the model."""
     context = make_run(tmp_path)

@@ -101,6 +101,13 @@ class Causal:
                 advice="set spec.task to Seq2Seq, with source and target, or use a model such as Llama or Qwen",
                 reason=FailureReason.MODEL_INVALID,
             )
+        if tokenizer.pad_token_id is None and tokenizer.eos_token_id is None:
+            raise UserInputError(
+                f"{source}: the tokenizer has neither a pad_token nor an eos_token, so that shorter examples of a batch "
+                "could not be filled up",
+                advice="set eos_token in the model's tokenizer_config.json to the token that ends an answer",
+                reason=FailureReason.MODEL_INVALID,
+            )
         encoder = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
         for name in config.architectures or []:
             if name.endswith(NOT_GENERATING) or (encoder and not name.endswith(GENERATING)):

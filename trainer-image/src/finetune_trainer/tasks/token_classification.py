@@ -236,7 +236,12 @@ class TokenClassification:
 
     def model_options(self, facts: Facts) -> dict[str, Any]:
         names = dict(enumerate(facts.labels))
-        return {"num_labels": len(names), "id2label": names, "label2id": {name: index for index, name in names.items()}}
+        return {
+            "num_labels": len(names),
+            "id2label": names,
+            "label2id": {name: index for index, name in names.items()},
+            "ignore_mismatched_sizes": True,  # a base that was a tagger of other labels begins with a fresh head
+        }
 
     def example_format(
         self, tokenizer: PreTrainedTokenizerBase, stop_ids: frozenset[int], special: re.Pattern[str]

@@ -272,6 +272,7 @@ class Checkpointing(Trainer):  # type: ignore[misc]  # untyped library
         if first and folder.exists():  # left unfinished by an attempt that was killed, or passed over as damaged
             shutil.rmtree(folder)
         self._group.barrier()
+        _take_settings(self.model)
         with checkpoints.full_volume_named(folder.parent):
             super()._save_checkpoint(model, trial)
         self._group.barrier()
@@ -284,6 +285,15 @@ class Checkpointing(Trainer):  # type: ignore[misc]  # untyped library
         self._progress.checkpoint_saved(step, seconds)
         self._clock += seconds
         self._stop.check(f"checkpoint saved at step {step} of {self.state.max_steps}", self._progress.values)
+
+
+def _take_settings(model: PreTrainedModel) -> None:
+    """Let generation settings be saved as the base came with them. transformers refuses what it calls invalid (some
+    models name a temperature and do not sample) unless nothing was changed since it was loaded; but by now it and TRL
+    have entered the tokenizer's padding."""
+    settings = getattr(model, "generation_config", None)
+    if settings is not None:
+        settings._original_object_hash = hash(settings)
 
 
 def _ignored(value: Any) -> Any:
