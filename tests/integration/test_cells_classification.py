@@ -21,6 +21,7 @@ from tests.cells import Cell, asked, run_cell, served
 from tests.prepared_runs import Laptop, lines
 from tests.tiny_encoders import make_tiny_encoder
 from tests.tiny_models import make_tiny_chat_model, make_tiny_tokenizer
+from tests.tiny_roberta import make_tiny_roberta
 from tests.tiny_seq2seq import make_tiny_seq2seq
 from tests.trained_runs import one_thread
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
@@ -153,6 +154,22 @@ def test_a_decoder_can_classify(tmp_path: Path, method: MethodType) -> None:
     assert right(cell, [row["text"] for row in held], [row["label"] for row in held]) == pytest.approx(
         cell.value("tuned", "accuracy")
     )
+
+
+def test_texts_longer_than_the_positions_of_a_model_whose_tokenizer_knows_no_limit(tmp_path: Path) -> None:
+    """RoBERTa has two positions more than it takes tokens; many of the hub come without model_max_length."""
+    folder = make_tiny_roberta(tmp_path / "models" / "tiny", ["the my is was late please invoice parcel password"])
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    del settings["model_max_length"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    train, held = ([{**row, "text": " ".join([row["text"]] * 50)} for row in one_label(n, seed=n)] for n in (24, 6))
+    cell = run_cell(tmp_path, folder.parent, TASK, MethodType.LORA, train, held, epochs=1, lost=100)
+    assert cell.prepared.resolved is not None
+    assert cell.prepared.resolved.max_length == 128
+    with served(cell.context) as client:
+        answer = client.post(ROUTE, content=json.dumps({"model": "travel", "input": "the " * 127}))
+    assert answer.status_code == 400
+    assert "128" in answer.text
 
 
 @pytest.mark.parametrize("method", [MethodType.LORA, MethodType.FULL])

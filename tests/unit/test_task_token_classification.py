@@ -19,6 +19,8 @@ from transformers import (
     AutoModelForTokenClassification,
     AutoTokenizer,
     BertConfig,
+    CamembertConfig,
+    MPNetConfig,
     RobertaConfig,
     T5Config,
 )
@@ -287,6 +289,8 @@ def test_labels_with_hyphens_stay_whole() -> None:
         (BertConfig(max_position_embeddings=64), 128, 64),
         (BertConfig(max_position_embeddings=512), 128, 128),
         (RobertaConfig(max_position_embeddings=514, pad_token_id=1), 10**30, 512),
+        (CamembertConfig(max_position_embeddings=514, pad_token_id=1), 10**30, 512),
+        (MPNetConfig(max_position_embeddings=514, pad_token_id=1), 10**30, 512),
         (T5Config(), 10**30, windows.UNKNOWN_LIMIT),
     ],
 )

@@ -6,12 +6,13 @@ import json
 from typing import Any
 
 import pytest
-from tests.tiny_models import ASSISTANT, CHAT_TEMPLATE, END, USER, make_tiny_tokenizer
+from tests.tiny_models import ASSISTANT, CHAT_TEMPLATE, END, SYSTEM, USER, make_tiny_tokenizer
+from tokenizers import processors
 
 from finetune_trainer.data.examples import special_tokens
 from finetune_trainer.evaluation.questions import question
-from finetune_trainer.masking import IGNORED
-from finetune_trainer.messages import template_abilities
+from finetune_trainer.masking import IGNORED, mask_completions
+from finetune_trainer.messages import prompt_ids, template_abilities
 from finetune_trainer.serving.prompts import render_chat
 from finetune_trainer.serving.protocol import ChatRequest, parse
 from finetune_trainer.tasks.chat import Chat
@@ -64,6 +65,23 @@ def test_training_evaluation_and_server_read_the_same_tokens(template: str, mess
     assert tokenizer.decode(served) == tokenizer.decode(asked.row["input_ids"])
     assert served == asked.row["input_ids"]
     assert served == prompt
+
+
+@pytest.mark.parametrize("around", ["$A", "<|user|> $A", "<|user|> <|system|> $A", "<|user|> $A <|end|>"])
+def test_a_prompt_that_is_completed_is_read_as_it_was_learned(around: str) -> None:
+    """Whatever the tokenizer puts before a text, which need be no bos_token; an end behind it would end the prompt."""
+    tokenizer = make_tiny_tokenizer()
+    special = [(token, tokenizer.convert_tokens_to_ids(token)) for token in (USER, SYSTEM, END)]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single=around, special_tokens=special)
+    (masked,) = mask_completions(tokenizer, [("The harbour", " is quiet.")])
+    read = [token for token, label in zip(masked.input_ids, masked.labels, strict=True) if label == IGNORED]
+    asked = question({"prompt": "The harbour", "completion": " is quiet."}, tokenizer, 10**6)
+    assert asked is not None
+    assert asked.row["input_ids"] == prompt_ids(tokenizer, "The harbour") == read
+    assert tokenizer.decode(read).endswith("The harbour")
+    assert len(read) == len(tokenizer("The harbour", add_special_tokens=False)["input_ids"]) + around.count(" ") - (
+        around.endswith("<|end|>")
+    )
 
 
 def test_a_name_cannot_forge_a_turn() -> None:

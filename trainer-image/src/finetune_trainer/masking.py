@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from finetune_trainer.data.problems import EncodingError
-from finetune_trainer.messages import render
+from finetune_trainer.messages import begin_ids, render
 
 T = TypeVar("T")
 IGNORED = -100  # the index that PyTorch's cross entropy leaves out
@@ -146,7 +146,7 @@ def trainable(messages: Sequence[Mapping[str, Any]]) -> list[int]:
 def mask_completion(tokenizer: Any, prompt: str, completion: str) -> MaskedTokens:
     """Tokens of prompt and completion; trained on are the completion and the end-of-sequence token after it.
 
-    The prompt is tokenised as a server tokenises it, with the beginning-of-sequence token where the model has one.
+    The prompt is tokenised as a server tokenises it, with what the tokenizer puts before every text.
     Raises EncodingError when the tokenizer has no end-of-sequence token.
     """
     return _or_raise(mask_completions(tokenizer, [(prompt, completion)])[0])
@@ -158,7 +158,7 @@ def mask_completions(tokenizer: Any, pairs: Sequence[tuple[str, str]]) -> list[M
     if end is None:
         text = "the model's tokenizer has no end-of-sequence token, so nothing would stop it"
         return [EncodingError("end_of_turn", text) for _ in pairs]
-    begin = _begin_ids(tokenizer)
+    begin = begin_ids(tokenizer)
     prompts = _ids(tokenizer, [prompt for prompt, _ in pairs])
     joint = _ids(tokenizer, [prompt + completion for prompt, completion in pairs])
     # Where a token lies across the border the server will tokenise the prompt alone, and so do we.
@@ -215,8 +215,3 @@ def _agreement(one: str, other: str) -> int:
         if left != right:
             return position
     return min(len(one), len(other))
-
-
-def _begin_ids(tokenizer: Any) -> list[int]:
-    first = tokenizer("a")["input_ids"][:1]
-    return list(first) if first and first[0] == tokenizer.bos_token_id else []

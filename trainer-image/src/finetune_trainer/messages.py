@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 
@@ -98,6 +99,19 @@ def render(
     text = tokenizer.apply_chat_template(shown, tools=tools, tokenize=False, add_generation_prompt=prompt)
     assert isinstance(text, str)
     return text
+
+
+def begin_ids(tokenizer: Any) -> list[int]:
+    """The tokens that the tokenizer puts before every text: none, a beginning of sequence, or several (GLM)."""
+    found = tokenizer("a", return_special_tokens_mask=True)
+    pairs = zip(found["input_ids"], found["special_tokens_mask"], strict=True)
+    return [token for token, _ in takewhile(lambda pair: pair[1], pairs)]
+
+
+def prompt_ids(tokenizer: Any, text: str) -> list[int]:
+    """The ids of a text that a model goes on from: with what the tokenizer puts before it, and without the end that
+    some put behind it, after which there would be nothing to go on with."""
+    return [*begin_ids(tokenizer), *encode_rendered(tokenizer, text)]
 
 
 def encode_rendered(tokenizer: Any, text: str) -> list[int]:

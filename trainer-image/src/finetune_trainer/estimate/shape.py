@@ -24,6 +24,7 @@ from finetune_trainer.methods.kind import BYTES, FLOAT32, Precision
 from finetune_trainer.methods.low_rank import lora_config
 from finetune_trainer.methods.table import METHODS
 from finetune_trainer.tasks.kind import TaskKind
+from finetune_trainer.tasks.windows import positions
 from finetune_trainer.training import packed_attention
 from finetune_trainer.training.packable import separates_packed
 
@@ -163,10 +164,10 @@ def _layers(config: Any) -> int:
 
 
 def _context(config: Any, tokenizer: PreTrainedTokenizerBase, *, decoder: bool) -> int:
-    """Tokens, 0 when the model has no limit. Some encoders have more positions than they take tokens, which their
-    tokenizers know."""
-    positions = getattr(config, "max_position_embeddings", None) or 0
-    return positions if decoder or not positions else min(positions, tokenizer.model_max_length)
+    """Tokens, 0 when the model has no limit. Some encoders take fewer tokens than they have positions for, which
+    their tokenizers know."""
+    places = positions(config) or 0
+    return places if decoder or not places else min(places, tokenizer.model_max_length)
 
 
 def _refuse_grown(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, source: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from finetune_api.evaluation import ANSWER_TOKENS
-from finetune_trainer.messages import encode_rendered, render
+from finetune_trainer.messages import encode_rendered, prompt_ids, render
 from finetune_trainer.tasks.kind import Question
 
 
@@ -64,7 +64,7 @@ def question(
     It fits when it leaves room for an answer of `answer_tokens` in a context of `context` tokens.
     """
     if "messages" not in example:
-        tokens = tokenizer(example["prompt"], verbose=False)["input_ids"]
+        tokens = prompt_ids(tokenizer, example["prompt"])
         # There are none for an empty prompt without a start token.
         if not tokens:
             return None

@@ -95,7 +95,8 @@ async def tokenize(model: ServedModel, wanted: ChatRequest | CompletionRequest) 
                 abilities = template_abilities(model.tokenizer)
                 messages = [one.to_template(abilities) for one in wanted.messages]
                 return [render_chat(model.tokenizer, messages, wanted.offered)]
-            return [encode(model.tokenizer, prompt, add_special_tokens=True) for prompt in wanted.prompts]
+            goes_on = not isinstance(model.lane, Seq2SeqLane)
+            return [encode(model.tokenizer, prompt, goes_on=goes_on) for prompt in wanted.prompts]
 
     return await anyio.to_thread.run_sync(work)
 

@@ -15,6 +15,7 @@ from finetune_trainer.serving.predictor import PredictModel
 from finetune_trainer.serving.weights import load_tokenizer, pick_device
 from finetune_trainer.tasks.classification_text import tell_padding
 from finetune_trainer.tasks.kind import Facts, TaskKind
+from finetune_trainer.tasks.windows import positions
 from finetune_trainer.training.device import computing_precision
 
 logger = logging.getLogger(__name__)
@@ -60,6 +61,6 @@ def _load(folder: Path, config: ServerConfig, kind: TaskKind, facts: Facts, devi
 
 
 def _context(module: PreTrainedModel, tokenizer: Any, most: int | None) -> int:
-    """Tokens of a text. The tokenizer knows better where a model counts its positions from another number than 0."""
-    built_for = getattr(module.config.get_text_config(), "max_position_embeddings", None)
+    """Tokens of a text. Some models take fewer than they have positions for, which their tokenizers know."""
+    built_for = positions(module.config.get_text_config())
     return int(min(built_for or MOST_CONTEXT, tokenizer.model_max_length, most or MOST_CONTEXT, MOST_CONTEXT))

@@ -68,7 +68,7 @@ class Question:
             ids = (
                 render_chat(model.tokenizer, [{"role": "user", "content": self.prompt}])
                 if self.chat
-                else encode(model.tokenizer, self.prompt, add_special_tokens=True)
+                else encode(model.tokenizer, self.prompt, goes_on=not isinstance(model.lane, Seq2SeqLane))
             )
         except ApiError as error:
             raise SmokeFailedError(f"the model cannot be asked: {error}") from error

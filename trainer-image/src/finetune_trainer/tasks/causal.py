@@ -103,8 +103,8 @@ class Causal:
             )
         if tokenizer.pad_token_id is None and tokenizer.eos_token_id is None:
             raise UserInputError(
-                f"{source}: the tokenizer has neither a pad_token nor an eos_token, so that shorter examples of a batch "
-                "could not be filled up",
+                f"{source}: the tokenizer has neither a pad_token nor an eos_token, so that shorter examples of a "
+                "batch could not be filled up",
                 advice="set eos_token in the model's tokenizer_config.json to the token that ends an answer",
                 reason=FailureReason.MODEL_INVALID,
             )

@@ -26,6 +26,19 @@ from finetune_trainer.tasks.kind import Row, no_interruption
 
 UNKNOWN_LIMIT = 512  # tokens, where neither model nor tokenizer names a limit: what encoders are trained with
 OVERLAP = 3  # a third of a window is read again in the next one
+# RoBERTa and its kin count positions from the padding id on: 514 positions are 512 tokens.
+BEHIND_PADDING = (
+    "roberta",
+    "camembert",
+    "mpnet",
+    "longformer",
+    "data2vec-text",
+    "ibert",
+    "luke",
+    "xmod",
+    "lilt",
+    "esm",
+)
 LEAST_ROOM = 8  # tokens of the text that must fit beside a question
 BATCH_TOKENS = 8192  # padded tokens of a batch: bounds the activations
 
@@ -88,15 +101,18 @@ def require_encoder(config: Any, mapping: Any, source: str, use: str) -> None:
         )
 
 
+def positions(config: Any) -> int | None:
+    """Tokens for which the model has positions; None where it names no limit."""
+    found = getattr(config, "max_position_embeddings", None)
+    if not found:
+        return None
+    behind = any(name in config.model_type for name in BEHIND_PADDING)
+    return int(found) - ((config.pad_token_id or 0) + 1 if behind else 0)
+
+
 def context_limit(config: AutoConfig, tokenizer: PreTrainedTokenizerBase) -> int:
     """Tokens that the model reads at once, special tokens included."""
-    known = [tokenizer.model_max_length]
-    positions = getattr(config, "max_position_embeddings", None)
-    if positions:
-        # RoBERTa and its kin count positions from the padding id on: 514 positions are 512 tokens.
-        counted_from = (config.pad_token_id or 0) + 1 if "roberta" in config.model_type else 0
-        known.append(positions - counted_from)
-    limit = int(min(known))
+    limit = int(min(positions(config) or tokenizer.model_max_length, tokenizer.model_max_length))
     return limit if limit < 10**6 else UNKNOWN_LIMIT  # tokenizers say 10**30 when they do not know
 
 
