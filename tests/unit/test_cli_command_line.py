@@ -117,6 +117,20 @@ def test_delete_keeps_models_unless_asked(tmp_path: Path) -> None:
     assert not model.exists()
 
 
+def test_what_jobs_share_stays_when_a_job_of_that_name_is_deleted(tmp_path: Path) -> None:
+    store, job = Store(tmp_path / "home"), scaled_down(served_job("models"))
+    store.save(job)
+    base, run = (
+        store.artifacts / "team-a" / "models" / "tiny@ab",
+        store.artifacts / "team-a" / "models" / "runs" / "1-ab",
+    )
+    for folder in (base, run):
+        folder.mkdir(parents=True)
+    finetune(tmp_path, "delete", "models", "-n", "team-a", "--artifacts", "--yes")
+    assert not run.exists()
+    assert base.exists()
+
+
 @pytest.mark.parametrize(
     ("example", "shown"),
     [

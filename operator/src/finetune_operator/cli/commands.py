@@ -19,6 +19,7 @@ from finetune_api.conditions import ConditionType, Stage
 from finetune_api.job import FineTuneJob
 from finetune_api.reasons import INPUT_REASONS
 from finetune_api.status import EndpointStatus
+from finetune_operator import names
 from finetune_operator.cli import chat as chatting
 from finetune_operator.cli import objects, report, words
 from finetune_operator.cli.asking import route_of
@@ -310,8 +311,8 @@ def delete(name: str, namespace: str | None, *, artifacts: bool, yes: bool) -> N
             raise BadInput("models are removed only when somebody says so", "there is no terminal to ask: add --yes")
         for path in paths:
             console.print(f"removes {escape(str(path))}", highlight=False, soft_wrap=True)
-        kept = store.artifacts / job.metadata.namespace / name
-        for run_folder in sorted((kept / "runs").glob("*-*")) if artifacts else ():
+        kept = store.artifacts / names.runs_folder(job.metadata.namespace, name)
+        for run_folder in sorted(kept.glob("*-*")) if artifacts else ():
             amount = words.size(sum(path.lstat().st_size for path in run_folder.rglob("*") if not path.is_dir()))
             console.print(f"        run {run_folder.name.partition('-')[0]}, {amount}", highlight=False)
         if kept.exists() and not artifacts:

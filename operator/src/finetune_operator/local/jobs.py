@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -164,7 +165,7 @@ def removable(store: Store, job: FineTuneJob, *, artifacts: bool) -> list[Path]:
     namespace, name = job.metadata.namespace, job.metadata.name
     paths = [store.object_path(namespace, name), store.children_path(namespace, name), store.logs(namespace, name)]
     if artifacts:
-        paths.append(store.artifacts / namespace / name)
+        paths.append(store.artifacts / names.runs_folder(namespace, name))
     return [path for path in paths if path.exists()]
 
 
@@ -172,6 +173,8 @@ def remove(paths: Sequence[Path]) -> None:
     for path in paths:
         if path.is_dir():
             shutil.rmtree(path)
+            with suppress(OSError):  # what else is in there is not ours: base models, beside the runs of a job `models`
+                path.parent.rmdir()
         else:
             path.unlink(missing_ok=True)
 
