@@ -43,6 +43,7 @@ def read(path: Path, content: bytes, max_bytes: int = 2**20) -> tuple[list[int],
         (ROW + b"\n" + ROW + b"\n", [1, 2]),
         (ROW + b"\r\n" + ROW + b"\r\n", [1, 2]),
         (b"\xef\xbb\xbf" + ROW + b"\n" + ROW, [1, 2]),
+        (2 * (b"\xef\xbb\xbf" + ROW + b"\r\n"), [1, 2]),  # two files, joined
         (zipped_up(ROW + b"\n" + ROW), [1, 2]),
         (zipped_up(b"\xef\xbb\xbf" + ROW + b"\r\n"), [1]),
         (zipped_up(ROW + b"\n") + zipped_up(ROW + b"\n"), [1, 2]),

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
 
@@ -141,8 +142,9 @@ def _with_model(job: FineTuneJob, source: str) -> FineTuneJob:
     wire["hyperparameters"] = {"epochs": 3, "batchSize": 8}
     try:
         spec = FineTuneJobSpec.model_validate(wire)
-    except ValueError as error:
-        raise BadInput(f"--model {source}: {error}", "write hf://OWNER/NAME") from error
+    except ValidationError as error:
+        wrong = "; ".join(each["msg"].removeprefix("Value error, ") for each in error.errors())
+        raise BadInput(f"--model {source}: {wrong}", "write hf://OWNER/NAME") from error
     return job.model_copy(update={"spec": spec, "metadata": job.metadata.model_copy(update={"name": MODEL_JOB})})
 
 

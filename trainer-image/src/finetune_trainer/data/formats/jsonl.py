@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from finetune_trainer.data.formats.form import MAX_ROW_BYTES, Numbered, refuse
-from finetune_trainer.data.formats.unpacked import bounded_lines, open_unpacked
+from finetune_trainer.data.formats.unpacked import UTF8_MARK, bounded_lines, open_unpacked
 from finetune_trainer.data.problems import Fault, FileName, Findings, json_type
 
 
@@ -18,7 +18,7 @@ def read_json_lines(path: Path, file: FileName, findings: Findings, *, max_bytes
     """
     with open_unpacked(path, file, max_bytes) as stream:
         for number, line in enumerate(bounded_lines(stream), start=1):
-            content = line.rstrip(b"\r\n")
+            content = line.rstrip(b"\r\n").removeprefix(UTF8_MARK)  # files that were joined have marks inside
             if not content.strip():
                 text = "the line is empty and is skipped"
                 findings.add(file, number, [Fault("empty_line", text, severity="warning")])
