@@ -158,7 +158,7 @@ def test_a_pin_on_what_was_removed_says_where_it_went() -> None:
     assert run is not None
     assert run.failure is not None
     assert "run 1 is no more: its files were removed by output.retention; there are [2]" in run.failure.message
-    assert "to go back to the commit of that run trains it anew" in run.failure.advice
+    assert "going back to the commit of that run trains it anew" in run.failure.advice
     assert cluster.condition("Serving") == ("True", "Available")
 
 

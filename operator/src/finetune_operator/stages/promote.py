@@ -17,7 +17,7 @@ from finetune_operator.stages.rollout import explained, rolled_back, with_outcom
 from finetune_operator.stages.view import View
 
 REASON_LENGTH, REASONS = 256, 16  # bounds of status.gate.reasons
-GONE = "Set serving.run to another run, or remove it; to go back to the commit of that run trains it anew."
+GONE = "Set serving.run to another run, or remove it; going back to the commit of that run trains it anew."
 
 
 @dataclass(frozen=True, slots=True)
