@@ -75,6 +75,13 @@ def test_problems_are_told_with_the_file_as_the_job_names_it_and_with_the_place_
     assert "lines 4, 8" in shown
 
 
+@pytest.mark.parametrize(("advice", "told"), [("name a Secret in secretRef", True), ("correct these lines", False)])
+def test_what_a_secret_holds_is_set_in_the_shell_here(tmp_path: Path, advice: str, told: bool) -> None:
+    file = io.StringIO()
+    report.show_failure(Console(file=file, width=200), Store(tmp_path), refused_job(advice), None)
+    assert ("set these variables in your shell" in file.getvalue()) is told
+
+
 def test_each_of_several_files_is_named_by_its_source() -> None:
     files = [{"source": "pvc://data/a.jsonl"}, {"configMapRef": {"name": "corrections", "key": "b.jsonl"}}]
     job = make_job(dataset={"train": {"files": files}})

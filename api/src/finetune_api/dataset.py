@@ -161,8 +161,8 @@ class DatasetSpec(ApiModel):
     )
     secret_ref: SecretRef | None = Field(
         default=None,
-        description="Secret whose keys become environment variables of the prepare pod (AWS_ACCESS_KEY_ID, "
-        "AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL, HF_TOKEN, HTTPS_AUTHORIZATION).",
+        description="Secret whose keys become environment variables of the prepare pod, and of looks at the data "
+        "(AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL, HF_TOKEN, HTTPS_AUTHORIZATION).",
     )
     max_lost_percent: Int = Field(
         default=5,

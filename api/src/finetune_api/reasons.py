@@ -108,7 +108,8 @@ REASONS: dict[Reason, ReasonFacts] = {
     Reason.CUDA_OUT_OF_MEMORY: ReasonFacts(
         Blame.TRAINING,
         "The GPU's memory does not suffice, even with a halved micro batch.",
-        "Lower hyperparameters.maxLength or method.rank, or select a GPU with more memory by compute.nodeSelector.",
+        "Lower hyperparameters.maxLength, set method.type to QLoRA, raise compute.gpus, or select a GPU with more "
+        "memory by compute.nodeSelector; with compute.gpuMemory Prepare says beforehand what would fit.",
         exit_code=ExitCode.GPU_OUT_OF_MEMORY,
     ),
     Reason.LOSS_NOT_FINITE: ReasonFacts(

@@ -19,7 +19,7 @@ from finetune_trainer.errors import ArtifactInvalidError
 MANIFEST = "manifest.json"
 CARD = "README.md"  # may be added to a finished folder: a model's card tells what was measured of it later
 CHUNK = 4 * 2**20  # bytes read at once while hashing: large enough for network volumes, small in memory
-REMEDY = "delete the folder and run the stage again"
+REMEDY = "set a new spec.rerunToken, so that it is made anew; where it is a base model, delete its folder first"
 
 
 class FileEntry(TypedDict):

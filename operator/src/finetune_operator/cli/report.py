@@ -278,6 +278,8 @@ def show_failure(console: Console, store: Store, job: FineTuneJob, log: Path | N
         say(console, f"{head} {escape(failure.message)}")
     if failure.advice:
         say(console, f"What to do: {escape(_with_whole_path(failure.advice, dataset_page(store, job)))}")
+        if "secretRef" in failure.advice:
+            say(console, "On this machine no Secret is read: set these variables in your shell.")
     if log:
         console.print(f"The log: {escape(str(log))}", highlight=False, soft_wrap=True)
 

@@ -54,7 +54,7 @@ def subject_of(
     """Raises ArtifactInvalidError when nothing was held out."""
     held_out = prepared.measured_on(settings.max_examples, tokenizer)
     if not held_out.rows:
-        raise ArtifactInvalidError(f"{prepared.dataset_dir}/validation is empty", advice="run Prepare again")
+        raise ArtifactInvalidError(f"{prepared.dataset_dir}/validation is empty", advice="set a new spec.rerunToken")
     held_out = replace(held_out, answer_tokens=settings.answer_tokens)
     stop_ids = stop_tokens(prepared.base_dir, tokenizer)
     ways = {

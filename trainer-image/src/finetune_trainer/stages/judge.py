@@ -35,7 +35,7 @@ def run(context: StageContext) -> Summary:
     try:
         report = EvaluateReport.model_validate_json(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise ArtifactInvalidError(f"{path} cannot be read: {error}", advice="run Evaluate again") from error
+        raise ArtifactInvalidError(f"{path} cannot be read: {error}", advice="set a new spec.rerunToken") from error
     with connect(spec, os.environ.get(API_KEY)) as client:
         judged = judge(Endpoint(client, spec), report.to_judge, context.config.hyperparameters.seed)
     found = judged.status

@@ -91,7 +91,7 @@ def _prepared(context: ModelContext) -> tuple[str, ResolvedValues | None]:
     try:
         summary = Summary.model_validate_json(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise ArtifactInvalidError(f"{path} cannot be read: {error}", advice="run Prepare again") from error
+        raise ArtifactInvalidError(f"{path} cannot be read: {error}", advice="set a new spec.rerunToken") from error
     if summary.base_path is None:
-        raise ArtifactInvalidError(f"{path} names no base model", advice="run Prepare again")
+        raise ArtifactInvalidError(f"{path} names no base model", advice="set a new spec.rerunToken")
     return summary.base_path, summary.resolved

@@ -66,7 +66,9 @@ def run(context: StageContext) -> Summary:
         best = checkpoints.best(context.checkpoints_dir)
         if best is None:
             forget(context.run_dir)
-            raise ArtifactInvalidError(f"{context.checkpoints_dir} has no sound checkpoint", advice="run Train again")
+            raise ArtifactInvalidError(
+                f"{context.checkpoints_dir} has no sound checkpoint", advice="set a new spec.rerunToken"
+            )
         log.info("best checkpoint is of step %d, eval_loss=%s", best.step, best.eval_loss)
         model, verify_notes = _finish_model(context, prepared, best, device, stop)
     saved = datetime.fromtimestamp((best.path / artifacts.MANIFEST).stat().st_mtime, UTC)

@@ -26,7 +26,7 @@ from finetune_trainer.tasks.kind import Facts, HeldOut, TaskKind
 from finetune_trainer.tasks.table import KINDS
 from finetune_trainer.training.device import Device
 
-AGAIN = "run Prepare again"
+AGAIN = "set a new spec.rerunToken, so that it is made anew"
 FACTS = "facts.json"
 HEAD_SEED = 0
 transformers.logging.set_verbosity_warning()
