@@ -84,6 +84,7 @@ ONLY_NAMED = {
     "kubectl delete node NODE",
     "make e2e-faults",
     "make soak",
+    "pip download --no-deps --dest wheels --index-url https://download.pytorch.org/whl/cpu -r requirements/torch.txt",
     ".venv/bin/python -m pytest FILE",
 }
 STANDS_FOR = {"FILE": "job.yaml", "FOLDER": "examples/travel"}

@@ -241,9 +241,9 @@ The status has the message and the advice for this very case, which `kubectl des
 what mostly lies behind. Commands are for the job's namespace: add `-n NAMESPACE` where it is not yours. For the
 platform's alerts see the [runbook](operations-runbook.md).
 
-**To try again.** A job goes on by itself when its specification is changed. It does not see what was put right
-elsewhere: a Secret's content, a file, a licence. When its run has ended, set another word (in Git, if the job lives
-there), and a new run begins:
+**To try again.** A job goes on by itself when what was wrong in its specification is changed. It does not see what was
+put right elsewhere: a Secret's content, a file, a licence. When its run has ended, set another word (in Git, if the job
+lives there), and a new run begins:
 
 ```console
 $ kubectl patch finetunejob NAME --type merge -p '{"spec": {"rerunToken": "again-1"}}'
