@@ -133,7 +133,7 @@ def test_another_etag_at_each_request_for_data_that_is_too_large_is_said(
     [
         (404, ExitCode.USER_INPUT, "correct the address"),
         (403, ExitCode.USER_INPUT, "secretRef"),
-        (503, 1, "tried again"),
+        (503, 1, "can be reached from the prepare pod"),
     ],
 )
 def test_what_the_server_refuses_is_said(site: Site, tmp_path: Path, status: int, code: int, advice: str) -> None:
