@@ -21,6 +21,7 @@ from transformers import (
 from finetune_api.conditions import FailureReason
 from finetune_trainer.errors import UserInputError
 from finetune_trainer.packaging import onnx_export
+from finetune_trainer.packaging.comparison import Difference, difference, worst_of
 from finetune_trainer.packaging.graphs import empty_past, graphs_of, past_names
 
 SHAPE = {"vocab_size": 96, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -35,6 +36,16 @@ CASES: dict[str, tuple[Any, str, dict[str, Any]]] = {
     "gpt2 writes": (AutoModelForCausalLM, "gpt2", GPT2),
     "t5 translates": (AutoModelForSeq2SeqLM, "t5", T5),
 }
+
+
+def test_an_output_that_is_no_number_is_no_small_difference() -> None:
+    """Wherever it stands: of two outputs the second, of two batches the second."""
+    good, bad = torch.ones(2, 3), torch.full((2, 3), torch.nan)
+    for found in ([bad, good], [good, bad]):
+        assert not difference([good, good], found).largest <= 1e9
+    close, far = Difference(0.0, 1.0), difference([good], [bad])
+    for each in ([close, far], [far, close]):
+        assert not worst_of(each).largest <= 1e9
 
 
 @pytest.fixture(scope="module", autouse=True)

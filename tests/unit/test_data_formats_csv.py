@@ -138,6 +138,12 @@ def test_cells_hold_json_where_a_list_is_needed(tmp_path: Path, row: dict[str, s
     assert (found.values, found.faults) == ([wanted], [])
 
 
+def test_a_prompt_of_completion_may_be_json(tmp_path: Path) -> None:
+    content = b'prompt,completion\n"[{""id"": 1}]",one\n'
+    found = read_for(Task.COMPLETION, tmp_path / "data", content, "a.csv")
+    assert (found.values, found.faults) == ([{"prompt": '[{"id": 1}]', "completion": "one"}], [])
+
+
 @pytest.mark.parametrize(
     ("cell", "text"), [("['a', 'b']", "json.dumps"), ("[a, b]", "not valid JSON"), ("[" * 100_000, "not valid JSON")]
 )

@@ -129,6 +129,7 @@ LINES = b'[\n  {"a": 1},\n  {"a": 2}'
         (LINES + b",\n]", "line 4, column 1"),
         (LINES + b",\n" + b"[" * 200_000, "nested too deeply"),
         (LINES + b',\n{"a": NaN}]', "NaN is not JSON"),
+        (LINES + b',\n{"a": 1, "a": 2}]', "an object has the key 'a' twice"),
         (LINES + b',\n{"a": ' + b"1" * 5000 + b"}]", "line 4, column 1"),
         (LINES + b',\n{"a": "\xff"}]', "not UTF-8"),
         (LINES + b"]\n{}", "more text"),

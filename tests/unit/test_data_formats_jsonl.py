@@ -66,6 +66,9 @@ def test_every_layout_of_good_lines_is_read(tmp_path: Path, content: bytes, numb
         (ROW + b"\n" + b"1" * 5_000 + b"\n", [1], [("not_json", [2], "")]),
         (ROW + b'\n[1]\n"a"\n7\nnull\n', [1], [("not_object", [2, 3, 4, 5], "")]),
         (ROW + b'\n{"a": "br', [1], [("cut_line", [2], "column 7")]),
+        (ROW + b'\n{"a": 1, "b": 2, "a": 3}\n', [1], [("not_json", [2], "")]),
+        (ROW + b'\n{"b": [{"a": 1, "a": 1}]}', [1], [("not_json", [2], "")]),
+        (ROW + b"\r" + ROW + b"\r", [], [("not_json", [1], "")]),
         (ROW + b"\n{'a': 1}\n" + ROW + b"\n{'b'}\n", [1, 3], [("not_json", [2, 4], "column 2")]),
     ],
 )

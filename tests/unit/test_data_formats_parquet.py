@@ -87,8 +87,14 @@ def test_numbered_labels_get_the_names_that_the_file_has(tmp_path: Path) -> None
     table = pa.Table.from_pylist(rows).replace_schema_metadata(metadata)
     assert read_file(write(tmp_path / "data", table), None).values == [
         {"label": "B-LOC", "tags": ["O", "B-LOC"], "old": ["B-LOC"], "text": "1"},
-        {"label": -1, "tags": [7], "old": [], "text": "0"},
+        {"label": None, "tags": [7], "old": [], "text": "0"},  # below 0 stands for no label
     ]
+
+
+def test_a_column_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+    table = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"]), pa.array(["c"])], names=["text", "label", "label"])
+    with pytest.raises(UserInputError, match="the Parquet file names a column twice: 'label'"):
+        read_file(write(tmp_path / "data", table), None)
 
 
 @pytest.mark.parametrize(

@@ -180,6 +180,7 @@ def test_a_label_that_only_the_held_out_data_has_is_refused() -> None:
         (["x"] * 5 + ["y"] * 5 + ["z"], {"rare_label": "warning"}),
         (["x"] * 96 + ["y"] * 4, {"imbalance": "warning"}),
         (["Spam"] * 4 + ["spam"] * 4, {"labels_alike": "warning"}),
+        (["caf\u00e9"] * 4 + ["cafe\u0301"] * 4, {"labels_alike": "warning"}),
         ([f"t{index}" for index in range(30)], {"many_labels": "warning", "rare_label": "warning"}),
         ([], {}),
     ],

@@ -42,7 +42,7 @@ class RowReading:
                 findings.note_keys(file, row)
             ours = mapping.apply(row)
             if opened.form is Form.TABLE:
-                ours, faults = read_cells(ours)
+                ours, faults = read_cells(ours, self.task)
                 if findings.add(file, number, faults):
                     continue
             ours, faults = conversions.convert(ours)

@@ -49,8 +49,14 @@ def without_padding(scores: torch.Tensor, batch: Batch) -> torch.Tensor:
 
 
 def difference(wanted: Outputs, found: Outputs) -> Difference:
-    """Of the same batch."""
-    largest = max(float(each.abs().max()) for each in wanted)
-    apart = max(float((a - b).abs().max()) for a, b in zip(wanted, found, strict=True))
+    """Of the same batch. `largest` is not a number where an output of either is none."""
+    largest = float(torch.stack([each.abs().max() for each in wanted]).max())  # unlike max(), keeps what is no number
+    apart = float(torch.stack([(a - b).abs().max() for a, b in zip(wanted, found, strict=True)]).max())
     same = torch.cat([(a.argmax(-1) == b.argmax(-1)).flatten() for a, b in zip(wanted, found, strict=True)])
     return Difference(apart / max(largest, 1e-12), float(same.float().mean()))
+
+
+def worst_of(found: Sequence[Difference]) -> Difference:
+    """The largest difference, not a number where one is none, and the least agreement."""
+    largest = float(torch.tensor([each.largest for each in found]).max())
+    return Difference(largest, min(each.agreement for each in found))

@@ -6,6 +6,7 @@ By PyTorch's own exporter (torch.export, not tracing). Hugging Face's, optimum-o
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,7 +15,14 @@ from transformers import PreTrainedModel
 
 from finetune_api.exports import ExportSpec
 from finetune_trainer.methods import proof
-from finetune_trainer.packaging.comparison import Difference, decoder_inputs, difference, outputs, without_padding
+from finetune_trainer.packaging.comparison import (
+    Difference,
+    decoder_inputs,
+    difference,
+    outputs,
+    without_padding,
+    worst_of,
+)
 from finetune_trainer.packaging.graphs import Graph, empty_past, graphs_of, past_names, positions, unsupported
 from finetune_trainer.packaging.merged import copy_beside
 from finetune_trainer.packaging.tuned import Batch, Tuned
@@ -56,7 +64,7 @@ def export_quantized(tuned: Tuned, spec: ExportSpec, folder: Path) -> Difference
         small.rename(whole)
     _copy(tuned, model, folder)
     measured = compare(model, batch, folder)
-    if measured.largest != measured.largest:
+    if not math.isfinite(measured.largest):
         raise proof.invalid("the quantised graph's outputs are not finite", advice="export it as ONNX instead")
     return measured
 
@@ -66,7 +74,7 @@ def compare(model: PreTrainedModel, batch: Batch, folder: Path) -> Difference:
     there is a past, in two pieces."""
     alone = {name: values[:1, : int(batch["attention_mask"][0].sum())] for name, values in batch.items()}
     found = [difference(outputs(model, each), _answers(model, each, folder)) for each in (batch, alone)]
-    worst = Difference(max(each.largest for each in found), min(each.agreement for each in found))
+    worst = worst_of(found)
     log.info("onnxruntime: outputs differ by %.1e of the largest, %.1f %% agree", worst.largest, 100 * worst.agreement)
     return worst
 

@@ -4,6 +4,7 @@ labels where several hold at once."""
 from __future__ import annotations
 
 import re
+import unicodedata
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -175,11 +176,18 @@ def _rare(facts: Facts) -> Iterator[Fault]:
 
 
 def _alike(facts: Facts) -> Iterator[Fault]:
-    folded = Counter(label.casefold() for label in facts.labels)
-    twice = [label for label in facts.labels if folded[label.casefold()] > 1]
+    folded = Counter(map(_folded, facts.labels))
+    twice = [label for label in facts.labels if folded[_folded(label)] > 1]
     if twice:
-        text = f"labels that differ only in capitals count as different ({_named(twice)}): write them the same"
+        text = (
+            "labels that differ only in capitals, or in how a letter is encoded, count as different "
+            f"({_named(twice)}): write them the same"
+        )
         yield Fault("labels_alike", text, severity="warning")
+
+
+def _folded(label: str) -> str:
+    return unicodedata.normalize("NFKC", label).casefold()
 
 
 def _unbalanced(facts: Facts, examples: int) -> Iterator[Fault]:

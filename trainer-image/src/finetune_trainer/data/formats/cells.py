@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from finetune_api.tasks import Task
 from finetune_trainer.data.formats.jsonl import parse_json
 from finetune_trainer.data.problems import Fault
 
@@ -28,8 +29,9 @@ FLAGS = {"is_impossible", "parallel_tool_calls"}
 TRUTH = {"true": True, "false": False, "": None}
 
 
-def read_cells(row: Mapping[str, Any]) -> tuple[dict[str, Any], list[Fault]]:
-    """The row with JSON cells parsed, and the faults of those that are broken. `row` is in our names."""
+def read_cells(row: Mapping[str, Any], task: Task) -> tuple[dict[str, Any], list[Fault]]:
+    """The row with JSON cells parsed, and the faults of those that are broken. `row` is in our names. A prompt of
+    Completion stays the text that it is, also one in JSON."""
     values: dict[str, Any] = {}
     faults: list[Fault] = []
     for key, cell in row.items():
@@ -41,6 +43,8 @@ def read_cells(row: Mapping[str, Any]) -> tuple[dict[str, Any], list[Fault]]:
             values[key] = None
         elif key in FLAGS:
             values[key] = TRUTH.get(text.lower(), cell)
+        elif key == "prompt" and task is Task.COMPLETION:
+            continue
         elif _is_structured(key, text) and not (key == "input" and "instruction" in row):
             try:
                 values[key] = parse_json(text)

@@ -19,7 +19,8 @@ class LabelNames:
     names: Mapping[str, Sequence[str]]
 
     def put_into(self, row: dict[str, Any]) -> dict[str, Any]:
-        """The row with names in the place of numbers, also inside lists. A number without a name stays."""
+        """The row with names in the place of numbers, also inside lists. A number without a name stays; one below 0
+        says that there is no label, as the `datasets` library has it."""
         for column, names in self.names.items():
             if column in row:
                 row[column] = _named(row[column], names)
@@ -48,5 +49,8 @@ def _names(feature: Any) -> list[str]:
 def _named(value: Any, names: Sequence[str]) -> Any:
     if isinstance(value, list):
         return [_named(inner, names) for inner in value]
-    known = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(names)
-    return names[value] if known else value
+    if not isinstance(value, int) or isinstance(value, bool):
+        return value
+    if value < 0:
+        return None
+    return names[value] if value < len(names) else value

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import pyarrow as pa  # type: ignore[import-untyped]
 
 from finetune_trainer.data.formats.column_labels import LabelNames, label_names
-from finetune_trainer.data.formats.form import MAX_ROW_BYTES, Form, Numbered, Opened, refuse
+from finetune_trainer.data.formats.form import MAX_ROW_BYTES, Form, Numbered, Opened, refuse, refuse_repeated
 from finetune_trainer.data.problems import Fault, FileName, Findings, plain_word
 
 BATCH_ROWS = 16  # read at once, at most: a small file can unpack to large rows
@@ -43,6 +43,7 @@ def open_columns(
         schema = reader.schema(paths[0])
     except BROKEN as error:
         refuse(f"{file} data: the {reader.form} file is damaged or cut short: {_first_line(error)}", "upload it again")
+    refuse_repeated(schema.names, f"{file} data: the {reader.form} file", advice="")
     unread = [field.name for field in schema if _holds_bytes(field.type)]
     names = [field.name for field in schema if field.name not in unread]
     if unread:

@@ -6,15 +6,14 @@ import contextlib
 import csv
 import io
 import re
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
-from finetune_trainer.data.formats.form import MAX_ROW_BYTES, Form, Numbered, Opened, refuse
+from finetune_trainer.data.formats.form import MAX_ROW_BYTES, Form, Numbered, Opened, refuse, refuse_repeated
 from finetune_trainer.data.formats.jsonl import not_utf8, too_long
 from finetune_trainer.data.formats.unpacked import bounded_lines, open_unpacked
-from finetune_trainer.data.problems import Fault, FileName, Findings, plain_word
+from finetune_trainer.data.problems import Fault, FileName, Findings
 
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 SAMPLE = 20  # rows that decide what stands between cells
@@ -29,7 +28,8 @@ def open_table(path: Path, file: FileName, findings: Findings, delimiter: str, *
     csv.field_size_limit(2 * MAX_ROW_BYTES)  # of the whole process; Lines refuses before it is reached
     with open_unpacked(path, file, max_bytes) as stream:
         header = _header(Lines(stream, file), delimiter, file)
-    _refuse_repeated(header, file)
+    names_first = "; if line 1 is an example already, put a line of names before it"
+    refuse_repeated(header, f"{file} data: the header of the CSV file", names_first)
     if not all(header):
         text = "a column has no name in the header (an index, perhaps) and is ignored"
         findings.add(file, 1, [Fault("unnamed_column", text, severity="warning")])
@@ -154,15 +154,6 @@ def _header(lines: Lines, delimiter: str, file: FileName) -> list[str]:
     if not any(cell.strip() for cell in cells or []):
         refuse(f"{file} data: line 1 of the CSV file is empty", "line 1 must name the columns, for example: text,label")
     return [cell.strip() for cell in cells or []]
-
-
-def _refuse_repeated(header: Sequence[str], file: FileName) -> None:
-    twice = [name for name, count in Counter(filter(None, header)).items() if count > 1]
-    if twice:
-        refuse(
-            f"{file} data: the header of the CSV file names a column twice: {plain_word(twice[0])}",
-            "give every column a name of its own; if line 1 is an example already, put a line of names before it",
-        )
 
 
 def _sample(text: str, delimiter: str) -> list[list[str]]:

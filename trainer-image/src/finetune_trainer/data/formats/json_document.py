@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from finetune_trainer.data.formats.form import MAX_ROW_BYTES, Numbered, refuse
-from finetune_trainer.data.formats.jsonl import refuse_constant
+from finetune_trainer.data.formats.jsonl import each_once, refuse_constant
 from finetune_trainer.data.formats.squad import is_article, questions_of
 from finetune_trainer.data.formats.unpacked import open_unpacked
 from finetune_trainer.data.problems import Fault, FileName, Findings, json_type
@@ -56,7 +56,7 @@ class JsonText:
     def __init__(self, stream: io.BufferedReader, file: FileName) -> None:
         self._stream, self._file = stream, file
         self._decode = codecs.getincrementaldecoder("utf-8-sig")()
-        self._parser = json.JSONDecoder(parse_constant=refuse_constant)
+        self._parser = json.JSONDecoder(parse_constant=refuse_constant, object_pairs_hook=each_once)
         self._text, self._at, self._ended = "", 0, False
         self._lines, self._columns = 0, 0  # before `_text`: whole lines, and characters of the line that was begun
 

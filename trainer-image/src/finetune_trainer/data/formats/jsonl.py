@@ -1,14 +1,15 @@
-"""JSON Lines, one object a line: with or without byte order mark, any line ends."""
+"""JSON Lines, one object a line: with or without byte order mark, lines ended by LF or CRLF."""
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any, NoReturn
 
 from finetune_trainer.data.formats.form import MAX_ROW_BYTES, Numbered, refuse
 from finetune_trainer.data.formats.unpacked import UTF8_MARK, bounded_lines, open_unpacked
-from finetune_trainer.data.problems import Fault, FileName, Findings, json_type
+from finetune_trainer.data.problems import Fault, FileName, Findings, json_type, plain_word
 
 
 def read_json_lines(path: Path, file: FileName, findings: Findings, *, max_bytes: int) -> Numbered:
@@ -33,7 +34,8 @@ def read_json_lines(path: Path, file: FileName, findings: Findings, *, max_bytes
 
 
 def parse_json(text: str) -> Any:
-    """As `json.loads`, but NaN and Infinity are no JSON. Raises ValueError, RecursionError."""
+    """As `json.loads`, but NaN and Infinity are no JSON, and no object has a key twice. Raises ValueError,
+    RecursionError."""
     return _PARSER.decode(text)
 
 
@@ -41,7 +43,17 @@ def refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
 
 
-_PARSER = json.JSONDecoder(parse_constant=refuse_constant)  # json.loads would build one a line
+def each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object's keys and values: of a key that stands twice the first value would be lost without a word."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise ValueError(f"an object has the key {plain_word(twice)} twice")
+    return found
+
+
+# json.loads would build one a line
+_PARSER = json.JSONDecoder(parse_constant=refuse_constant, object_pairs_hook=each_once)
 
 
 def too_long(what: str) -> Fault:
@@ -63,15 +75,17 @@ def _parse(content: bytes, *, ended: bool) -> tuple[dict[str, Any], Fault | None
     except RecursionError:
         return {}, Fault("not_json", "the line is nested too deeply")
     except ValueError as error:
-        return {}, _not_json(error, ended=ended)
+        return {}, _not_json(error, content, ended=ended)
     if not isinstance(value, dict):
         return {}, Fault("not_object", f"the line must be an object {{...}}, not {json_type(value)}")
     return value, None
 
 
-def _not_json(error: ValueError, *, ended: bool) -> Fault:
+def _not_json(error: ValueError, content: bytes, *, ended: bool) -> Fault:
+    if b"}\r{" in content:
+        return Fault("not_json", "the line ends are those of old Macs (CR), so that the file is one line; use LF")
     column = f"column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
-    if not ended:
+    if not ended and isinstance(error, json.JSONDecodeError):
         return Fault("cut_line", "the last line breaks off: the file was cut short; write or upload it again", column)
     reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
     return Fault("not_json", f"the line is not valid JSON: {reason}", column)
