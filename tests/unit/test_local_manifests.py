@@ -87,6 +87,7 @@ def test_a_name_is_good_where_the_api_server_takes_it(tmp_path: Path, name: str)
         ("  output:", "  method: {type: lora}\n  output:", 13, "did you mean LoRA?"),
         ("  output:", "  method: LoRA\n  output:", 13, "spec.method: 'LoRA': write fields below it: type, "),
         ("pvc://sources/tiny", "./tiny", 7, "'./tiny': write pvc://CLAIM/PATH for what lies on this machine"),
+        ("pvc://sources/tiny", '"pvc://a b/tiny"', 7, "'pvc://a b/tiny': no blanks may be in it; rename what it names"),
         ("pvc://sources/tiny", "https://host/model", 6, "use hf://, pvc:// or s3://"),
         ("pvc://sources/tiny", "ftp://host/model", 7, "spec.baseModel.source: "),
         ("name: travel", "name: Travel Assistant", 4, "metadata.name: 'Travel Assistant'; write lower-case"),
@@ -225,6 +226,17 @@ def test_data_in_place_of_a_job_is_answered_with_a_job(tmp_path: Path, name: str
     job.write_text(caught.value.advice.split("\n\n", 1)[1])
     given = manifests.read([str(job)])  # what is offered is right
     assert given.job.spec.dataset.train.source == f"pvc://data/{name}"
+
+
+def test_a_data_file_with_a_blank_in_its_name_is_answered_with_what_works(tmp_path: Path) -> None:
+    folder = tmp_path / "my data"
+    folder.mkdir()
+    (folder / "my chats.jsonl").write_text('{"messages": []}\n')
+    with pytest.raises(BadInput) as caught:
+        manifests.read([str(folder / "my chats.jsonl")])
+    assert f"mv '{folder}/my chats.jsonl' '{folder}/my-chats.jsonl'" in caught.value.advice
+    assert f"--claim 'data={folder}'" in caught.value.advice
+    read(tmp_path, caught.value.advice.partition("\n\n")[2])
 
 
 def test_a_job_in_json_is_a_job(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -40,10 +41,13 @@ def refuse_data(file: str) -> None:
     path = Path(file)
     keys = _keys(path)
     if path.suffix.lower() in SUFFIXES or (keys and "kind" not in keys and path.suffix.lower() == ".json"):
+        named = path.with_name("-".join(path.name.split()))  # a source has no blanks
+        rename = "" if named == path else f"rename it: mv {shlex.quote(str(path))} {shlex.quote(str(named))}; then "
+        claim = shlex.quote(f"data={path.parent}")
         raise BadInput(
             f"{file} is data, not a job: a job is a YAML file that names the data, the model and the task",
-            f"write this as job.yaml, then: finetune check -f job.yaml --claim data={path.parent}\n\n"
-            f"{job_for(path, keys)}",
+            f"{rename}write this as job.yaml, then: finetune check -f job.yaml --claim {claim}\n\n"
+            f"{job_for(named, keys)}",
         )
 
 

@@ -305,6 +305,8 @@ def _words(detail: Mapping[str, Any], path: Sequence[str | int]) -> str:
         return f"{given}write one of {detail['ctx']['expected']}" + (f"; did you mean {near}?" if near else "")
     if kind == "model_type":
         return f"{given}write fields below it: {', '.join(_fields(path))}"
+    if kind == "string_pattern_mismatch" and path[-1] == "source" and len(str(detail["input"]).split()) > 1:
+        return f"{given}no blanks may be in it; rename what it names"
     if kind == "string_pattern_mismatch" and path[-1] == "source":
         return f"{given}{SOURCE_FORMS}"
     return f"{given}{message[:1].lower()}{message[1:]}"
