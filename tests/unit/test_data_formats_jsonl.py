@@ -91,8 +91,8 @@ def test_huge_line_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         (zipped_up(ROW * 9)[:-9], "damaged or cut short", "gzip -t"),
         (zipped_up(ROW + b"\n" + bytes(range(256)) * 99)[:200], "damaged or cut short", "gzip -t"),
         (b"\x1f\x8b\x08garbage", "damaged or cut short", "gzip -t"),
-        ((ROW + b"\n") * 200, "more than 1000 bytes", "fewer examples"),
-        (zipped_up((ROW + b"\n") * 200), "more than 1000 bytes", "fewer examples"),
+        ((ROW + b"\n") * 200, "more than 1000 bytes", "dataset.train.files"),
+        (zipped_up((ROW + b"\n") * 200), "more than 1000 bytes", "dataset.train.files"),
     ],
 )
 def test_file_that_cannot_be_read_on_is_refused(tmp_path: Path, content: bytes, message: str, advice: str) -> None:

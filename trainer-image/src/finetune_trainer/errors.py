@@ -20,6 +20,9 @@ from finetune_api.package import PackageSummary
 from finetune_api.reports import ProgressFile
 from finetune_api.status import DatasetStatus
 
+# Of a file above the platform's bound, which is one for all platforms.
+DIVIDE = "divide it: data into several files (dataset.train.files), a model's weights into shards"
+
 
 class TrainerError(Exception):
     """Base. `message` names the place, `advice` the remedy; both reach the status."""

@@ -13,7 +13,7 @@ from finetune_api.conditions import FailureReason
 from finetune_api.run_config import SourcePolicy
 from finetune_api.spec import DataFile
 from finetune_trainer import artifacts
-from finetune_trainer.errors import UserInputError
+from finetune_trainer.errors import DIVIDE, UserInputError
 from finetune_trainer.sources import https, hub, mounted, s3
 from finetune_trainer.sources.location import S3, Https, Hub, Pvc, parse_source
 
@@ -54,7 +54,7 @@ def fetch_data(data: DataFile, *, sources: Path, scratch: Path, policy: SourcePo
     if size > policy.max_bytes:
         raise UserInputError(
             f"{describe(data)} has {size} bytes, and {policy.max_bytes} are allowed",
-            advice="use a smaller file, or ask the platform for a higher limit",
+            advice=DIVIDE,
         )
     log.info("data: %s, %s bytes", describe(data), f"{size:,}")
     return path

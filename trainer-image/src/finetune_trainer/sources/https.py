@@ -23,7 +23,7 @@ from urllib.parse import SplitResult, quote, urljoin, urlsplit
 
 from finetune_api.conditions import FailureReason
 from finetune_api.run_config import SourcePolicy
-from finetune_trainer.errors import TrainerError, UserInputError
+from finetune_trainer.errors import DIVIDE, TrainerError, UserInputError
 from finetune_trainer.sources.location import Https
 
 log = logging.getLogger(__name__)
@@ -251,7 +251,7 @@ def _same_host(url: str, before: SplitResult) -> str:
 
 
 def _refuse_size(parts: SplitResult, policy: SourcePolicy) -> NoReturn:
-    _refuse(f"{_name(parts)}: larger than the {policy.max_bytes} bytes that are allowed", "use a smaller file")
+    _refuse(f"{_name(parts)}: larger than the {policy.max_bytes} bytes that are allowed", DIVIDE)
 
 
 def _name(parts: SplitResult) -> str:

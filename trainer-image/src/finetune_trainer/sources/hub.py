@@ -24,7 +24,7 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError 
 
 from finetune_api.conditions import FailureReason
 from finetune_api.run_config import SourcePolicy
-from finetune_trainer.errors import TrainerError, UserInputError
+from finetune_trainer.errors import DIVIDE, TrainerError, UserInputError
 from finetune_trainer.sources.location import Hub
 from finetune_trainer.sources.model_files import wanted_files
 
@@ -141,7 +141,7 @@ def _refuse_large(sizes: dict[str, int], source: str, policy: SourcePolicy) -> N
         if size > policy.max_bytes:
             raise UserInputError(
                 f"{source}: {name} has {size} bytes, and {policy.max_bytes} are allowed for a file",
-                advice="use a smaller model, or ask the platform for a higher limit",
+                advice=DIVIDE,
                 reason=FailureReason.SOURCE_UNAVAILABLE,
             )
 

@@ -21,7 +21,7 @@ from botocore.exceptions import (
 
 from finetune_api.conditions import FailureReason
 from finetune_api.run_config import SourcePolicy
-from finetune_trainer.errors import TrainerError, UserInputError
+from finetune_trainer.errors import DIVIDE, TrainerError, UserInputError
 from finetune_trainer.sources.location import S3
 from finetune_trainer.sources.model_files import wanted_files
 
@@ -91,7 +91,7 @@ def _refuse_large(name: str, size: int, policy: SourcePolicy) -> None:
     if size > policy.max_bytes:
         raise UserInputError(
             f"{name} has {size} bytes, and {policy.max_bytes} are allowed for a file",
-            advice="use a smaller file, or ask the platform for a higher limit",
+            advice=DIVIDE,
             reason=FailureReason.SOURCE_UNAVAILABLE,
         )
 

@@ -14,6 +14,7 @@ import pyarrow as pa  # type: ignore[import-untyped]
 from finetune_trainer.data.formats.column_labels import LabelNames, label_names
 from finetune_trainer.data.formats.form import MAX_ROW_BYTES, Form, Numbered, Opened, refuse, refuse_repeated
 from finetune_trainer.data.problems import Fault, FileName, Findings, plain_word
+from finetune_trainer.errors import DIVIDE
 
 BATCH_ROWS = 16  # read at once, at most: a small file can unpack to large rows
 BROKEN = (pa.ArrowException, OSError, UnicodeDecodeError)  # the last: of a name of a column
@@ -66,7 +67,7 @@ def _batches(
                 if total > max_bytes:
                     refuse(
                         f"{file} data: more than {max_bytes} bytes once unpacked",
-                        "use fewer examples, or ask the platform for a higher limit",
+                        DIVIDE,
                     )
                 number += batch.num_rows
                 yield batch

@@ -11,6 +11,7 @@ from typing import BinaryIO, cast
 
 from finetune_trainer.data.formats.form import MAX_ROW_BYTES, refuse
 from finetune_trainer.data.problems import FileName
+from finetune_trainer.errors import DIVIDE
 
 GZIP_MAGIC = b"\x1f\x8b"
 UTF8_MARK = b"\xef\xbb\xbf"
@@ -40,7 +41,7 @@ class Unpacked(io.RawIOBase):
         if self._total > self._max_bytes:
             refuse(
                 f"{self._file} data: more than {self._max_bytes} bytes once unpacked",
-                "use fewer examples, or ask the platform for a higher limit",
+                DIVIDE,
             )
         target[: len(data)] = data
         return len(data)
