@@ -358,6 +358,13 @@ def test_notes_name_the_next_command(release: Release) -> None:
         ("networkPolicy.jobPolicies=maybe", "jobPolicies"),
         ("resources.limit.memory=1Gi", "resources"),
         ("fullnameOverride=Operator", "fullnameOverride"),
+        ("podAnnotations.prometheus\\.io/scrape=true", "scrape"),  # the API server would say it of no place
+        ("podLabels.team=7", "team"),
+        ("serviceAccount.annotations.role=1", "role"),
+        ("metrics.serviceMonitor.labels.release=5", "release"),
+        ("nodeSelector.gpu=true", "gpu"),
+        ("extraEnv[0].name=RETRIES,extraEnv[0].value=3", "extraEnv"),
+        ("nameOverride=Operator", "nameOverride"),
     ],
 )
 def test_values_schema_refuses(release: Release, setting: str, field: str) -> None:
