@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import os
 import signal
 import sys
 import types
@@ -220,6 +221,16 @@ def test_every_error_has_its_exit_code_and_reason(
     assert summary.failure is not None
     assert (summary.ok, summary.failure.reason, summary.run) == (False, reason, 3)
     assert not context.report_path(Stage.EVALUATE).exists()
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.EROFS])
+def test_a_volume_that_lets_nobody_in_says_whom_it_must_let_in(number: int) -> None:
+    """NFS and hostPath volumes do not obey the pod's fsGroup: what everybody meets first on a cluster of one's own."""
+    failure, code = frame.explain(OSError(number, os.strerror(number), "/artifacts/team-a"))
+    assert (code, failure.reason) == (1, FailureReason.SYSTEM_FAULT)
+    assert "/artifacts/team-a" in failure.message
+    assert f"user {os.getuid()}" in failure.advice
+    assert "fsGroup" in failure.advice
 
 
 def test_refused_data_reaches_the_message_with_its_problems(context: StageContext, tmp_path: Path) -> None:

@@ -223,7 +223,8 @@ TROUBLES: dict[Reason, Trouble] = {
         EXPORT_ONLY,
     ),
     Reason.SYSTEM_FAULT: Trouble(
-        "A fault of the node, of the driver, of the volume, or of ours. The end of the log stands in the message.",
+        "A fault of the node, of the driver, or of ours; a volume that user and group 65532 may not write, as NFS has "
+        "it, which does not obey fsGroup. The end of the log stands in the message.",
         TRAIN_LOG,
     ),
 }

@@ -16,6 +16,7 @@ SECRET_WORDS = ("TOKEN", "SECRET", "PASSWORD", "AUTHORIZATION", "ACCESS_KEY", "A
 FULL = (errno.ENOSPC, errno.EDQUOT)
 # The same from libraries that are not written in Python: safetensors, tokenizers.
 FULL_WORDS = tuple(os.strerror(number) for number in FULL)
+NO_RIGHT = (errno.EACCES, errno.EPERM, errno.EROFS)
 FULL_ADVICE = "enlarge the output claim, or delete old runs from it; the stage is tried again by itself"
 SHORTEST_SECRET = 6  # characters; replacing shorter values would garble ordinary words
 
@@ -30,12 +31,21 @@ def explain(error: BaseException) -> tuple[StageFailure, int]:
     text = f"{type(error).__name__}: {error}"
     if is_full(error):
         return _failure(FailureReason.STORAGE_FULL, text, FULL_ADVICE), ExitCode.STORAGE_FULL
+    if isinstance(error, OSError) and error.errno in NO_RIGHT and error.filename:
+        return _failure(FailureReason.SYSTEM_FAULT, text, _let_in()), 1
     if isinstance(error, MemoryError):
         return _failure(FailureReason.OUT_OF_MEMORY, text, "raise compute.resources.limits.memory"), 1
     if type(error).__name__ == "OutOfMemoryError":  # torch's, by name: the frame does not load torch
         advice = "use a GPU with more memory, a smaller maxLength, or a smaller model"
         return _failure(FailureReason.CUDA_OUT_OF_MEMORY, text, advice), ExitCode.GPU_OUT_OF_MEMORY
     return _failure(FailureReason.SYSTEM_FAULT, text, "read the log of the stage's pod, which has the stack trace"), 1
+
+
+def _let_in() -> str:
+    return (
+        f"let user {os.getuid()} of group {os.getgid()} read and write there: the volume's owner, mode or mount says "
+        "who may; NFS and hostPath volumes do not obey the pod's fsGroup"
+    )
 
 
 def is_full(error: BaseException) -> bool:
