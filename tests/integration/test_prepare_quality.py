@@ -14,12 +14,14 @@ from tests import browser
 from tests.dataset_runs import page_of, report_of, with_dataset
 from tests.html_page import Page
 from tests.prepared_runs import Laptop, chat, lines
+from tests.tiny_encoders import make_tiny_encoder
 from tests.tiny_models import make_tiny_chat_model
 
 from finetune_api.conditions import FailureReason
 from finetune_api.reports import Summary
 from finetune_api.spec import Hyperparameters, Task
 from finetune_trainer.context import StageContext
+from finetune_trainer.tasks.kind import Facts
 
 WORDS = "harbour tide pilot rope north lantern salt gull anchor deck chart wind mast keel buoy fog pier crew".split()  # noqa: SIM905
 SECRET = "gh" + "p_" + "Zx9" * 12
@@ -155,6 +157,33 @@ def test_every_step_of_a_cleaning_is_done_in_its_order_and_counted(laptop: Lapto
     found = page_of(context)
     assert found.problems == []
     assert "left out: nearly the same as one before 2" in found.text
+
+
+def test_labels_are_counted_as_often_as_they_are_learned(laptop: Laptop, tmp_path: Path) -> None:
+    """By these counts a weighted loss weighs; in the file label a stands 42 times and b 20 times."""
+    laptop.mount(make_tiny_encoder(tmp_path / "encoder" / "tiny").parent)
+    texts = (
+        [("a", "the same text")] * 40 + [("a", f"text {n}") for n in range(2)] + [("b", f"b {n}") for n in range(20)]
+    )
+    rare = [("c", f"{n} " + "long " * 60) for n in range(3)]
+    rows = [{"text": text, "label": label} for label, text in [*texts, *rare]]
+    cleaning = {"duplicates": "Drop", "overLong": "Drop", "maxDroppedPercent": 100}
+    held = [{"text": "a text", "label": "a"}]
+    code, summary, context = prepare(
+        laptop,
+        rows,
+        held,
+        dataset={"cleaning": cleaning},
+        task=Task.CLASSIFICATION,
+        hyperparameters=Hyperparameters(max_length=32),
+    )
+    assert code == 0
+    assert summary.dataset is not None
+    counts = {each.label: each.count for each in summary.dataset.labels}
+    assert counts == {"a": 3, "b": 20, "c": 0}
+    assert summary.dataset.train_examples == sum(counts.values())
+    assert Facts.from_json((context.dataset_dir / "facts.json").read_text()).counts == (3, 20, 0)
+    assert "train:label_not_learned" in problems(summary)
 
 
 def test_missing_values_are_filled_before_they_are_missed(laptop: Laptop) -> None:

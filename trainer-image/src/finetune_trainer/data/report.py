@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from finetune_api.status import DatasetStatus, LabelCount, LengthStats
-from finetune_trainer.data.problems import Finding, Findings, line_list
+from finetune_trainer.data.problems import Fault, Finding, Findings, line_list, plain_words
 from finetune_trainer.data.quality.inspection import Inspection
 from finetune_trainer.data.remedy import remedy
 from finetune_trainer.data.split import Split
@@ -27,6 +27,19 @@ def refuse_errors(findings: Findings) -> None:
     texts = [f"{_place(e, limit=10)}: {e.message}" for e in errors[:3]]
     more = f"; and {len(errors) - 3} more kinds of problem" if len(errors) > 3 else ""
     raise UserInputError("; ".join(texts) + more, advice=remedy(errors, findings))
+
+
+def unlearned(facts: Facts, train: Stored) -> list[Fault]:
+    """A warning of labels that the data has, and that no example is left to learn by."""
+    counted = zip(facts.labels, facts.counts, train.labels, strict=True)
+    lost = [label for label, given, learned in counted if given and not learned]
+    if not lost:
+        return []
+    text = (
+        f"{len(lost)} label(s) of the data are not learned ({plain_words(lost[:5])}): all of their examples are held "
+        "out, cut or left out; add examples of them"
+    )
+    return [Fault("label_not_learned", text, severity="warning")]
 
 
 def dataset_status(

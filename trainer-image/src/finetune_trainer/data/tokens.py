@@ -19,6 +19,7 @@ from finetune_trainer.data.problems import Fault, FileName, Finding, Findings, l
 from finetune_trainer.data.split import Split
 from finetune_trainer.data.spool import ColumnWriter, Spool
 from finetune_trainer.errors import UserInputError
+from finetune_trainer.masking import IGNORED
 from finetune_trainer.tasks.kind import ExampleFormat
 
 DROPPED = "nothing to learn lies in the first {} tokens (maxLength), so the example is left out"
@@ -32,7 +33,8 @@ class Stored:
     """What came of the examples of one side. `rows` are what is trained on, several of an example that is read in
     windows. `tokens` are of the kept ones, `learned` those that are trained on; `longest` is the longest kept example;
     `lost` has the lines of those that were cut or dropped. An example that an epoch passes over twice counts twice.
-    `over_long` are those that were left out on request, each counted once."""
+    `over_long` are those that were left out on request, each counted once. `labels`: how often each label is learned,
+    where the task has labels."""
 
     side: Side
     examples: int = 0
@@ -44,6 +46,7 @@ class Stored:
     dropped: int = 0
     over_long: int = 0
     lost: dict[FileName, Finding] = field(default_factory=dict)
+    labels: list[int] = field(default_factory=list)
 
     def add(self, example: Example, times: int, *, more: bool = False) -> None:
         """`more`: it is a further row of the example that was added last."""
@@ -52,6 +55,9 @@ class Stored:
         self.tokens += times * len(example.tokens["input_ids"])
         self.learned += times * example.learned
         self.longest = max(self.longest, example.length)
+        for label in example.tokens["labels"] if self.labels else ():
+            if label != IGNORED:
+                self.labels[label] += times
 
     @property
     def lost_percent(self) -> float:
@@ -90,7 +96,8 @@ def store(
 
     Returns what came of the training and of the held-out examples. Raises OSError when the volume is full.
     """
-    with SideWriter("train", folder) as train, SideWriter("validation", folder) as validation:
+    labels = len(form.facts.labels)
+    with SideWriter("train", folder, labels) as train, SideWriter("validation", folder, labels) as validation:
         for position, example in enumerate(spool.examples()):
             times = int(split.times[position])
             if not times and not split.held[position]:
@@ -156,8 +163,8 @@ class SideWriter:
     """Writes one side: a folder of the `datasets` library, which Train and Evaluate map into memory, and the same
     examples as text, a line each."""
 
-    def __init__(self, side: Side, folder: Path) -> None:
-        self.stored = Stored(side)
+    def __init__(self, side: Side, folder: Path, labels: int) -> None:
+        self.stored = Stored(side, labels=[0] * labels)
         self._folder = folder / side
         self._folder.mkdir(parents=True)
         self._texts = (folder / f"{side}.jsonl").open("w", encoding="utf-8")

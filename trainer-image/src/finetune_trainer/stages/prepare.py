@@ -149,9 +149,11 @@ def _prepare(
     for side in (train, validation):
         if not side.examples:
             raise _empty(side.side, f"what is left after the cut to {max_length} tokens")
-    resolution = resolve(config, _sizes(train, validation), shape, max_length, base.revision, cpu_limit(), form.facts)
-    status = report.dataset_status(sides, train, validation, lengths, form.facts, findings, reading.sha256, inspection)
-    artifacts.write_json(folder / FACTS, form.facts.to_json())
+    findings.add("train", 0, report.unlearned(form.facts, train))
+    facts = replace(form.facts, counts=tuple(train.labels))
+    resolution = resolve(config, _sizes(train, validation), shape, max_length, base.revision, cpu_limit(), facts)
+    status = report.dataset_status(sides, train, validation, lengths, facts, findings, reading.sha256, inspection)
+    artifacts.write_json(folder / FACTS, facts.to_json())
     artifacts.finish(folder)
     samples = inspection.samples.rendered(form, tokenizer)
     dataset_report.write(context, dataset_report.full(status, resolution, findings, inspection, samples))

@@ -37,7 +37,9 @@ def no_interruption() -> None:
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What Prepare learned of the training data that the model is built by. Empty for tasks that generate text."""
+    """What Prepare learned of the training data that the model is built by. Empty for tasks that generate text.
+
+    `counts` of a prepared dataset: how often an epoch meets each label, without what is held out or left out."""
 
     labels: tuple[str, ...] = ()
     counts: tuple[int, ...] = ()
