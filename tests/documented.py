@@ -84,6 +84,7 @@ ONLY_NAMED = {
     "kubectl delete node NODE",
     "make e2e-faults",
     "make soak",
+    "make bench-trainer",
     "pip download --no-deps --dest wheels --index-url https://download.pytorch.org/whl/cpu -r requirements/torch.txt",
     ".venv/bin/python -m pytest FILE",
 }

@@ -43,7 +43,7 @@ def check_fit(config: RunConfig, work: Workload, choice: Choice, devices: Device
     needed = device_bytes(work, 1, choice, devices.processes)
     if devices.gpu and gpu_memory(config) is None:
         return [
-            f"whether the training fits is not known, as it is not the memory of the GPU: it is expected to need "
+            f"whether the training fits is not known, because the GPU's memory is not: it is expected to need "
             f"{needed / 2**30:.1f} GiB with one example in a forward pass; set compute.gpuMemory"
         ]
     if devices.memory is None:
