@@ -83,6 +83,8 @@ ONLY_NAMED = {
     "kubectl taint nodes NODE node.kubernetes.io/out-of-service=off:NoExecute",
     "kubectl delete node NODE",
     "make e2e-faults",
+    "helm uninstall finetune-operator --namespace finetune-system",
+    "kubectl delete crd finetunejobs.finetune-operator.io",
     "make soak",
     "make bench-trainer",
     "pip download --no-deps --dest wheels --index-url https://download.pytorch.org/whl/cpu -r requirements/torch.txt",
