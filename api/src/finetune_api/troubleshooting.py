@@ -256,7 +256,7 @@ $ kubectl patch finetunejob NAME --type merge -p '{"spec": {"rerunToken": "again
 |---|---|
 | `Preparing`, `Training`, `Evaluating`, `Judging` | the run is in that stage |
 | `Settling` | the job was edited; it trains when it has not changed again for `settleSeconds` of the chart (30) |
-| `Packaging` | the model answers already; its exports are made and its trackers told |
+| `Packaging` | the model is promoted, and answers where it is served; its exports are made and its trackers told |
 | `RollingOut` | servers of the model start; the run before answers until they are ready |
 | `Serving`, `Trained` | done: the model answers, or is kept because `serving.replicas` is 0 |
 | `GateFailed` | the model did not pass `evaluation.gate`, and no earlier run can answer. `status.run.gate.reasons` \
