@@ -239,6 +239,30 @@ def test_a_data_file_with_a_blank_in_its_name_is_answered_with_what_works(tmp_pa
     read(tmp_path, caught.value.advice.partition("\n\n")[2])
 
 
+@pytest.mark.parametrize("token", ["2026-01-15", "2026-13-45", "2026-01-15T10:00:00Z"])
+def test_a_date_is_a_text_as_it_is_to_kubectl(tmp_path: Path, token: str) -> None:
+    text = GOOD.replace("spec:\n", f"spec:\n  rerunToken: {token}\n")
+    if ":" in token:  # a text, and not one that a token may be
+        with pytest.raises(BadInput, match="rerunToken: '2026-01-15T10:00:00Z'"):
+            read(tmp_path, text)
+    else:
+        assert read(tmp_path, text).job.spec.rerun_token == token
+
+
+def test_a_list_is_what_is_in_it(tmp_path: Path) -> None:
+    """As `kubectl get -o yaml` and `finetune status -o yaml` write several objects."""
+    listed = {"apiVersion": "v1", "kind": "List", "items": [yaml.safe_load(GOOD), *yaml.safe_load_all(DATA)]}
+    given = read(tmp_path, yaml.safe_dump(listed))
+    assert given.job.metadata.name == "travel"
+    assert given.config_maps["data"]["data"]
+    with pytest.raises(BadInput, match=r"job\.yaml:\d+: spec\.hyperparameters\.epochs: 0"):
+        read(tmp_path, yaml.safe_dump(listed).replace("epochs: 3", "epochs: 0"))
+    with pytest.raises(BadInput, match=r"job\.yaml:3: not a Kubernetes object"):
+        read(tmp_path, "kind: List\nitems:\n- a\n")
+    with pytest.raises(BadInput, match="found: nothing"):
+        read(tmp_path, "kind: List\nitems:\n")
+
+
 def test_a_job_in_json_is_a_job(tmp_path: Path) -> None:
     (tmp_path / "job.json").write_text(json.dumps(yaml.safe_load(GOOD)))
     assert manifests.read([str(tmp_path / "job.json")]).job.metadata.name == "travel"

@@ -39,6 +39,16 @@ SOURCE_FORMS = (
 )
 
 
+class Loader(yaml.SafeLoader):
+    """Without YAML 1.1's dates, which are texts to kubectl: rerunToken: 2026-01-15."""
+
+
+Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in each if tag != "tag:yaml.org,2002:timestamp"]
+    for first, each in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Document:
     """One YAML document, with the nodes that know the lines."""
@@ -141,19 +151,29 @@ def _text(path: Path, file: str) -> str:
 
 def _parse(file: str, text: str) -> Iterator[Document]:
     try:
-        for node in yaml.compose_all(text, Loader=yaml.SafeLoader):
+        for node in yaml.compose_all(text, Loader=Loader):
             if node is None or (isinstance(node, yaml.ScalarNode) and not node.value):
                 continue
             _refuse_twice(file, node)
-            content = yaml.SafeLoader("").construct_document(node)
-            if not isinstance(node, yaml.MappingNode) or not isinstance(content, dict):
-                raise BadInput(f"{file}:{node.start_mark.line + 1}: not a Kubernetes object", f"write {KINDS}")
-            yield Document(file, content, node)
-    except yaml.YAMLError as error:
+            yield from _objects(file, node)
+    except (yaml.YAMLError, ValueError) as error:  # the latter: a value that is not of its explicit tag
         mark = getattr(error, "problem_mark", None)
         where = f"{file}:{mark.line + 1}" if mark else file
         problem = getattr(error, "problem", None) or str(error)
         raise BadInput(f"{where}: not valid YAML: {problem}", "look at indentation, colons and quotes there") from error
+
+
+def _objects(file: str, node: yaml.Node) -> Iterator[Document]:
+    """The object, or those in a List, which is how kubectl writes several."""
+    content = Loader("").construct_document(node)
+    if not isinstance(node, yaml.MappingNode) or not isinstance(content, dict):
+        raise BadInput(f"{file}:{node.start_mark.line + 1}: not a Kubernetes object", f"write {KINDS}")
+    if not str(content.get("kind", "")).endswith("List"):
+        yield Document(file, content, node)
+        return
+    _, items = _child(node, "items") or (0, None)
+    for item in items.value if isinstance(items, yaml.SequenceNode) else ():
+        yield from _objects(file, item)
 
 
 def _refuse_twice(file: str, node: yaml.Node) -> None:
