@@ -13,10 +13,13 @@ import yaml
 from rich.console import Console
 from tests.simulator import Cluster, make_job
 
-from finetune_api.conditions import Stage
+from finetune_api.conditions import FailureReason, Stage, Trigger
 from finetune_api.job import FineTuneJob
-from finetune_operator.cli import report, words
+from finetune_api.status import Failure, FineTuneJobStatus, RunStatus
+from finetune_operator.cli import commands, report, words
+from finetune_operator.local.children import Children
 from finetune_operator.local.store import Store, find_home
+from finetune_operator.names import LABEL_RUN, LABEL_STAGE
 
 
 def finetune(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -115,6 +118,27 @@ def test_delete_keeps_models_unless_asked(tmp_path: Path) -> None:
     assert model.exists()
     finetune(tmp_path, "delete", "travel", "-n", "team-a", "--artifacts", "--yes")
     assert not model.exists()
+
+
+@pytest.mark.parametrize(("ended", "code"), [("PodFailurePolicy", 2), ("BackoffLimitExceeded", 1)])
+def test_a_source_that_did_not_answer_is_no_wrong_input(tmp_path: Path, ended: str, code: int) -> None:
+    """The reason is the same; what was tried again and again was not the user's fault."""
+    store, job = Store(tmp_path), make_job()
+    failure = Failure(
+        reason=FailureReason.SOURCE_UNAVAILABLE,
+        stage=Stage.PREPARE,
+        message="m",
+        advice="a",
+        since="2026-01-31T08:00:00Z",
+    )
+    run = RunStatus(number=1, hash="ab", trigger=Trigger.CREATED, failure=failure)
+    job = job.model_copy(update={"status": FineTuneJobStatus(run=run)})
+    failed = {
+        "metadata": {"name": "travel-r1-prepare", "labels": {LABEL_RUN: "1", LABEL_STAGE: "Prepare"}},
+        "status": {"conditions": [{"type": "Failed", "status": "True", "reason": ended}]},
+    }
+    Children(jobs={"travel-r1-prepare": failed}).save(store.children_path("team-a", "travel"))
+    assert commands.exit_code(store, job) == code
 
 
 def test_what_jobs_share_stays_when_a_job_of_that_name_is_deleted(tmp_path: Path) -> None:

@@ -26,8 +26,10 @@ from finetune_operator.cli.asking import route_of
 from finetune_operator.cli.output import Output
 from finetune_operator.cli.screen import Screen, newest_log
 from finetune_operator.cli.state import state_of
+from finetune_operator.diagnose import job_condition
 from finetune_operator.local import data_files, jobs, machine, manifests
 from finetune_operator.local.backend import Backend
+from finetune_operator.local.children import Children
 from finetune_operator.local.errors import BadInput, LocalError
 from finetune_operator.local.loop import Ending, stop_on_signals
 from finetune_operator.local.store import Store, find_home
@@ -62,7 +64,7 @@ def check(files: Sequence[str], name: str | None, claims: Sequence[str], namespa
     if result.ending is not Ending.REACHED:
         # The folder stays until the next check: the page about the data is in it.
         report.show_failure(console, store, result.job, newest_log(jobs.checks(store), result.job, Stage.PREPARE))
-        sys.exit(_exit_code(result.job))
+        sys.exit(exit_code(jobs.checks(store), result.job))
     run = result.job.status.run
     if run and run.dataset:
         report.show_dataset(console, job, run.dataset, details=True)
@@ -108,7 +110,7 @@ def drive(store: Store, console: Console, job: FineTuneJob, output: Output = Out
         if job.status.run and job.status.run.evaluation:
             report.show_run(console, store, job)
         report.show_failure(console, store, job, newest_log(store, job))
-        sys.exit(_exit_code(job))
+        sys.exit(exit_code(store, job))
     return job
 
 
@@ -365,9 +367,14 @@ def _truthful(store: Store, job: FineTuneJob) -> FineTuneJob:
     return job
 
 
-def _exit_code(job: FineTuneJob) -> int:
-    failure = job.status.run.failure if job.status.run else None
-    return 2 if failure and failure.reason in INPUT_REASONS else 1
+def exit_code(store: Store, job: FineTuneJob) -> int:
+    """Of a job that failed: 2 when its input is wrong, else 1, also where a source answered none of the tries."""
+    run, meta = job.status.run, job.metadata
+    if run is None or run.failure is None or run.failure.reason not in INPUT_REASONS:
+        return 1
+    children = Children.load(store.children_path(meta.namespace, meta.name)).jobs.values()
+    ends = [job_condition(child, "Failed") or {} for child in children if names.run_of(child) == run.number]
+    return 1 if any(end.get("reason") == "BackoffLimitExceeded" for end in ends) else 2
 
 
 def _like_this(command: str | None = None) -> str:
