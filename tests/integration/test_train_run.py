@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tests.disturbed_runs import assert_same_weights, inject, progress, stop_at, weights
 from tests.trained_runs import BASE, make_run, one_thread
+from transformers import AutoConfig, MixtralConfig, MixtralForCausalLM
 
 from finetune_api.conditions import Stage
 from finetune_api.reports import Summary
@@ -297,6 +298,28 @@ def test_generation_settings_are_kept_as_the_base_came_with_them(tmp_path: Path)
         "top_p": 0.6,
         "do_sample": None,
     }
+
+
+@pytest.mark.parametrize("method", [MethodType.LORA, MethodType.FULL])
+def test_a_model_of_experts_trains_and_still_writes(tmp_path: Path, method: MethodType) -> None:
+    """An adapter leaves experts and router as they are; nothing asks for the loss that balances them."""
+    context = make_run(tmp_path, method=method)
+    base = tmp_path / BASE
+    settings = AutoConfig.from_pretrained(base).to_dict()
+    names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    shape = {name: settings[name] for name in (*names, "num_key_value_heads", "eos_token_id", "pad_token_id")}
+    config = MixtralConfig(**shape, bos_token_id=None, num_local_experts=4, max_position_embeddings=256)
+    assert config.router_aux_loss_coef
+    MixtralForCausalLM(config).save_pretrained(base)
+    artifacts.finish(base)
+    summary = train.run(context)
+    assert summary.steps == 10
+    if method is MethodType.FULL:
+        assert not json.loads((context.model_dir / "config.json").read_text()).get("output_router_logits")
+    else:
+        assert {name.split(".lora_")[0].rpartition(".")[2] for name in weights(context.model_dir)} == {
+            *("q_proj", "k_proj", "v_proj", "o_proj")
+        }
 
 
 def test_done_but_not_yet_verified(tmp_path: Path, uninterrupted: tuple[StageContext, Summary]) -> None:

@@ -11,6 +11,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 from peft.utils import ModulesToSaveWrapper
+from torch.nn.modules.conv import _ConvNd
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
@@ -70,7 +71,7 @@ def lora_config(
         r=rank,
         lora_alpha=alpha or spec.resolved_alpha,
         lora_dropout=float(spec.dropout or 0),
-        target_modules=list(spec.target_modules) if spec.target_modules else "all-linear",
+        target_modules=list(spec.target_modules) if spec.target_modules else all_linear(model),
         exclude_modules=excluded or None,
         modules_to_save=kept or None,
         use_rslora=bool(spec.rs_lora),
@@ -78,6 +79,21 @@ def lora_config(
         use_dora=spec.type is MethodType.DORA,
         task_type=None if peft_type == PLAIN else peft_type,
     )
+
+
+def all_linear(model: PreTrainedModel) -> str | list[str]:
+    """What is adapted unless the job says otherwise: PEFT's word for all linear layers but the output layer, or their
+    names where the word would take in experts, and the router that chooses among them, which are no layers."""
+    experts = any(
+        parameter.dim() == 3
+        for part in model.modules()
+        if not isinstance(part, _ConvNd)
+        for parameter in part.parameters(recurse=False)
+    )
+    if not experts:
+        return "all-linear"
+    output = model.get_output_embeddings()
+    return sorted(name for name, part in model.named_modules() if isinstance(part, LINEAR) and part is not output)
 
 
 def add_adapter(

@@ -10,11 +10,13 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from finetune_api.tasks import Task
 from finetune_trainer import artifacts
 from finetune_trainer.context import StageContext
 from finetune_trainer.methods import proof
 from finetune_trainer.methods.dora import merge
 from finetune_trainer.methods.kind import Form
+from finetune_trainer.tasks.classification_text import padding_id, tell_padding
 from finetune_trainer.training.device import limit_threads
 from finetune_trainer.training.inputs import Prepared, load_model, load_prepared, load_tokenizer
 from finetune_trainer.training.output import CPU
@@ -59,13 +61,16 @@ class Tuned:
 
     def _loaded(self, folder: Path, dtype: torch.dtype, attention: str | None = None) -> PreTrainedModel:
         kind, facts = self.prepared.kind, self.prepared.facts
-        return load_model(folder, CPU, kind, facts, dtype=dtype, attention=attention).model.eval()
+        model = load_model(folder, CPU, kind, facts, dtype=dtype, attention=attention).model.eval()
+        if kind.task is Task.CLASSIFICATION:
+            tell_padding(model, self.tokenizer)
+        return model
 
     def samples(self) -> Batch:
         """Some held-out examples as one batch, padded on the right, so that the mask is tried, too."""
         rows = list(itertools.islice(self.prepared.rows("validation"), SAMPLES))
         batch = {
-            "input_ids": _padded([row["input_ids"] for row in rows], self.tokenizer.pad_token_id or 0),
+            "input_ids": _padded([row["input_ids"] for row in rows], padding_id(self.tokenizer)),
             "attention_mask": _padded([[1] * len(row["input_ids"]) for row in rows], 0),
         }
         if "token_type_ids" in rows[0]:

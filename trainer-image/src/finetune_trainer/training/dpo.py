@@ -16,6 +16,7 @@ from finetune_api.status import ResolvedValues
 from finetune_trainer.distribution.group import Group, alone
 from finetune_trainer.errors import InterruptedStageError
 from finetune_trainer.tasks.preference_scoring import log_probabilities
+from finetune_trainer.training.sft import NO_BALANCING
 from finetune_trainer.training.stopping import StopRequest
 from finetune_trainer.training.trainer import Checkpointing
 
@@ -81,6 +82,7 @@ def dpo_arguments(common: Mapping[str, Any], resolved: ResolvedValues, model: Pr
     return DPOConfig(
         **common,
         beta=resolved.beta,
+        **NO_BALANCING,
         loss_type=[PREFERENCE_LOSSES[resolved.loss or Loss.SIGMOID]],
         label_smoothing=resolved.label_smoothing or 0.0,
         max_length=None,

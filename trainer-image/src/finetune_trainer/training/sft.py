@@ -11,6 +11,10 @@ from finetune_api.optimization import Loss
 from finetune_api.status import ResolvedValues
 from finetune_trainer.training.trainer import Checkpointing
 
+# TRL would add a loss that spreads the tokens over the experts of a model that has some: another one for each split of
+# a step, and none of what Evaluate measures; and a whole model would be left asking for it, and could not generate.
+NO_BALANCING = {"router_aux_loss_coef": 0.0}
+
 
 class SftTrainer(Checkpointing, SFTTrainer):  # type: ignore[misc]  # untyped library
     """Trains on the tokens that are not masked."""
@@ -24,6 +28,7 @@ def sft_arguments(common: Mapping[str, Any], resolved: ResolvedValues) -> SFTCon
     return SFTConfig(
         **common,
         loss_type=(resolved.loss or Loss.NLL).lower(),
+        **NO_BALANCING,
         # Several examples in one row without padding: the same batches, losses and steps, only without waste.
         padding_free=resolved.packing,
         packing=False,
