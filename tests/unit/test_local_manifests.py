@@ -263,6 +263,11 @@ def test_a_list_is_what_is_in_it(tmp_path: Path) -> None:
         read(tmp_path, "kind: List\nitems:\n")
 
 
+def test_what_means_nothing_here_is_named_by_what_it_has(tmp_path: Path) -> None:
+    others = "---\nkind: Secret\nmetadata: {name: hub}\n---\nkind: Kustomization\n---\nimage: {tag: a}\n"
+    assert read(tmp_path, GOOD + others).ignored == ("Secret hub", "Kustomization", "an object without a kind")
+
+
 def test_a_job_in_json_is_a_job(tmp_path: Path) -> None:
     (tmp_path / "job.json").write_text(json.dumps(yaml.safe_load(GOOD)))
     assert manifests.read([str(tmp_path / "job.json")]).job.metadata.name == "travel"

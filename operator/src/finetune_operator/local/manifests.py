@@ -95,7 +95,9 @@ def read(files: Sequence[str], *, name: str | None = None, namespace: str | None
     job = parse_job(document, namespace)
     config_maps = {d.name: _config_map(d) for d in documents if d.kind == "ConfigMap" and _beside(d, job)}
     others = [d for d in documents if d.kind not in (KIND, "ConfigMap")]
-    return Given(job, document, config_maps, tuple(f"{d.kind} {d.name}" for d in others))
+    return Given(
+        job, document, config_maps, tuple(f"{d.kind or 'an object without a kind'} {d.name}".rstrip() for d in others)
+    )
 
 
 def parse_job(document: Document, namespace: str | None = None) -> FineTuneJob:
