@@ -18,6 +18,7 @@ from finetune_trainer.data.problems import Findings
 from finetune_trainer.data.split import Split
 from finetune_trainer.data.spool import BATCH_ROWS, ColumnWriter, Spool
 from finetune_trainer.data.tokens import store
+from finetune_trainer.tasks.kind import Facts
 
 MANY = 2 * BATCH_ROWS + 7
 
@@ -26,6 +27,7 @@ class Plain:
     """An ExampleFormat that only cuts."""
 
     windowed = False
+    facts = Facts()
 
     def settled(self, tokens: Any) -> Any:
         return tokens
