@@ -16,7 +16,7 @@ from finetune_trainer.serving import seq2seq
 from finetune_trainer.serving.cohort import Piece, Row
 from finetune_trainer.serving.engine import Engine, make_decode
 from finetune_trainer.serving.errors import ApiError, BodyTooLarge, ContextExceeded, GenerationFailed, InvalidRequest
-from finetune_trainer.serving.prompts import encode, render_chat
+from finetune_trainer.serving.prompts import render_chat
 from finetune_trainer.serving.protocol import ChatRequest, CompletionRequest
 from finetune_trainer.serving.seq2seq import Seq2SeqLane, refuse_chat
 from finetune_trainer.serving.text import Detokenizer, StopScanner
@@ -95,8 +95,7 @@ async def tokenize(model: ServedModel, wanted: ChatRequest | CompletionRequest) 
                 abilities = template_abilities(model.tokenizer)
                 messages = [one.to_template(abilities) for one in wanted.messages]
                 return [render_chat(model.tokenizer, messages, wanted.offered)]
-            goes_on = not isinstance(model.lane, Seq2SeqLane)
-            return [encode(model.tokenizer, prompt, goes_on=goes_on) for prompt in wanted.prompts]
+            return [model.encode(prompt) for prompt in wanted.prompts]
 
     return await anyio.to_thread.run_sync(work)
 

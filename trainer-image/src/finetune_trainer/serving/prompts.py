@@ -20,9 +20,8 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from finetune_trainer.messages import prompt_ids, render
+from finetune_trainer.messages import render
 from finetune_trainer.serving.errors import InvalidRequest
-from finetune_trainer.tasks.seq2seq_data import source_ids
 
 
 def special_tokens(tokenizer: Any) -> list[str]:
@@ -49,11 +48,6 @@ def cut_special(text: str, special: Sequence[str], mark: str) -> str:
     cuts = [match.start() + 1 for match in starts.finditer(text)]
     edges = [0, *cuts, len(text)]
     return mark.join(text[start:end] for start, end in pairwise(edges))
-
-
-def encode(tokenizer: Any, text: str, *, goes_on: bool) -> list[int]:
-    """Return the ids of a prompt that the answer goes on from, or of one that an encoder reads to its end."""
-    return prompt_ids(tokenizer, text) if goes_on else source_ids(tokenizer, text)
 
 
 def render_chat(

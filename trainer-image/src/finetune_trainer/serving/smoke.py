@@ -13,7 +13,7 @@ from finetune_api.rollout import SMOKE_TOKENS, SmokeTest
 from finetune_trainer.errors import ArtifactInvalidError
 from finetune_trainer.serving.cohort import Piece, Row, decode, prefill
 from finetune_trainer.serving.errors import ApiError
-from finetune_trainer.serving.prompts import encode, render_chat
+from finetune_trainer.serving.prompts import render_chat
 from finetune_trainer.serving.sampling import Sampling
 from finetune_trainer.serving.seq2seq import Seq2SeqLane
 from finetune_trainer.serving.text import Detokenizer, StopScanner
@@ -68,7 +68,7 @@ class Question:
             ids = (
                 render_chat(model.tokenizer, [{"role": "user", "content": self.prompt}])
                 if self.chat
-                else encode(model.tokenizer, self.prompt, goes_on=not isinstance(model.lane, Seq2SeqLane))
+                else model.encode(self.prompt)
             )
         except ApiError as error:
             raise SmokeFailedError(f"the model cannot be asked: {error}") from error

@@ -15,10 +15,12 @@ from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from finetune_trainer.endings import end_ids, never_written
+from finetune_trainer.messages import prompt_ids
 from finetune_trainer.serving.adapters import as_measured
 from finetune_trainer.serving.config import ServerConfig, cpu_limit, is_plain_lora
 from finetune_trainer.serving.lane import Lane
 from finetune_trainer.serving.seq2seq import Seq2SeqLane, context_of
+from finetune_trainer.tasks.seq2seq_data import source_ids
 from finetune_trainer.tasks.seq2seq_steps import first_tokens
 from finetune_trainer.training.device import computing_precision
 
@@ -45,6 +47,11 @@ class ServedModel:
     banned: torch.Tensor
     context: int
     defaults: dict[str, float]
+
+    def encode(self, prompt: str) -> list[int]:
+        """The ids of a prompt that the answer goes on from, or of one that an encoder reads to its end."""
+        read = source_ids if isinstance(self.lane, Seq2SeqLane) else prompt_ids
+        return read(self.tokenizer, prompt)
 
 
 @dataclass(slots=True)

@@ -61,8 +61,8 @@ def parse_source(source: str) -> Location:
         return Hub(f"{segments[0]}/{segments[1]}", "/".join(segments[2:]))
     if scheme == "https" and segments[0]:
         try:
-            user = urlsplit(source).username
-            urlsplit(source).port  # noqa: B018  # raises where it is none
+            parts = urlsplit(source)
+            user, _ = parts.username, parts.port  # ValueError where the port is none
         except ValueError as error:
             raise _invalid(source, f"correct the host or its port: {error}") from error
         if user is not None:
